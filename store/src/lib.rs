@@ -1,1 +1,138 @@
-//! store
+//! Ordered keys, atomic batches, and the table in front of them; the only crate that names sled.
+//!
+//! What lies here is a projection of the log (architecture D13): crash-consistent at some applied
+//! index, and never the truth. Whoever finds it damaged deletes it and rebuilds it from a snapshot
+//! and the log. This crate knows bytes, groups and marks; it never knows workflows, and it never
+//! decides when a checkpoint is due.
+//!
+//! Read in this order: [`Store`] (the contract), [`frame`] (how a value lies in an engine),
+//! [`sled`] and [`memory`] (the engines), [`table`] (rows applied but not yet checkpointed).
+
+pub mod codec;
+mod error;
+pub mod frame;
+pub mod memory;
+pub mod sled;
+pub mod table;
+
+use bytes::Bytes;
+
+pub use error::StoreError;
+pub use memory::MemoryStore;
+pub use sled::{Opened, SledStore};
+pub use table::{CheckpointReport, Held, Mark, PostponedBecause, Restore, Table};
+
+/// A durable map from ordered keys to values.
+///
+/// The contract of every implementation:
+///
+/// - A batch is atomic for concurrent readers and across a crash: all of it is there, or none.
+/// - Batches become durable in the order of their writes. After a crash the store stands where
+///   some batch left it, and that batch is not older than the last one that `sync` covered.
+/// - Each `get` and each `scan` sees the store between two batches.
+/// - A value whose checksum does not match is [`StoreError::Corrupt`], never a wrong answer.
+/// - An error of `write` or `sync` leaves the outcome unknown; writing the same batch again is safe.
+///
+/// Calls block on the disk: they belong on storage threads.
+pub trait Store: Send + Sync + 'static {
+    /// Reads the value of one key.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// Reads rows with `start <= key < end` in the given key order, at most `limit`.
+    fn scan(&self, range: KeyRange<'_>, order: Order, limit: usize)
+    -> Result<Vec<Row>, StoreError>;
+
+    /// Writes all of the batch or nothing; of several writes to one key the last one wins.
+    fn write(&self, batch: Batch) -> Result<(), StoreError>;
+
+    /// Deletes every key that begins with `prefix`, without reading the values, so it also removes
+    /// what is damaged. Not atomic: a crash may leave some of them.
+    fn clear_prefix(&self, prefix: &[u8]) -> Result<(), StoreError>;
+
+    /// Returns once every batch written before survives the end of this process.
+    fn sync(&self) -> Result<(), StoreError>;
+
+    /// Bytes the store occupies where it keeps its data.
+    fn bytes_on_disk(&self) -> Result<u64, StoreError>;
+}
+
+/// Keys from `start` (included) to `end` (not included; `None`: to the last key).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyRange<'a> {
+    pub start: &'a [u8],
+    pub end: Option<&'a [u8]>,
+}
+
+impl<'a> KeyRange<'a> {
+    /// Keys with `start <= key < end`.
+    pub fn new(start: &'a [u8], end: &'a [u8]) -> KeyRange<'a> {
+        KeyRange { start, end: Some(end) }
+    }
+
+    /// Every key at or after `start`.
+    pub fn from(start: &'a [u8]) -> KeyRange<'a> {
+        KeyRange { start, end: None }
+    }
+
+    /// Every key.
+    pub fn all() -> KeyRange<'static> {
+        KeyRange { start: &[], end: None }
+    }
+
+    /// True when no key can lie in the range.
+    pub fn is_empty(&self) -> bool {
+        self.end.is_some_and(|end| end <= self.start)
+    }
+}
+
+/// The smallest key that is greater than every key beginning with `prefix`; `None` if there is
+/// none (the prefix is empty or all 0xff). The end of a scan over a prefix.
+pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|&byte| byte != 0xff)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end)
+}
+
+/// The direction of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Ascending,
+    Descending,
+}
+
+/// A key and its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub key: Bytes,
+    pub value: Bytes,
+}
+
+/// One change of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Put { key: Bytes, value: Bytes },
+    Delete { key: Bytes },
+}
+
+impl Write {
+    pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Write {
+        Write::Put { key: key.into(), value: value.into() }
+    }
+
+    pub fn delete(key: impl Into<Bytes>) -> Write {
+        Write::Delete { key: key.into() }
+    }
+
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Write::Put { key, .. } | Write::Delete { key } => key,
+        }
+    }
+}
+
+/// Changes that happen together or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    pub writes: Vec<Write>,
+}
