@@ -1,0 +1,51 @@
+//! Why the log refused or failed. Every variant can be handed to many waiting callers.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::GroupId;
+
+/// An error of the node's log.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LogError {
+    /// The disk refused. In the writer this is fatal: the log takes nothing more.
+    #[error("{action} {}", path.display())]
+    Disk {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// Bytes that were durable are no longer what was written. This node counts as wiped.
+    #[error("log is damaged in {} at offset {offset}: {damage}", file.display())]
+    Corrupt { file: PathBuf, offset: u64, damage: &'static str },
+    /// Entries of a group are missing between those that are there.
+    #[error("log in {} lacks entry {index} of group {group}", dir.display())]
+    Missing { dir: PathBuf, group: GroupId, index: u64 },
+    /// The writer failed before; nothing is acknowledged any more.
+    #[error("log has failed and takes nothing more: {reason}")]
+    Failed { reason: String },
+    /// The log was shut down.
+    #[error("log is closed")]
+    Closed,
+    /// An entry does not continue its group's log.
+    #[error("append entry {found} to group {group}, where {expected} is next")]
+    NotNext { group: GroupId, expected: u64, found: u64 },
+    /// One record or vote is larger than the log can frame.
+    #[error("write {bytes} bytes for group {group}: over the limit of one record")]
+    TooLarge { group: GroupId, bytes: usize },
+    /// More bytes wait for the disk than the configuration allows.
+    #[error("write to group {group} while {waiting_bytes} bytes wait for the disk")]
+    Overloaded { group: GroupId, waiting_bytes: usize },
+}
+
+impl LogError {
+    pub(super) fn disk(action: &'static str, path: &Path, source: io::Error) -> LogError {
+        LogError::Disk { action, path: path.to_owned(), source: Arc::new(source) }
+    }
+
+    pub(super) fn corrupt(file: &Path, offset: u64, damage: &'static str) -> LogError {
+        LogError::Corrupt { file: file.to_owned(), offset, damage }
+    }
+}
