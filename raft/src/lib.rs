@@ -1,1 +1,23 @@
-//! raft
+//! One Raft group per shard, many groups per node: replicates opaque bytes in one order and applies
+//! them to a [`Replica`]. Step 4 of the way of a request: propose, sync once for many groups, commit.
+//!
+//! This crate knows bytes, not workflows, and is the only one that names openraft. It never decides
+//! what an entry means, never reads the state that a replica keeps, and never answers before an
+//! entry is committed and applied here.
+
+pub mod log;
+
+mod config;
+mod error;
+mod group;
+mod groups;
+mod replica;
+mod transport;
+
+pub use config::{NodeConfig, NodeId, Tuning};
+pub use error::{ProposeError, RaftError, ReadError, ReplicaError, SnapshotError, TransportError};
+pub use group::{Committed, Group, GroupMetrics, Leadership};
+pub use groups::Groups;
+pub use log::{Disk, GroupId, Log};
+pub use replica::{CommittedEntry, Replica, SnapshotRows};
+pub use transport::{Inbox, Lane, Transport};

@@ -1,0 +1,119 @@
+//! What a node is told when it opens its groups, and the tuned limits with their defaults.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::RaftError;
+use crate::log::{Disk, LogConfig};
+use crate::transport::Transport;
+
+/// A node of the cluster. Random, kept in the node's directory; a wiped node comes back under
+/// a new one.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct NodeId(pub u64);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What [`crate::Groups::open`] needs.
+#[derive(Clone)]
+pub struct NodeConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Where the log (`log/`) and the snapshots (`snapshot/`) lie.
+    pub dir: PathBuf,
+    /// What the log and the snapshots are written through.
+    pub disk: Arc<dyn Disk>,
+    /// What carries frames to the other nodes.
+    pub transport: Arc<dyn Transport>,
+    /// Limits.
+    pub tuning: Tuning,
+}
+
+/// Limits of Raft on this node; the defaults are those of architecture section 4.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// How often a leader shows itself to its followers.
+    pub heartbeat: Duration,
+    /// The shortest time without a leader after which a follower stands for election.
+    pub election_min: Duration,
+    /// The longest such time; also a leader's lease.
+    pub election_max: Duration,
+    /// Whether a follower first asks if it could win, before it raises the term.
+    pub pre_vote: bool,
+    /// How long a read waits for its quorum.
+    pub read_timeout: Duration,
+    /// How long a proposal waits before its outcome is reported as unknown.
+    pub propose_timeout: Duration,
+    /// A snapshot is taken when the log since the last one is larger than this and than the state.
+    pub snapshot_log_bytes_min: u64,
+    /// How often the log's size is looked at.
+    pub snapshot_check: Duration,
+    /// Entries kept behind a snapshot for followers that lag a little.
+    pub entries_kept_behind_snapshot: u64,
+    /// Entry bytes read at once for replication or apply.
+    pub read_bytes_max: usize,
+    /// Entries in one replication request.
+    pub request_entries_max: u64,
+    /// Bytes of a snapshot sent in one frame.
+    pub snapshot_frame_bytes: usize,
+    /// Threads of Raft's own runtime. Nothing on them waits for storage.
+    pub threads: usize,
+    /// Limits of the node's log.
+    pub log: LogConfig,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            heartbeat: Duration::from_millis(300),
+            election_min: Duration::from_millis(500),
+            election_max: Duration::from_millis(900),
+            pre_vote: true,
+            read_timeout: Duration::from_millis(900),
+            propose_timeout: Duration::from_secs(10),
+            snapshot_log_bytes_min: 64 << 20,
+            snapshot_check: Duration::from_secs(1),
+            entries_kept_behind_snapshot: 0,
+            read_bytes_max: 4 << 20,
+            request_entries_max: 4096,
+            snapshot_frame_bytes: 1 << 20,
+            threads: 2,
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Tuning {
+    /// Short times for tests on one machine: an election takes about a fifth of a second.
+    pub fn quick() -> Tuning {
+        Tuning {
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(150),
+            election_max: Duration::from_millis(300),
+            read_timeout: Duration::from_millis(600),
+            propose_timeout: Duration::from_secs(3),
+            ..Tuning::default()
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), RaftError> {
+        if self.threads == 0 {
+            return Err(RaftError::Tuning { reason: "threads must not be 0".to_string() });
+        }
+        if self.heartbeat >= self.election_min || self.election_min >= self.election_max {
+            let reason = "heartbeat < election_min < election_max does not hold".to_string();
+            return Err(RaftError::Tuning { reason });
+        }
+        Ok(())
+    }
+}

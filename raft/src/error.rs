@@ -1,0 +1,186 @@
+//! Errors of this crate, split by what a caller can do about them.
+
+use crate::config::NodeId;
+use crate::log::{GroupId, LogError};
+
+/// Why a group could not be opened or started, or an order to it was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum RaftError {
+    /// The node's log could not be opened; a damaged log is a wiped node (architecture D9).
+    #[error("open the log of node {node}")]
+    OpenLog {
+        /// Whose log.
+        node: NodeId,
+        /// What the log said.
+        #[source]
+        source: LogError,
+    },
+    /// The runtime that Raft's timers run on could not be built.
+    #[error("build the raft runtime of node {node}")]
+    BuildRuntime {
+        /// Whose runtime.
+        node: NodeId,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A group is started once in a process life.
+    #[error("start group {group}: it is already running on this node")]
+    AlreadyStarted {
+        /// Which group.
+        group: GroupId,
+    },
+    /// The members handed in do not form a group.
+    #[error("start group {group}: {reason}")]
+    Members {
+        /// Which group.
+        group: GroupId,
+        /// What is wrong with them.
+        reason: &'static str,
+    },
+    /// The timing limits contradict each other.
+    #[error("check the tuning: {reason}")]
+    Tuning {
+        /// Which limits, and why.
+        reason: String,
+    },
+    /// The log of this group could not be read or written.
+    #[error("use the log of group {group}")]
+    Log {
+        /// Which group.
+        group: GroupId,
+        /// What the log said.
+        #[source]
+        source: LogError,
+    },
+    /// The log was purged up to a point which no state and no snapshot here covers: this node
+    /// cannot serve the group and has to be refilled from a peer.
+    #[error("start group {group}: the log is purged through {purged}, but no snapshot covers it")]
+    SnapshotMissing {
+        /// Which group.
+        group: GroupId,
+        /// The last purged index.
+        purged: u64,
+    },
+    /// A snapshot file could not be read or written.
+    #[error("use the snapshot of group {group}")]
+    Snapshot {
+        /// Which group.
+        group: GroupId,
+        /// What went wrong, with the file's name.
+        #[source]
+        source: SnapshotError,
+    },
+    /// The replica refused.
+    #[error("use the replica of group {group}")]
+    Replica {
+        /// Which group.
+        group: GroupId,
+        /// What the replica said.
+        #[source]
+        source: ReplicaError,
+    },
+    /// The group has stopped, by order or by a fatal error.
+    #[error("group {group} has stopped: {reason}")]
+    Stopped {
+        /// Which group.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a proposal was not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This node does not lead: the entry was not appended and never will be. Ask the leader.
+    #[error("this node does not lead the group")]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// The entry may have been committed or may still be; only the state can tell.
+    #[error("the outcome of the proposal is unknown: {0}")]
+    Unknown(String),
+    /// The group does not run here any more. The outcome is unknown as well.
+    #[error("the group has stopped on this node")]
+    Stopped,
+}
+
+/// Why a read could not be confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// This node does not lead. Ask the leader.
+    #[error("this node does not lead the group")]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// No quorum confirmed in time that this node still leads.
+    #[error("no quorum confirmed that this node still leads")]
+    NoQuorum,
+    /// The group does not run here any more.
+    #[error("the group has stopped on this node")]
+    Stopped,
+}
+
+/// What a replica says when it cannot go on. Any such error stops the group on this node.
+#[derive(Debug, thiserror::Error)]
+#[error("the replica cannot {doing}")]
+pub struct ReplicaError {
+    /// What it was doing.
+    pub doing: &'static str,
+    /// Why it failed.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl ReplicaError {
+    /// An error of the replica while it was `doing` something, for example "apply entries".
+    pub fn new(
+        doing: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> ReplicaError {
+        ReplicaError { doing, source: source.into() }
+    }
+}
+
+/// Why a snapshot file could not be written, read or sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The disk refused.
+    #[error("{doing} the snapshot file {file}")]
+    Disk {
+        /// What we were doing.
+        doing: &'static str,
+        /// The file's name.
+        file: String,
+        /// What the disk said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The bytes are not those that were written.
+    #[error("the snapshot file {file} is corrupt at byte {offset}: {reason}")]
+    Corrupt {
+        /// The file's name.
+        file: String,
+        /// Where the damaged part begins.
+        offset: u64,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// The rows could not be read from the replica.
+    #[error("read the rows for a snapshot")]
+    Rows(#[source] ReplicaError),
+}
+
+/// Why a frame was not handed to the network. It is lost; Raft tries again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TransportError {
+    /// There is no connection to that node at the moment.
+    #[error("the node is not reachable")]
+    Unreachable,
+    /// The queue to that node is full.
+    #[error("the queue to the node is full")]
+    Busy,
+}
