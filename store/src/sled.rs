@@ -28,6 +28,10 @@ pub const CACHE_BYTES_DEFAULT: u64 = 128 * 1024 * 1024;
 /// Precedes the boot id; another one means another layout.
 const LAYOUT: &str = "piton store 1";
 const BOOT_ID_FILE: &str = "boot_id";
+/// A row in a tree of its own, the first one written. sled opens a file without one valid segment
+/// as an empty database, which would look like a store that was never written to.
+const SEAL_TREE: &str = "seal";
+const SEAL_KEY: &[u8] = b"sealed";
 const ENGINE_DIRECTORY: &str = "sled";
 /// sled reclaims space only in its flush thread, so that cannot be switched off; checkpoints sync
 /// by themselves.
@@ -70,7 +74,7 @@ pub fn open_or_rebuild(
     let engine_dir = dir.join(ENGINE_DIRECTORY);
     let existed = engine_dir.exists();
     let reason = match recorded_boot_id(dir) {
-        Ok(recorded) if recorded == boot_id => match SledEngine::open(&engine_dir, cache_bytes) {
+        Ok(recorded) if recorded == boot_id => match reopen(&engine_dir, cache_bytes) {
             Ok(engine) => return Ok((Framed::over(engine), Opened::Kept)),
             Err(error @ StoreError::InUse { .. }) => return Err(error),
             Err(error) => with_causes(&error),
@@ -86,8 +90,19 @@ pub fn open_or_rebuild(
     fs::write(&boot_id_path, format!("{LAYOUT}\n{boot_id}\n"))
         .map_err(file("write the boot id to", &boot_id_path))?;
     let engine = SledEngine::open(&engine_dir, cache_bytes)?;
+    engine.seal()?;
     let opened = if existed { Opened::Discarded { reason } } else { Opened::Created };
     Ok((Framed::over(engine), opened))
+}
+
+fn reopen(dir: &Path, cache_bytes: u64) -> Result<SledEngine, StoreError> {
+    let engine = SledEngine::open(dir, cache_bytes)?;
+    if engine.is_sealed()? {
+        Ok(engine)
+    } else {
+        let key = Bytes::from_static(SEAL_KEY);
+        Err(StoreError::Corrupt { key, what: "the first row ever written is gone" })
+    }
 }
 
 /// The boot id in the directory, or why it says none.
@@ -131,7 +146,8 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 pub struct SledEngine {
-    db: sled::Db,
+    /// `None` only while it is dropped.
+    db: Option<sled::Db>,
     /// Set by a panic: what sled holds in memory may be half-changed.
     stopped: AtomicBool,
 }
@@ -148,7 +164,7 @@ impl SledEngine {
                     .open()
             };
             match caught("open the store", open) {
-                Ok(db) => return Ok(SledEngine { db, stopped: AtomicBool::new(false) }),
+                Ok(db) => return Ok(SledEngine { db: Some(db), stopped: AtomicBool::new(false) }),
                 Err(StoreError::Engine { source, .. }) if says_in_use(source.as_ref()) => {
                     if started.elapsed() > IN_USE_WAIT_MAX {
                         return Err(StoreError::InUse { path: dir.to_owned() });
@@ -160,19 +176,44 @@ impl SledEngine {
         }
     }
 
+    fn seal(&self) -> Result<(), StoreError> {
+        self.call("seal the new store", |db| {
+            db.open_tree(SEAL_TREE)?.insert(SEAL_KEY, &[])?;
+            db.flush().map(|_| ())
+        })
+    }
+
+    fn is_sealed(&self) -> Result<bool, StoreError> {
+        self.call("look for the seal", |db| db.open_tree(SEAL_TREE)?.contains_key(SEAL_KEY))
+    }
+
     fn call<T>(
         &self,
         doing: &'static str,
-        call: impl FnOnce() -> sled::Result<T>,
+        call: impl FnOnce(&sled::Db) -> sled::Result<T>,
     ) -> Result<T, StoreError> {
-        if self.stopped.load(Ordering::Acquire) {
+        let Some(db) = self.db.as_ref().filter(|_| !self.stopped.load(Ordering::Acquire)) else {
             return Err(StoreError::Stopped { doing });
-        }
-        let result = caught(doing, call);
+        };
+        let result = caught(doing, || call(db));
         if matches!(result, Err(StoreError::Panicked { .. })) {
             self.stopped.store(true, Ordering::Release);
         }
         result
+    }
+}
+
+impl Drop for SledEngine {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        // sled flushes when it is dropped; a panic there must not take the process with it.
+        let closed = caught("close the store", move || {
+            drop(db);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "the store did not close cleanly");
+        }
     }
 }
 
@@ -204,7 +245,7 @@ fn bytes(value: &sled::IVec) -> Bytes {
 
 impl Engine for SledEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let found = self.call("read a row", || self.db.get(key))?;
+        let found = self.call("read a row", |db| db.get(key))?;
         Ok(found.as_ref().map(bytes))
     }
 
@@ -217,10 +258,10 @@ impl Engine for SledEngine {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        self.call("scan rows", || {
+        self.call("scan rows", |db| {
             let rows = match range.end {
-                Some(end) => self.db.range(range.start..end),
-                None => self.db.range(range.start..),
+                Some(end) => db.range(range.start..end),
+                None => db.range(range.start..),
             };
             let row = |found: sled::Result<(sled::IVec, sled::IVec)>| {
                 found.map(|(key, value)| Row { key: bytes(&key), value: bytes(&value) })
@@ -240,14 +281,14 @@ impl Engine for SledEngine {
                 Write::Delete { key } => batch.remove(key.as_ref()),
             }
         }
-        self.call("write a batch", || self.db.apply_batch(batch))
+        self.call("write a batch", |db| db.apply_batch(batch))
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.call("sync", || self.db.flush()).map(|_| ())
+        self.call("sync", |db| db.flush()).map(|_| ())
     }
 
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
-        self.call("measure the files", || self.db.size_on_disk())
+        self.call("measure the files", |db| db.size_on_disk())
     }
 }

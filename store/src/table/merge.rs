@@ -120,8 +120,7 @@ impl<'a> Pages<'a> {
             Some(end) => row_key(group, end),
             None => Bytes::copy_from_slice(&rows_end(group)),
         };
-        // A full overlay answers all beyond its last row by itself, so the store need not be read
-        // there. (It must not be: rows changed there are not in the overlay.)
+        // A full overlay fills the scan by itself up to its last row; beyond it nothing is wanted.
         if let (true, Some((last, _))) = (overlay.full, overlay.rows.last()) {
             match order {
                 Order::Ascending => end = row_key(group, last),
