@@ -11,6 +11,7 @@
 pub mod codec;
 mod error;
 pub mod frame;
+pub mod keys;
 pub mod memory;
 pub mod sled;
 pub mod table;
