@@ -11,12 +11,21 @@ use crate::error::RaftError;
 use crate::log::{Disk, LogConfig};
 use crate::transport::Transport;
 
+/// How long to leave a peer alone that cannot be reached.
+const BACKOFF: &str = "20ms 40ms 80ms ...200ms";
+
 /// A node of the cluster. Random, kept in the node's directory; a wiped node comes back under
 /// a new one.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct NodeId(pub u64);
+
+impl From<u64> for NodeId {
+    fn from(id: u64) -> NodeId {
+        NodeId(id)
+    }
+}
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,6 +63,8 @@ pub struct Tuning {
     pub read_timeout: Duration,
     /// How long a proposal waits before its outcome is reported as unknown.
     pub propose_timeout: Duration,
+    /// Bytes of proposals of one group under way; more have to wait.
+    pub proposed_bytes_max: usize,
     /// A snapshot is taken when the log since the last one is larger than this and than the state.
     pub snapshot_log_bytes_min: u64,
     /// How often the log's size is looked at.
@@ -81,6 +92,7 @@ impl Default for Tuning {
             pre_vote: true,
             read_timeout: Duration::from_millis(900),
             propose_timeout: Duration::from_secs(10),
+            proposed_bytes_max: 64 << 20,
             snapshot_log_bytes_min: 64 << 20,
             snapshot_check: Duration::from_secs(1),
             entries_kept_behind_snapshot: 0,
@@ -106,14 +118,33 @@ impl Tuning {
         }
     }
 
-    pub(crate) fn check(&self) -> Result<(), RaftError> {
-        if self.threads == 0 {
-            return Err(RaftError::Tuning { reason: "threads must not be 0".to_string() });
-        }
-        if self.heartbeat >= self.election_min || self.election_min >= self.election_max {
-            let reason = "heartbeat < election_min < election_max does not hold".to_string();
+    /// The same for openraft.
+    ///
+    /// # Errors
+    /// When the limits contradict each other.
+    pub(crate) fn to_openraft(&self) -> Result<openraft::Config, RaftError> {
+        if self.threads == 0 || self.snapshot_frame_bytes == 0 {
+            let reason = "threads and snapshot_frame_bytes must not be 0".to_string();
             return Err(RaftError::Tuning { reason });
         }
-        Ok(())
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let config = openraft::Config {
+            cluster_name: "piton".to_string(),
+            heartbeat_interval: millis(self.heartbeat),
+            election_timeout_min: millis(self.election_min),
+            election_timeout_max: millis(self.election_max),
+            enable_pre_vote: Some(self.pre_vote),
+            // Every process life has its own term: a restarted leader is elected anew (D4).
+            enable_leader_restore: Some(false),
+            max_payload_entries: self.request_entries_max,
+            // Snapshots and purges are ordered by us, by bytes and never beyond a checkpoint (D13).
+            snapshot_policy: openraft::SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
+            // A follower gets a snapshot only if the entries it lacks are purged.
+            replication_lag_threshold: u64::MAX,
+            backoff: BACKOFF.to_string(),
+            ..openraft::Config::default()
+        };
+        config.validate().map_err(|error| RaftError::Tuning { reason: error.to_string() })
     }
 }

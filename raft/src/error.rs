@@ -1,5 +1,8 @@
 //! Errors of this crate, split by what a caller can do about them.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use crate::config::NodeId;
 use crate::log::{GroupId, LogError};
 
@@ -125,14 +128,14 @@ pub enum ReadError {
 }
 
 /// What a replica says when it cannot go on. Any such error stops the group on this node.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("the replica cannot {doing}")]
 pub struct ReplicaError {
     /// What it was doing.
     pub doing: &'static str,
     /// Why it failed.
     #[source]
-    pub source: Box<dyn std::error::Error + Send + Sync>,
+    pub source: Arc<dyn std::error::Error + Send + Sync>,
 }
 
 impl ReplicaError {
@@ -141,29 +144,29 @@ impl ReplicaError {
         doing: &'static str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> ReplicaError {
-        ReplicaError { doing, source: source.into() }
+        ReplicaError { doing, source: Arc::from(source.into()) }
     }
 }
 
 /// Why a snapshot file could not be written, read or sent.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SnapshotError {
     /// The disk refused.
-    #[error("{doing} the snapshot file {file}")]
+    #[error("{doing} {}", file.display())]
     Disk {
         /// What we were doing.
         doing: &'static str,
-        /// The file's name.
-        file: String,
+        /// The file.
+        file: PathBuf,
         /// What the disk said.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// The bytes are not those that were written.
-    #[error("the snapshot file {file} is corrupt at byte {offset}: {reason}")]
+    #[error("the snapshot {} is corrupt at byte {offset}: {reason}", file.display())]
     Corrupt {
-        /// The file's name.
-        file: String,
+        /// The file.
+        file: PathBuf,
         /// Where the damaged part begins.
         offset: u64,
         /// What does not fit.
@@ -172,6 +175,16 @@ pub enum SnapshotError {
     /// The rows could not be read from the replica.
     #[error("read the rows for a snapshot")]
     Rows(#[source] ReplicaError),
+    /// The snapshot is for another group.
+    #[error("use the snapshot {} of group {found} for group {group}", file.display())]
+    OtherGroup {
+        /// The file.
+        file: PathBuf,
+        /// Whose snapshot was wanted.
+        group: GroupId,
+        /// Whose it is.
+        found: GroupId,
+    },
 }
 
 /// Why a frame was not handed to the network. It is lost; Raft tries again by itself.

@@ -1,16 +1,69 @@
-//! One group on this node: propose, read index, leadership watch.
+//! One group on this node: propose, read index, leadership watch, snapshots.
+//!
+//! Owns the way from a proposal to its verdict and the sharing of read-index rounds. It never looks
+//! into a payload and never tries a proposal twice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{
+    ClientWriteError, Fatal, LinearizableReadError, RaftError as OpenraftError,
+};
+use openraft::{LinearizerOption, ReadPolicy, ServerState};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::timeout;
 
-use crate::config::NodeId;
+use crate::config::{NodeId, Tuning};
 use crate::error::{ProposeError, RaftError, ReadError};
-use crate::log::GroupId;
+use crate::log::{GroupId, Log};
+use crate::replica_thread::ReplicaThread;
+use crate::snapshot::Snapshots;
+use crate::types::{Metrics, Proposal, Raft, term_of};
+
+/// Proposals are admitted by this many bytes.
+const ADMITTED_BYTES: usize = 1024;
 
 /// A handle to one group on this node.
 #[derive(Clone)]
 pub struct Group {
-    id: GroupId,
+    inner: Arc<Running>,
+}
+
+/// A group that runs.
+pub(crate) struct Running {
+    pub(crate) id: GroupId,
+    pub(crate) node: NodeId,
+    pub(crate) raft: Raft,
+    pub(crate) replica: Arc<ReplicaThread>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) log: Log,
+    pub(crate) tuning: Tuning,
+    pub(crate) runtime: Handle,
+    pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) rounds: Mutex<Rounds>,
+    /// Bytes of proposals under way, in units of [`ADMITTED_BYTES`].
+    pub(crate) admission: Semaphore,
+    /// One snapshot is taken at a time.
+    pub(crate) snapshot_turn: tokio::sync::Mutex<()>,
+    /// Set by an orderly stop, so that the end of the group is not reported as a failure.
+    pub(crate) stopping: AtomicBool,
+}
+
+/// Callers that wait for a read-index round which has not begun.
+#[derive(Default)]
+pub(crate) struct Rounds {
+    waiting: Vec<oneshot::Sender<Result<(), ReadError>>>,
+    /// A round is under way; when it ends, the next begins for those who wait.
+    running: bool,
+}
+
+pub(crate) fn admission(tuning: &Tuning) -> Semaphore {
+    Semaphore::new((tuning.proposed_bytes_max / ADMITTED_BYTES).max(1))
 }
 
 /// An entry that is committed and applied here.
@@ -56,12 +109,20 @@ pub struct GroupMetrics {
 }
 
 impl Group {
-    /// Which group this is.
-    pub fn id(&self) -> GroupId {
-        self.id
+    pub(crate) fn new(inner: Arc<Running>) -> Group {
+        Group { inner }
     }
 
-    /// Replicates one entry and applies it here.
+    pub(crate) fn running(&self) -> &Arc<Running> {
+        &self.inner
+    }
+
+    /// Which group this is.
+    pub fn id(&self) -> GroupId {
+        self.inner.id
+    }
+
+    /// Replicates one entry and applies it here. Waits while too many bytes are under way.
     ///
     /// # Errors
     /// See [`ProposeError`]: only `NotLeader` says that the entry was not appended.
@@ -69,8 +130,12 @@ impl Group {
     /// # Cancel safety
     /// A dropped future leaves the outcome unknown; the entry may still be committed.
     pub async fn propose(&self, payload: Bytes) -> Result<Committed, ProposeError> {
-        let _ = payload;
-        unimplemented!()
+        let inner = &*self.inner;
+        let limit = inner.tuning.propose_timeout;
+        match timeout(limit, inner.propose(payload)).await {
+            Ok(result) => result,
+            Err(_) => Err(ProposeError::Unknown(format!("not committed within {limit:?}"))),
+        }
     }
 
     /// Returns once everything committed before the call is applied here, confirmed by a quorum.
@@ -82,36 +147,288 @@ impl Group {
     /// # Cancel safety
     /// Safe.
     pub async fn read_index(&self) -> Result<(), ReadError> {
-        unimplemented!()
+        if self.inner.serves_alone() {
+            return Ok(());
+        }
+        let (tx, rx) = oneshot::channel();
+        {
+            let mut rounds = self.inner.rounds.lock();
+            rounds.waiting.push(tx);
+            if !rounds.running {
+                rounds.running = true;
+                self.inner.runtime.spawn(run_rounds(self.inner.clone()));
+            }
+        }
+        rx.await.unwrap_or(Err(ReadError::Stopped))
     }
 
-    /// Who leads, and whether this node may serve.
+    /// Who leads, and whether this node may serve. The watch closes when the group stops.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        unimplemented!()
+        self.inner.leadership.clone()
     }
 
     /// Stands for election now, even if there is a leader.
     pub async fn elect(&self) {
-        unimplemented!()
+        // A group that has stopped elects nobody.
+        let _ = self.inner.raft.trigger().elect(false).await;
     }
 
     /// Hands leadership to `to`. Does nothing if this node does not lead.
     pub async fn transfer_leader(&self, to: NodeId) {
-        let _ = to;
-        unimplemented!()
+        // A group that has stopped leads nothing.
+        let _ = self.inner.raft.trigger().transfer_leader(to).await;
     }
 
     /// How far the group is.
     pub fn metrics(&self) -> GroupMetrics {
-        unimplemented!()
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: &Option<crate::types::LogId>| id.map_or(0, |id| id.index);
+        GroupMetrics {
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed_index: index(&metrics.local_committed),
+            applied_index: index(&metrics.last_applied),
+            snapshot_index: index(&metrics.snapshot),
+            purged_index: index(&metrics.purged),
+            is_leader: metrics.state == ServerState::Leader,
+        }
     }
 
-    /// Takes a snapshot now and purges the log as far as the snapshot and the checkpoint allow.
-    /// Answers the index of the newest snapshot.
+    /// Writes a snapshot of the state at the replica's last checkpoint and purges the log as far
+    /// as the snapshot and the checkpoint allow. Answers the index of the newest snapshot; 0 if
+    /// nothing has been checkpointed yet.
     ///
     /// # Errors
     /// When the group has stopped, or the snapshot could not be written.
     pub async fn snapshot_now(&self) -> Result<u64, RaftError> {
-        unimplemented!()
+        let inner = self.inner.clone();
+        let (group, runtime) = (inner.id, inner.runtime.clone());
+        // On Raft's runtime, so that a caller who goes away leaves no snapshot half taken.
+        let taken = runtime.spawn(async move { inner.take_snapshot().await }).await;
+        taken.unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }))
+    }
+}
+
+impl Running {
+    async fn propose(&self, payload: Bytes) -> Result<Committed, ProposeError> {
+        let units = payload.len().div_ceil(ADMITTED_BYTES).max(1);
+        // One entry larger than the whole limit travels alone.
+        let all = (self.tuning.proposed_bytes_max / ADMITTED_BYTES).max(1);
+        let units = u32::try_from(units.min(all)).unwrap_or(u32::MAX);
+        let admitted = self.admission.acquire_many(units).await;
+        let _admitted = admitted.map_err(|_| ProposeError::Stopped)?;
+        match self.raft.client_write(Proposal::new(&payload)).await {
+            Ok(written) => Ok(Committed {
+                term: term_of(&written.log_id),
+                index: written.log_id.index,
+                verdict: written.data,
+            }),
+            Err(OpenraftError::APIError(error)) => Err(propose_error(error)),
+            Err(OpenraftError::Fatal(_)) => Err(ProposeError::Stopped),
+        }
+    }
+
+    /// This node is the only voter, leads, and has applied the first entry of its term.
+    ///
+    /// Then everything acknowledged is applied here: a proposal is acknowledged by its verdict,
+    /// which the replica gives. Nobody can have taken over: another voter needs a membership change
+    /// that this node appends, and openraft publishes it here before it appends the next.
+    fn serves_alone(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        is_serving(&metrics, self.node)
+            && metrics.membership_config.voter_ids().all(|voter| voter == self.node)
+    }
+
+    async fn read_round(&self) -> Result<(), ReadError> {
+        let limit = self.tuning.read_timeout;
+        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(limit);
+        let round = async {
+            let linearizer = self.raft.get_read_linearizer(option).await.map_err(read_error)?;
+            let ready = linearizer.await_ready(&self.raft).await;
+            ready.map(drop).map_err(|_: Fatal<_>| ReadError::Stopped)
+        };
+        timeout(limit, round).await.unwrap_or(Err(ReadError::NoQuorum))
+    }
+
+    /// The log has outgrown the last snapshot: it is time for another.
+    pub(crate) fn snapshot_due(&self) -> bool {
+        let least = self.tuning.snapshot_log_bytes_min.max(self.snapshots.bytes());
+        self.log.bytes_since_purge(self.id) >= least
+    }
+
+    pub(crate) async fn take_snapshot(&self) -> Result<u64, RaftError> {
+        let _turn = self.snapshot_turn.lock().await;
+        let group = self.id;
+        let replica_error = |source| RaftError::Replica { group, source };
+        let before = self.snapshots.index();
+        let rows = self.replica.call(|replica| {
+            if replica.checkpointed() == 0 { Ok(None) } else { replica.snapshot().map(Some) }
+        });
+        let Some(mut rows) = rows.await.and_then(|rows| rows).map_err(replica_error)? else {
+            return Ok(before);
+        };
+        let snapshots = self.snapshots.clone();
+        let written = self.runtime.spawn_blocking(move || snapshots.write(&mut *rows)).await;
+        let written = written.map_err(|error| self.stopped(error.to_string()))?;
+        let file = written.map_err(|source| RaftError::Snapshot { group, source })?;
+        let index = file.mark.index;
+        if index > before {
+            tracing::info!(%group, log_index = index, bytes = file.bytes, "snapshot taken");
+            let triggered = self.raft.trigger().snapshot().await;
+            triggered.map_err(|error| self.stopped(error.to_string()))?;
+            self.await_snapshot(index).await?;
+        }
+        let checkpointed = self.replica.call(|replica| replica.checkpointed()).await;
+        let checkpointed = checkpointed.map_err(replica_error)?;
+        let through = index.min(checkpointed);
+        let through = through.checked_sub(self.tuning.entries_kept_behind_snapshot);
+        if let Some(through) = through.filter(|through| *through > 0) {
+            let purged = self.raft.trigger().purge_log(through).await;
+            purged.map_err(|error| self.stopped(error.to_string()))?;
+        }
+        Ok(index)
+    }
+
+    /// Waits until openraft knows the snapshot: it purges nothing beyond the one it knows.
+    async fn await_snapshot(&self, index: u64) -> Result<(), RaftError> {
+        let mut metrics = self.raft.data_metrics();
+        loop {
+            let known = metrics.borrow_watched().snapshot.is_some_and(|id| id.index >= index);
+            if known {
+                return Ok(());
+            }
+            let changed = metrics.changed().await;
+            changed.map_err(|_| self.stopped("while a snapshot was taken".to_string()))?;
+        }
+    }
+
+    fn stopped(&self, reason: String) -> RaftError {
+        RaftError::Stopped { group: self.id, reason }
+    }
+
+    /// Stops the group and then its replica. What was acknowledged is applied or in the log.
+    pub(crate) async fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.admission.close();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(group = %self.id, %error, "group did not stop in order");
+        }
+        let replica = self.replica.clone();
+        if let Err(error) = self.runtime.spawn_blocking(move || replica.stop()).await {
+            tracing::warn!(group = %self.id, %error, "replica did not stop in order");
+        }
+    }
+}
+
+/// Serves those who wait, one round after the other, until nobody waits.
+async fn run_rounds(group: Arc<Running>) {
+    loop {
+        // ORDER: those who wait are taken before the round begins. Who comes later may ask for an
+        // entry that was committed after the round's index was drawn.
+        let served = {
+            let mut rounds = group.rounds.lock();
+            if rounds.waiting.is_empty() {
+                rounds.running = false;
+                return;
+            }
+            std::mem::take(&mut rounds.waiting)
+        };
+        let result = group.read_round().await;
+        for waiting in served {
+            // Who has gone away needs no answer.
+            let _ = waiting.send(result.clone());
+        }
+    }
+}
+
+/// Publishes who leads, until the group stops.
+pub(crate) async fn watch_leadership(
+    group: std::sync::Weak<Running>,
+    leadership: watch::Sender<Leadership>,
+) {
+    let Some((id, node, mut metrics)) =
+        group.upgrade().map(|group| (group.id, group.node, group.raft.metrics()))
+    else {
+        return;
+    };
+    loop {
+        let now = leadership_of(&metrics.borrow_watched(), node);
+        let changed = leadership.send_if_modified(|last| {
+            let changed = *last != now;
+            *last = now;
+            changed
+        });
+        if changed {
+            tracing::info!(group = %id, term = now.term, leader = ?now.leader,
+                serving = now.serving, "leadership");
+        }
+        if metrics.changed().await.is_err() {
+            let term = now.term;
+            leadership.send_replace(Leadership { term, leader: None, serving: false });
+            break;
+        }
+    }
+    if group.upgrade().is_some_and(|group| !group.stopping.load(Ordering::Relaxed)) {
+        tracing::error!(group = %id, "group has stopped on this node");
+    }
+}
+
+fn leadership_of(metrics: &Metrics, node: NodeId) -> Leadership {
+    Leadership {
+        term: metrics.current_term,
+        leader: metrics.current_leader,
+        serving: is_serving(metrics, node),
+    }
+}
+
+// INVARIANT: terms have one leader each, so an applied entry of the current term is this leader's.
+fn is_serving(metrics: &Metrics, node: NodeId) -> bool {
+    metrics.running_state.is_ok()
+        && metrics.state == ServerState::Leader
+        && metrics.current_leader == Some(node)
+        && metrics.last_applied.is_some_and(|applied| term_of(&applied) == metrics.current_term)
+}
+
+/// Takes snapshots when they are due, until the group is gone.
+pub(crate) async fn watch_log_size(group: std::sync::Weak<Running>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(group) = group.upgrade() else { return };
+        if group.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        if group.snapshot_due()
+            && let Err(error) = group.take_snapshot().await
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(group = %group.id, error, "snapshot failed, the log grows on");
+        }
+    }
+}
+
+fn propose_error(error: ClientWriteError<crate::types::TypeConfig>) -> ProposeError {
+    match error {
+        // Also while leadership is handed over, or no quorum was heard of for a lease.
+        ClientWriteError::ForwardToLeader(to) => ProposeError::NotLeader { leader: to.leader_id },
+        ClientWriteError::LogEntryDiscarded(_) => {
+            ProposeError::Unknown("another leader took over".to_string())
+        }
+        // We neither change the membership by a proposal nor attach conditions.
+        ClientWriteError::ChangeMembershipError(error) => ProposeError::Unknown(error.to_string()),
+        ClientWriteError::PreconditionFailed(error) => ProposeError::Unknown(error.to_string()),
+    }
+}
+
+fn read_error(
+    error: OpenraftError<crate::types::TypeConfig, LinearizableReadError<crate::types::TypeConfig>>,
+) -> ReadError {
+    match error {
+        OpenraftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
+            ReadError::NotLeader { leader: to.leader_id }
+        }
+        OpenraftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => ReadError::NoQuorum,
+        OpenraftError::Fatal(_) => ReadError::Stopped,
     }
 }

@@ -1,18 +1,60 @@
-//! All groups on this node: start, stop, one log and one connection per peer for all of them.
+//! All groups on this node: start, stop, one log, one switch and one runtime for all of them.
+//!
+//! Owns what survives a restart: which state, log and snapshot fit together when a group starts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use tokio::sync::watch;
+use openraft::async_runtime::watch::WatchReceiver;
+use parking_lot::Mutex;
+use piton_store::Mark;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::{oneshot, watch};
 
-use crate::config::{NodeConfig, NodeId};
-use crate::error::RaftError;
-use crate::group::Group;
-use crate::log::{GroupId, Log};
+use crate::config::{NodeConfig, NodeId, Tuning};
+use crate::error::{RaftError, ReplicaError};
+use crate::group::{Group, Leadership, Running, admission, watch_leadership, watch_log_size};
+use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
+use crate::log_store::LogStore;
+use crate::network::Network;
 use crate::replica::Replica;
+use crate::replica_thread::ReplicaThread;
+use crate::snapshot::Snapshots;
+use crate::state_machine::{StateMachine, restore};
+use crate::switch::{Member, Switch, SwitchInbox};
+use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, log_id, term_of};
+use crate::wire;
 
 /// All groups of this node.
 #[derive(Clone)]
-pub struct Groups {}
+pub struct Groups {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: NodeId,
+    dir: PathBuf,
+    disk: Arc<dyn Disk>,
+    tuning: Tuning,
+    openraft: Arc<openraft::Config>,
+    log: Log,
+    switch: Arc<Switch>,
+    handle: Handle,
+    /// `None` for a group that is being started.
+    groups: Mutex<BTreeMap<GroupId, Option<Group>>>,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A runtime must not be waited for in asynchronous code, where this may well run.
+        if let Some(runtime) = self.runtime.lock().take() {
+            runtime.shutdown_background();
+        }
+    }
+}
 
 impl Groups {
     /// Opens the node's log; no group runs yet. Blocks while the log is recovered.
@@ -20,12 +62,38 @@ impl Groups {
     /// # Errors
     /// When the log cannot be opened or the tuning contradicts itself.
     pub fn open(config: NodeConfig) -> Result<Groups, RaftError> {
-        config.tuning.check()?;
-        unimplemented!()
+        let NodeConfig { node, dir, disk, transport, tuning } = config;
+        let openraft = Arc::new(tuning.to_openraft()?);
+        let (log, recovered) = Log::open(disk.clone(), dir.join("log"), tuning.log.clone())
+            .map_err(|source| RaftError::OpenLog { node, source })?;
+        tracing::info!(%node, groups = recovered.groups.len(), entries = recovered.entries,
+            torn_bytes = recovered.torn_bytes, "log opened");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(tuning.threads)
+            .thread_name("raft")
+            .enable_all()
+            .build()
+            .map_err(|source| RaftError::BuildRuntime { node, source })?;
+        let handle = runtime.handle().clone();
+        let switch = Switch::new(node, transport.clone(), handle.clone());
+        transport.listen(Arc::new(SwitchInbox(Arc::downgrade(&switch))));
+        let inner = Inner {
+            node,
+            dir,
+            disk,
+            tuning,
+            openraft,
+            log,
+            switch,
+            handle,
+            groups: Mutex::new(BTreeMap::new()),
+            runtime: Mutex::new(Some(runtime)),
+        };
+        Ok(Groups { inner: Arc::new(inner) })
     }
 
     /// Starts the group's replica here. `members` initialises a group that has no log yet: the
-    /// same set on every member.
+    /// same set on every member. Returns before a leader is known.
     ///
     /// # Errors
     /// When the log, the snapshot or the replica cannot be used.
@@ -35,23 +103,234 @@ impl Groups {
         members: &BTreeSet<NodeId>,
         replica: Box<dyn Replica>,
     ) -> Result<Group, RaftError> {
-        let _ = (group, members, replica);
-        unimplemented!()
+        if members.is_empty() {
+            return Err(RaftError::Members { group, reason: "there are none" });
+        }
+        {
+            let mut groups = self.inner.groups.lock();
+            if groups.contains_key(&group) {
+                return Err(RaftError::AlreadyStarted { group });
+            }
+            groups.insert(group, None);
+        }
+        let (inner, members) = (self.inner.clone(), members.clone());
+        // On Raft's runtime: what openraft spawns has to live there.
+        let started =
+            self.inner.handle.spawn(async move { inner.start(group, &members, replica).await });
+        let started = started
+            .await
+            .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }));
+        let mut groups = self.inner.groups.lock();
+        match &started {
+            Ok(started) => groups.insert(group, Some(started.clone())),
+            Err(_) => groups.remove(&group),
+        };
+        started
     }
 
-    /// Stops all groups and then the log.
+    /// A group that runs here.
+    pub fn group(&self, group: GroupId) -> Option<Group> {
+        self.inner.groups.lock().get(&group).cloned().flatten()
+    }
+
+    /// Stops all groups and then the log. What was acknowledged is durable.
     pub async fn shutdown(&self) {
-        unimplemented!()
+        let inner = self.inner.clone();
+        let stopped = self.inner.handle.spawn(async move {
+            inner.switch.clear();
+            let groups: Vec<Group> = inner.groups.lock().values().flatten().cloned().collect();
+            futures::future::join_all(groups.iter().map(|group| group.running().stop())).await;
+            let log = inner.log.clone();
+            inner.handle.spawn_blocking(move || log.shutdown()).await
+        });
+        if !matches!(stopped.await, Ok(Ok(()))) {
+            tracing::warn!(node = %self.inner.node, "groups did not stop in order");
+        }
     }
 
     /// Becomes `Some` when the log can no longer sync: nothing is acknowledged any more, and the
     /// node must stop.
     pub fn failed(&self) -> watch::Receiver<Option<String>> {
-        unimplemented!()
+        self.inner.log.failed()
     }
 
     /// The node's log: the synced index that bounds checkpoints, and its figures.
     pub fn log(&self) -> &Log {
-        unimplemented!()
+        &self.inner.log
+    }
+}
+
+/// What a replica stands at, as openraft wants to know it.
+type Applied = Option<(LogId, StoredMembership)>;
+
+impl Inner {
+    async fn start(
+        &self,
+        group: GroupId,
+        members: &BTreeSet<NodeId>,
+        replica: Box<dyn Replica>,
+    ) -> Result<Group, RaftError> {
+        let snapshots = self.open_snapshots(group).await?;
+        let replica = ReplicaThread::start(group, replica).map_err(|source| {
+            let source = ReplicaError::new("start its thread", source);
+            RaftError::Replica { group, source }
+        })?;
+        let replica = Arc::new(replica);
+        let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
+        let applied = self.fit_state(group, &store, &replica, &snapshots).await?;
+        let fresh = self.initialise(group, &applied, members).await?;
+
+        let machine = StateMachine::new(group, replica.clone(), snapshots.clone(), applied);
+        let network = Network::new(self.switch.clone(), group, &self.tuning);
+        let raft = Raft::new(self.node, self.openraft.clone(), network, store, machine).await;
+        let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
+        self.switch.add(group, Arc::new(Member::new(raft.clone(), snapshots.clone())));
+
+        let (tx, leadership) = watch::channel(Leadership::default());
+        let running = Arc::new(Running {
+            id: group,
+            node: self.node,
+            raft: raft.clone(),
+            replica,
+            snapshots,
+            log: self.log.clone(),
+            tuning: self.tuning.clone(),
+            runtime: self.handle.clone(),
+            leadership,
+            rounds: Mutex::default(),
+            admission: admission(&self.tuning),
+            snapshot_turn: tokio::sync::Mutex::new(()),
+            stopping: AtomicBool::new(false),
+        });
+        self.handle.spawn(watch_leadership(Arc::downgrade(&running), tx));
+        let every = self.tuning.snapshot_check;
+        self.handle.spawn(watch_log_size(Arc::downgrade(&running), every));
+        if self.elects_at_once(&raft, fresh, members) {
+            let elected = raft.trigger().elect(false).await;
+            elected.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
+        }
+        Ok(Group::new(running))
+    }
+
+    async fn open_snapshots(&self, group: GroupId) -> Result<Arc<Snapshots>, RaftError> {
+        let (disk, dir) = (self.disk.clone(), self.dir.join("snapshot"));
+        let opened = self.handle.spawn_blocking(move || Snapshots::open(disk, dir, group)).await;
+        let opened =
+            opened.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
+        Ok(Arc::new(opened.map_err(|source| RaftError::Snapshot { group, source })?))
+    }
+
+    /// Brings state, snapshot and log together: a state that does not fit the log is thrown away,
+    /// one that is behind the snapshot is replaced by it; the log does the rest.
+    async fn fit_state(
+        &self,
+        group: GroupId,
+        store: &LogStore,
+        replica: &ReplicaThread,
+        snapshots: &Arc<Snapshots>,
+    ) -> Result<Applied, RaftError> {
+        let replica_error = |source| RaftError::Replica { group, source };
+        let mark = replica.call(|replica| replica.applied()).await.map_err(replica_error)?;
+        let (purged, last) =
+            (self.log_id(group, store.purged())?, self.log_id(group, store.last())?);
+        let mut applied = match &mark {
+            Some(mark) => self.applied_that_fits(group, mark, purged, last)?,
+            None => None,
+        };
+        if applied.is_none() && mark.is_some() {
+            let index = mark.map_or(0, |mark| mark.index);
+            tracing::warn!(%group, applied = index, "state does not fit the log, it is rebuilt");
+            let cleared = replica.call(|replica| replica.clear()).await;
+            cleared.and_then(|cleared| cleared).map_err(replica_error)?;
+        }
+        if let Some(file) = snapshots.current()
+            && applied.as_ref().is_none_or(|(applied, _)| applied.index < file.mark.index)
+        {
+            tracing::info!(%group, log_index = file.mark.index, "state is restored from snapshot");
+            let mark = file.mark.clone();
+            restore(group, replica, snapshots, file).await?;
+            applied = wire::mark_parts(&mark).ok();
+        }
+        if let Some(purged) = purged
+            && applied.as_ref().is_none_or(|(applied, _)| applied.index < purged.index)
+        {
+            return Err(RaftError::SnapshotMissing { group, purged: purged.index });
+        }
+        Ok(applied)
+    }
+
+    /// The replica's place, if the log holds it.
+    fn applied_that_fits(
+        &self,
+        group: GroupId,
+        mark: &Mark,
+        purged: Option<LogId>,
+        last: Option<LogId>,
+    ) -> Result<Applied, RaftError> {
+        let Ok(applied) = wire::mark_parts(mark) else { return Ok(None) };
+        let index = mark.index;
+        if purged.is_some_and(|purged| index < purged.index)
+            || last.is_none_or(|last| index > last.index)
+        {
+            return Ok(None);
+        }
+        let here = if let Some(purged) = purged.filter(|purged| purged.index == index) {
+            Some(purged)
+        } else {
+            let entries = self.log.read(group, index..index + 1, 1);
+            let entries = entries.map_err(|source| RaftError::Log { group, source })?;
+            entries.first().map(|entry| log_id(entry.term, entry.index))
+        };
+        Ok((here == Some(applied.0)).then_some(applied))
+    }
+
+    fn log_id(
+        &self,
+        group: GroupId,
+        id: std::io::Result<Option<LogId>>,
+    ) -> Result<Option<LogId>, RaftError> {
+        id.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })
+    }
+
+    /// Gives a group without a past its first entry: who its members are. Every member writes the
+    /// same one, so it does not matter whose is replicated.
+    async fn initialise(
+        &self,
+        group: GroupId,
+        applied: &Applied,
+        members: &BTreeSet<NodeId>,
+    ) -> Result<bool, RaftError> {
+        let state = self.log.state(group);
+        let has_past = state.last.is_some()
+            || state.vote.is_some()
+            || state.purged.is_some()
+            || applied.is_some();
+        if has_past || !members.contains(&self.node) {
+            return Ok(false);
+        }
+        let membership = Membership::new_with_defaults(vec![members.clone()], []);
+        let id = log_id(0, 0);
+        let entry = Entry { log_id: id, payload: Payload::Membership(membership) };
+        let bytes = wire::entry_to_record(&entry);
+        let (tx, rx) = oneshot::channel();
+        let records = vec![EntryRecord { index: id.index, term: term_of(&id), bytes }];
+        self.log.append(group, records, move |result| {
+            // The receiver is gone only if the start was given up.
+            let _ = tx.send(result);
+        });
+        let written = rx.await.unwrap_or(Err(LogError::Closed));
+        written.map_err(|source| RaftError::Log { group, source })?;
+        Ok(true)
+    }
+
+    /// A sole voter need not wait for anybody. Of a new group, one member goes ahead and the others
+    /// wait for it as for any leader.
+    fn elects_at_once(&self, raft: &Raft, fresh: bool, members: &BTreeSet<NodeId>) -> bool {
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut voters = metrics.membership_config.voter_ids();
+        let alone = voters.next() == Some(self.node) && voters.next().is_none();
+        let first_of_members = fresh && members.first() == Some(&self.node);
+        alone || first_of_members
     }
 }

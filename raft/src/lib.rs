@@ -9,15 +9,26 @@ pub mod log;
 
 mod config;
 mod error;
+mod frame;
 mod group;
 mod groups;
+mod log_store;
+mod memory_network;
+mod network;
 mod replica;
+mod replica_thread;
+mod snapshot;
+mod state_machine;
+mod switch;
 mod transport;
+mod types;
+mod wire;
 
 pub use config::{NodeConfig, NodeId, Tuning};
 pub use error::{ProposeError, RaftError, ReadError, ReplicaError, SnapshotError, TransportError};
 pub use group::{Committed, Group, GroupMetrics, Leadership};
 pub use groups::Groups;
 pub use log::{Disk, GroupId, Log};
+pub use memory_network::MemoryNetwork;
 pub use replica::{CommittedEntry, Replica, SnapshotRows};
 pub use transport::{Inbox, Lane, Transport};

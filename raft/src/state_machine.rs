@@ -1,0 +1,249 @@
+//! A [`Replica`] as openraft wants it: applies committed entries, hands out and installs snapshots.
+//!
+//! Owns the applied log id and the membership, which are stored with the replica's state as the
+//! opaque bytes of its mark.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{OptionalSend, RaftSnapshotBuilder};
+
+use crate::error::{RaftError, ReplicaError, SnapshotError};
+use crate::log::GroupId;
+use crate::replica::{CommittedEntry, Replica};
+use crate::replica_thread::ReplicaThread;
+use crate::snapshot::{SnapshotFile, Snapshots};
+use crate::types::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig, term_of};
+use crate::wire;
+
+type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>;
+type Responder = Option<ApplyResponder<TypeConfig>>;
+
+/// Entries handed to the replica at once, at most.
+const APPLY_ENTRIES_MAX: usize = 1024;
+/// Bytes handed to the replica at once; one larger entry goes alone.
+const APPLY_BYTES_MAX: usize = 8 << 20;
+
+/// The adapter of one group's replica to openraft.
+pub(crate) struct StateMachine {
+    group: GroupId,
+    replica: Arc<ReplicaThread>,
+    snapshots: Arc<Snapshots>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl StateMachine {
+    /// Takes over a replica that stands at `applied`.
+    pub(crate) fn new(
+        group: GroupId,
+        replica: Arc<ReplicaThread>,
+        snapshots: Arc<Snapshots>,
+        applied: Option<(LogId, StoredMembership)>,
+    ) -> StateMachine {
+        let (applied, membership) = match applied {
+            Some((applied, membership)) => (Some(applied), membership),
+            None => (None, StoredMembership::default()),
+        };
+        StateMachine { group, replica, snapshots, applied, membership }
+    }
+
+    async fn apply_batch(&mut self, items: Vec<(Entry, Responder)>) -> Result<(), ReplicaError> {
+        let Some((last, _)) = items.last() else { return Ok(()) };
+        let last = last.log_id;
+        let mut membership = self.membership.clone();
+        let membership = self
+            .replica
+            .call(move |replica| apply_items(replica, items, &mut membership).map(|()| membership))
+            .await??;
+        self.membership = membership;
+        self.applied = Some(last);
+        Ok(())
+    }
+}
+
+/// Applies entries in order, on the replica's thread: proposals together as far as they stand
+/// together, each other entry on its own.
+fn apply_items(
+    replica: &mut dyn Replica,
+    items: Vec<(Entry, Responder)>,
+    membership: &mut StoredMembership,
+) -> Result<(), ReplicaError> {
+    let mut run = Run::default();
+    for (entry, responder) in items {
+        match entry.payload {
+            Payload::Normal(proposal) => {
+                run.push(entry.log_id, proposal.payload(), responder);
+                continue;
+            }
+            Payload::Blank => run.apply(replica, membership)?,
+            Payload::Membership(changed) => {
+                run.apply(replica, membership)?;
+                *membership = StoredMembership::new(Some(entry.log_id), changed);
+            }
+        }
+        replica.advance(wire::mark(&entry.log_id, membership));
+        if let Some(responder) = responder {
+            responder.send(Bytes::new());
+        }
+    }
+    run.apply(replica, membership)
+}
+
+/// Proposals that follow each other without another entry between them.
+#[derive(Default)]
+struct Run {
+    last: Option<LogId>,
+    entries: Vec<CommittedEntry>,
+    responders: Vec<Responder>,
+}
+
+impl Run {
+    fn push(&mut self, id: LogId, payload: Bytes, responder: Responder) {
+        self.last = Some(id);
+        self.entries.push(CommittedEntry { term: term_of(&id), index: id.index, payload });
+        self.responders.push(responder);
+    }
+
+    fn apply(
+        &mut self,
+        replica: &mut dyn Replica,
+        membership: &StoredMembership,
+    ) -> Result<(), ReplicaError> {
+        let Some(last) = self.last.take() else { return Ok(()) };
+        let entries = std::mem::take(&mut self.entries);
+        let responders = std::mem::take(&mut self.responders);
+        let verdicts = replica.apply(entries, wire::mark(&last, membership))?;
+        if verdicts.len() != responders.len() {
+            return Err(ReplicaError::new("apply entries", "it gave not one verdict for each"));
+        }
+        for (responder, verdict) in responders.into_iter().zip(verdicts) {
+            if let Some(responder) = responder {
+                responder.send(verdict);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives a replica the state of a snapshot file, on the replica's thread.
+///
+/// # Errors
+/// When the file is damaged, in which case it is named, or the replica refuses.
+pub(crate) async fn restore(
+    group: GroupId,
+    replica: &ReplicaThread,
+    snapshots: &Arc<Snapshots>,
+    file: SnapshotFile,
+) -> Result<(), RaftError> {
+    let mark = file.mark.clone();
+    let snapshots = snapshots.clone();
+    let restored = replica.call(move |replica| -> Result<(), RaftError> {
+        let mut rows =
+            snapshots.rows(&file).map_err(|source| RaftError::Snapshot { group, source })?;
+        let result = replica.restore(mark, &mut rows);
+        // The replica saw the error of the file, too, but can only say that it could not go on.
+        if let Some(source) = rows.take_error() {
+            return Err(RaftError::Snapshot { group, source });
+        }
+        result.map_err(|source| RaftError::Replica { group, source })
+    });
+    restored.await.map_err(|source| RaftError::Replica { group, source })?
+}
+
+pub(crate) fn snapshot_meta(file: &SnapshotFile) -> Result<SnapshotMeta, SnapshotError> {
+    let (last, membership) = wire::mark_parts(&file.mark).map_err(|_| SnapshotError::Corrupt {
+        file: file.path.clone(),
+        offset: 0,
+        reason: "the mark does not decode",
+    })?;
+    Ok(SnapshotMeta { last_log_id: Some(last), last_membership: membership })
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut items = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            if let Payload::Normal(proposal) = &entry.payload {
+                bytes += proposal.record().len();
+            }
+            items.push((entry, responder));
+            if items.len() >= APPLY_ENTRIES_MAX || bytes >= APPLY_BYTES_MAX {
+                self.apply_batch(std::mem::take(&mut items)).await.map_err(io::Error::other)?;
+                bytes = 0;
+            }
+        }
+        self.apply_batch(items).await.map_err(io::Error::other)
+    }
+
+    /// Hands out the snapshot that [`crate::group::Group::snapshot_now`] has already written, so
+    /// that a full disk fails that call and not the group.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        let current = self.snapshots.current();
+        if current.is_none() && !force {
+            return None;
+        }
+        Some(SnapshotBuilder { current })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { current: self.snapshots.current() }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        file: SnapshotFile,
+    ) -> Result<(), io::Error> {
+        // ORDER: the snapshot is durable under its own name before the replica throws away the
+        // state that it replaces. A crash in between finds the snapshot and restores again.
+        let snapshots = self.snapshots.clone();
+        let file = tokio::task::spawn_blocking(move || snapshots.adopt(file))
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
+        restore(self.group, &self.replica, &self.snapshots, file)
+            .await
+            .map_err(io::Error::other)?;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        self.snapshots.current().map(to_openraft).transpose()
+    }
+}
+
+fn to_openraft(file: SnapshotFile) -> io::Result<Snapshot> {
+    Ok(Snapshot { meta: snapshot_meta(&file).map_err(io::Error::other)?, snapshot: file })
+}
+
+/// The newest snapshot, already written.
+pub(crate) struct SnapshotBuilder {
+    current: Option<SnapshotFile>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let current = self.current.take();
+        to_openraft(current.ok_or_else(|| io::Error::other("no snapshot has been written yet"))?)
+    }
+}

@@ -1,0 +1,473 @@
+//! Where frames come in and go out: pairs answers with requests, and hands requests to their group.
+//!
+//! Owns the requests and append sessions under way. Nothing here waits for storage: what may is
+//! spawned onto Raft's runtime or onto its blocking threads.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use openraft::raft::{AppendEntriesResponse, StreamAppendError};
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::NodeId;
+use crate::error::TransportError;
+use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
+use crate::log::GroupId;
+use crate::snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};
+use crate::state_machine::snapshot_meta;
+use crate::transport::{Inbox, Lane, Transport};
+use crate::types::{AppendRequest, AppendResult, Raft, Vote};
+
+/// A group that runs on this node, as its peers see it.
+pub(crate) struct Member {
+    pub(crate) raft: Raft,
+    pub(crate) snapshots: Arc<Snapshots>,
+    transfers: Mutex<HashMap<NodeId, Transfer>>,
+}
+
+impl Member {
+    pub(crate) fn new(raft: Raft, snapshots: Arc<Snapshots>) -> Member {
+        Member { raft, snapshots, transfers: Mutex::new(HashMap::new()) }
+    }
+}
+
+/// A snapshot on its way in from one node.
+struct Transfer {
+    number: u64,
+    state: TransferState,
+}
+
+enum TransferState {
+    Receiving(IncomingSnapshot),
+    Installing,
+    Installed(Vote),
+    Failed,
+}
+
+/// An append session of a leader elsewhere.
+struct InboundSession {
+    number: u64,
+    next: u64,
+    requests: mpsc::UnboundedSender<AppendRequest>,
+}
+
+/// What comes back in an append session: the sequence number, and `None` when it is over.
+pub(crate) type SessionAnswer = (u64, Option<AppendResult>);
+
+/// Why a question got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    Unreachable,
+    Timeout,
+    Refused,
+}
+
+/// The switch of one node.
+pub(crate) struct Switch {
+    node: NodeId,
+    transport: Arc<dyn Transport>,
+    runtime: Handle,
+    members: RwLock<HashMap<GroupId, Arc<Member>>>,
+    questions: Mutex<HashMap<u64, (NodeId, oneshot::Sender<Answer>)>>,
+    sessions: Mutex<HashMap<u64, (NodeId, mpsc::UnboundedSender<SessionAnswer>)>>,
+    inbound: Mutex<HashMap<(GroupId, NodeId), InboundSession>>,
+    next_number: AtomicU64,
+}
+
+impl Switch {
+    pub(crate) fn new(node: NodeId, transport: Arc<dyn Transport>, runtime: Handle) -> Arc<Switch> {
+        // Numbers of two lives of a node must not meet: a late answer would be taken for another's.
+        let first = RandomState::new().hash_one(node.0);
+        Arc::new(Switch {
+            node,
+            transport,
+            runtime,
+            members: RwLock::new(HashMap::new()),
+            questions: Mutex::new(HashMap::new()),
+            sessions: Mutex::new(HashMap::new()),
+            inbound: Mutex::new(HashMap::new()),
+            next_number: AtomicU64::new(first),
+        })
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// From now on frames of this group are handed to it.
+    pub(crate) fn add(&self, group: GroupId, member: Arc<Member>) {
+        self.members.write().insert(group, member);
+    }
+
+    /// Frames of all groups are refused from now on.
+    pub(crate) fn clear(&self) {
+        self.members.write().clear();
+        self.inbound.lock().clear();
+        self.sessions.lock().clear();
+        self.questions.lock().clear();
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn send(&self, to: NodeId, lane: Lane, frame: &Frame) -> Result<(), TransportError> {
+        self.transport.send(to, lane, frame.encode())
+    }
+
+    /// Asks a node and waits for its answer.
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        to: NodeId,
+        lane: Lane,
+        group: GroupId,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Answer, Unanswered> {
+        let number = self.number();
+        let (tx, rx) = oneshot::channel();
+        self.questions.lock().insert(number, (to, tx));
+        let _question = Question { switch: self.clone(), number };
+        let frame = Frame { group, number, body: Body::Request(request) };
+        self.send(to, lane, &frame).map_err(|_| Unanswered::Unreachable)?;
+        match tokio::time::timeout(limit, rx).await {
+            Ok(Ok(Answer::Refused)) => Err(Unanswered::Refused),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(Unanswered::Unreachable),
+            Err(_) => Err(Unanswered::Timeout),
+        }
+    }
+
+    /// Opens an append session with `to`; its answers come through the receiver.
+    pub(crate) fn open_session(
+        self: &Arc<Self>,
+        to: NodeId,
+    ) -> (OpenSession, mpsc::UnboundedReceiver<SessionAnswer>) {
+        let number = self.number();
+        let (tx, rx) = mpsc::unbounded_channel();
+        self.sessions.lock().insert(number, (to, tx));
+        (OpenSession { switch: self.clone(), number }, rx)
+    }
+
+    fn member(&self, group: GroupId) -> Option<Arc<Member>> {
+        self.members.read().get(&group).cloned()
+    }
+
+    fn reply(&self, to: NodeId, lane: Lane, frame: &Frame) {
+        // A lost answer is asked for again.
+        let _ = self.send(to, lane, frame);
+    }
+
+    fn append(
+        self: Arc<Self>,
+        from: NodeId,
+        group: GroupId,
+        number: u64,
+        sequence: u64,
+        request: AppendRequest,
+    ) {
+        let mut inbound = self.inbound.lock();
+        if sequence == 0
+            && let Some(member) = self.member(group)
+        {
+            let (requests, rx) = mpsc::unbounded_channel();
+            let session = InboundSession { number, next: 0, requests };
+            inbound.insert((group, from), session);
+            self.runtime.spawn(self.clone().serve_session(from, group, number, member, rx));
+        }
+        let taken = match inbound.get_mut(&(group, from)) {
+            Some(session) if session.number == number && session.next == sequence => {
+                session.next += 1;
+                session.requests.send(request).is_ok()
+            }
+            _ => false,
+        };
+        if !taken {
+            // A frame was lost, or the group does not run here: the leader begins a new session.
+            if inbound.get(&(group, from)).is_some_and(|session| session.number == number) {
+                inbound.remove(&(group, from));
+            }
+            drop(inbound);
+            let body = Body::Appended { sequence, result: None };
+            self.reply(from, Lane::Entries, &Frame { group, number, body });
+        }
+    }
+
+    async fn serve_session(
+        self: Arc<Self>,
+        from: NodeId,
+        group: GroupId,
+        number: u64,
+        member: Arc<Member>,
+        requests: mpsc::UnboundedReceiver<AppendRequest>,
+    ) {
+        let requests = stream::unfold(requests, async |mut requests| {
+            requests.recv().await.map(|request| (request, requests))
+        });
+        let mut results = std::pin::pin!(member.raft.stream_append(Box::pin(requests)));
+        let mut sequence = 0;
+        while let Some(result) = results.next().await {
+            let result = result.ok();
+            let over = !matches!(result, Some(Ok(_)));
+            let body = Body::Appended { sequence, result };
+            self.reply(from, Lane::Entries, &Frame { group, number, body });
+            sequence += 1;
+            if over {
+                break;
+            }
+        }
+        let mut inbound = self.inbound.lock();
+        if inbound.get(&(group, from)).is_some_and(|session| session.number == number) {
+            inbound.remove(&(group, from));
+        }
+    }
+
+    async fn answer(self: Arc<Self>, from: NodeId, group: GroupId, number: u64, request: Request) {
+        let lane = match &request {
+            Request::SnapshotPart { .. } | Request::SnapshotInstall { .. } => Lane::Bulk,
+            Request::Heartbeat(_)
+            | Request::Vote(_)
+            | Request::PreVote(_)
+            | Request::Transfer(_) => Lane::Urgent,
+        };
+        let answer = match self.member(group) {
+            Some(member) => answer(member, from, request).await,
+            None => Answer::Refused,
+        };
+        self.reply(from, lane, &Frame { group, number, body: Body::Answer(answer) });
+    }
+}
+
+/// The inbox holds the switch weakly known to nobody else: a transport may outlive the node.
+pub(crate) struct SwitchInbox(pub(crate) std::sync::Weak<Switch>);
+
+impl Inbox for SwitchInbox {
+    fn receive(&self, from: NodeId, frame: Bytes) {
+        let Some(switch) = self.0.upgrade() else { return };
+        let Frame { group, number, body } = match Frame::decode(frame) {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::warn!(node = %switch.node, %from, %error, "frame dropped");
+                return;
+            }
+        };
+        match body {
+            Body::Append { sequence, request } => {
+                switch.append(from, group, number, sequence, request);
+            }
+            Body::Appended { sequence, result } => {
+                if let Some((to, answers)) = switch.sessions.lock().get(&number)
+                    && *to == from
+                {
+                    // The session's end was reached before it was taken off the list.
+                    let _ = answers.send((sequence, result));
+                }
+            }
+            Body::Request(request) => {
+                let runtime = switch.runtime.clone();
+                runtime.spawn(switch.answer(from, group, number, request));
+            }
+            Body::Answer(answer) => {
+                let mut questions = switch.questions.lock();
+                if questions.get(&number).is_some_and(|(to, _)| *to == from)
+                    && let Some((_, question)) = questions.remove(&number)
+                {
+                    // Nobody waits any more.
+                    let _ = question.send(answer);
+                }
+            }
+        }
+    }
+}
+
+/// Forgets a question when nobody waits for its answer any more.
+struct Question {
+    switch: Arc<Switch>,
+    number: u64,
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.switch.questions.lock().remove(&self.number);
+    }
+}
+
+/// An append session of this node's leadership; ends when dropped.
+pub(crate) struct OpenSession {
+    switch: Arc<Switch>,
+    pub(crate) number: u64,
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        self.switch.sessions.lock().remove(&self.number);
+    }
+}
+
+async fn answer(member: Arc<Member>, from: NodeId, request: Request) -> Answer {
+    match request {
+        Request::Heartbeat(request) => {
+            let prev = request.prev_log_id;
+            match member.raft.append_entries(request).await {
+                Ok(response) => match (response, prev) {
+                    (AppendEntriesResponse::HigherVote(vote), _) => {
+                        Answer::Append(Err(StreamAppendError::HigherVote(vote)))
+                    }
+                    (AppendEntriesResponse::Conflict, Some(prev)) => {
+                        Answer::Append(Err(StreamAppendError::Conflict(prev)))
+                    }
+                    (AppendEntriesResponse::PartialSuccess(matching), _) => {
+                        Answer::Append(Ok(matching))
+                    }
+                    (AppendEntriesResponse::Success | AppendEntriesResponse::Conflict, _) => {
+                        Answer::Append(Ok(prev))
+                    }
+                },
+                Err(_) => Answer::Refused,
+            }
+        }
+        Request::Vote(request) => {
+            member.raft.vote(request).await.map_or(Answer::Refused, Answer::Vote)
+        }
+        Request::PreVote(request) => {
+            member.raft.pre_vote(request).await.map_or(Answer::Refused, Answer::Vote)
+        }
+        Request::Transfer(request) => member
+            .raft
+            .handle_transfer_leader(request)
+            .await
+            .map_or(Answer::Refused, Answer::Transfer),
+        Request::SnapshotPart { transfer, offset, part } => {
+            blocking(move || take_part(&member, from, transfer, offset, &part)).await
+        }
+        Request::SnapshotInstall { transfer, bytes, vote } => {
+            blocking(move || install(member, from, transfer, bytes, vote)).await
+        }
+    }
+}
+
+async fn blocking(work: impl FnOnce() -> SnapshotAnswer + Send + 'static) -> Answer {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => Answer::Snapshot(answer),
+        Err(_) => Answer::Refused,
+    }
+}
+
+/// Writes a part of a snapshot to its file. The first part begins a transfer and ends an older one.
+fn take_part(
+    member: &Member,
+    from: NodeId,
+    number: u64,
+    offset: u64,
+    part: &[u8],
+) -> SnapshotAnswer {
+    let mut transfers = member.transfers.lock();
+    if offset == 0 {
+        match member.snapshots.receive() {
+            Ok(incoming) => {
+                let state = TransferState::Receiving(incoming);
+                if let Some(old) = transfers.insert(from, Transfer { number, state })
+                    && let TransferState::Receiving(incoming) = old.state
+                {
+                    member.snapshots.discard(&incoming);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%from, error = &error as &dyn std::error::Error, "snapshot refused");
+                return SnapshotAnswer::Lost;
+            }
+        }
+    }
+    let Some(transfer) = transfers.get_mut(&from) else { return SnapshotAnswer::Lost };
+    let TransferState::Receiving(incoming) = &mut transfer.state else {
+        return SnapshotAnswer::Lost;
+    };
+    if transfer.number != number || incoming.bytes() != offset {
+        return SnapshotAnswer::Lost;
+    }
+    match incoming.write(part) {
+        Ok(()) => SnapshotAnswer::Going,
+        Err(error) => {
+            tracing::warn!(%from, error = &error as &dyn std::error::Error, "snapshot lost");
+            member.snapshots.discard(incoming);
+            transfer.state = TransferState::Failed;
+            SnapshotAnswer::Lost
+        }
+    }
+}
+
+/// Begins to install what was received, or tells how far that is.
+fn install(
+    member: Arc<Member>,
+    from: NodeId,
+    number: u64,
+    bytes: u64,
+    vote: Vote,
+) -> SnapshotAnswer {
+    let mut transfers = member.transfers.lock();
+    let Some(transfer) = transfers.get_mut(&from) else { return SnapshotAnswer::Lost };
+    if transfer.number != number {
+        return SnapshotAnswer::Lost;
+    }
+    let incoming = match std::mem::replace(&mut transfer.state, TransferState::Installing) {
+        TransferState::Receiving(incoming) if incoming.bytes() == bytes => incoming,
+        TransferState::Installing => return SnapshotAnswer::Going,
+        TransferState::Installed(vote) => {
+            transfer.state = TransferState::Installed(vote);
+            return SnapshotAnswer::Installed { vote };
+        }
+        TransferState::Receiving(incoming) => {
+            member.snapshots.discard(&incoming);
+            transfer.state = TransferState::Failed;
+            return SnapshotAnswer::Lost;
+        }
+        TransferState::Failed => {
+            transfer.state = TransferState::Failed;
+            return SnapshotAnswer::Lost;
+        }
+    };
+    drop(transfers);
+    let received = member.snapshots.received(incoming);
+    let file = match received {
+        Ok(file) => file,
+        Err(error) => {
+            tracing::warn!(%from, error = &error as &dyn std::error::Error, "snapshot unusable");
+            set_state(&member, from, number, TransferState::Failed);
+            return SnapshotAnswer::Lost;
+        }
+    };
+    Handle::current().spawn(async move {
+        let state = match install_file(&member, vote, file).await {
+            Some(vote) => TransferState::Installed(vote),
+            None => TransferState::Failed,
+        };
+        set_state(&member, from, number, state);
+    });
+    SnapshotAnswer::Going
+}
+
+async fn install_file(member: &Member, vote: Vote, file: SnapshotFile) -> Option<Vote> {
+    let meta = snapshot_meta(&file).ok()?;
+    let snapshot = openraft::Snapshot { meta, snapshot: file.clone() };
+    let response = member.raft.install_full_snapshot(vote, snapshot).await.ok();
+    // Raft may know better than to install an old snapshot.
+    let snapshots = member.snapshots.clone();
+    let removed = tokio::task::spawn_blocking(move || snapshots.remove_unless_adopted(&file));
+    removed.await.ok()?;
+    response.map(|response| response.vote)
+}
+
+fn set_state(member: &Member, from: NodeId, number: u64, state: TransferState) {
+    if let Some(transfer) = member.transfers.lock().get_mut(&from)
+        && transfer.number == number
+    {
+        transfer.state = state;
+    }
+}
