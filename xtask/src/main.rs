@@ -1,1 +1,126 @@
-fn main(){}
+//! Every developer command, the same here and in CI: `cargo xtask test | tidy | conformance`.
+//!
+//! It drives cargo, npm and pip and starts servers under test; it knows nothing of their insides,
+//! so it builds in seconds and depends on no crate of the workspace.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
+
+mod process;
+mod report;
+mod server;
+mod suites;
+mod test;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::report::Report;
+use crate::suites::Suite;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  test [--fast]        everything CI runs; --fast leaves out the SDK suites but a smoke
+  tidy                 the house rules that a machine can check
+  conformance [typescript|python|seed ...] [--release] [--full] [--address HOST:PORT] [-- FILTER ...]
+                       SDK suites against a fresh server, or the one at --address;
+                       --release builds it so, --full keeps the seed suite's full sizes;
+                       FILTER: prefixes of scenario names
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs one command; `Ok(false)` means that it worked and found failures.
+fn run(arguments: &[String]) -> Result<bool> {
+    let workspace = Workspace::find()?;
+    let Some((command, rest)) = arguments.split_first() else { bail!("no command\n{USAGE}") };
+    let mut report = Report::new(&workspace)?;
+    match command.as_str() {
+        "test" => test::run(&workspace, &mut report, parse_fast(rest)?)?,
+        "tidy" => {
+            if !rest.is_empty() {
+                bail!("tidy takes no arguments\n{USAGE}");
+            }
+            report.step("tidy", |_| tidy::run(&workspace.root));
+        }
+        "conformance" => {
+            let (wanted, options) = parse_conformance(rest)?;
+            suites::conformance(&workspace, &mut report, &wanted, &options)?;
+        }
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            return Ok(true);
+        }
+        other => bail!("unknown command {other}\n{USAGE}"),
+    }
+    Ok(report.finish())
+}
+
+fn parse_fast(rest: &[String]) -> Result<bool> {
+    match rest {
+        [] => Ok(false),
+        [flag] if flag == "--fast" => Ok(true),
+        _ => bail!("test takes only --fast\n{USAGE}"),
+    }
+}
+
+fn parse_conformance(rest: &[String]) -> Result<(Vec<Suite>, suites::Options)> {
+    let mut wanted = Vec::new();
+    let mut options = suites::Options::default();
+    let mut arguments = rest.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "typescript" => wanted.push(Suite::TypeScript),
+            "python" => wanted.push(Suite::Python),
+            "seed" => wanted.push(Suite::Seed),
+            "--release" => options.release = true,
+            "--full" => options.full = true,
+            "--address" => {
+                options.address = Some(arguments.next().context("--address HOST:PORT")?.clone());
+            }
+            "--" => options.filter = arguments.by_ref().cloned().collect(),
+            other => bail!("unknown argument {other}\n{USAGE}"),
+        }
+    }
+    if wanted.is_empty() {
+        wanted = vec![Suite::TypeScript, Suite::Python, Suite::Seed];
+    }
+    Ok((wanted, options))
+}
+
+/// Where things lie. Everything that is written goes under `target`.
+#[derive(Clone, Debug)]
+pub(crate) struct Workspace {
+    pub(crate) root: PathBuf,
+    pub(crate) target: PathBuf,
+}
+
+impl Workspace {
+    fn find() -> Result<Workspace> {
+        let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let root = manifest.parent().context("xtask lies in the workspace")?.to_path_buf();
+        let target = match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(directory) => std::path::absolute(PathBuf::from(directory))?,
+            None => root.join("target"),
+        };
+        Ok(Workspace { root, target })
+    }
+
+    /// The founding article's suite, where it lies beside the clone.
+    pub(crate) fn seed_suite(&self) -> Option<PathBuf> {
+        let script = self.root.parent()?.join("shared/acceptance/seed/run.sh");
+        script.is_file().then_some(script)
+    }
+}

@@ -1,0 +1,190 @@
+//! A server under test: its own ports and data directory, killed by its process handle, and a
+//! loopback control port so that a suite can have it killed and started again.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// A debug-like build on a busy machine may take a while to its first leader.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How to start it: everything but the ports, which are drawn.
+pub(crate) struct Spec {
+    pub(crate) binary: PathBuf,
+    pub(crate) data: PathBuf,
+    pub(crate) log: PathBuf,
+    pub(crate) environment: Vec<(&'static str, &'static str)>,
+}
+
+pub(crate) struct Server {
+    pub(crate) address: String,
+    pub(crate) http: String,
+    shared: Arc<Shared>,
+    control: u16,
+    listener: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    spec: Spec,
+    port: u16,
+    http_port: u16,
+    child: Mutex<Option<Child>>,
+    over: AtomicBool,
+}
+
+impl Server {
+    /// Starts a server on an empty data directory; it answers `/readyz` when this returns.
+    pub(crate) fn start(spec: Spec) -> Result<Server> {
+        let _ = std::fs::remove_dir_all(&spec.data);
+        std::fs::create_dir_all(&spec.data)?;
+        File::create(&spec.log)?;
+        let (port, http_port) = free_ports()?;
+        let shared = Arc::new(Shared {
+            spec,
+            port,
+            http_port,
+            child: Mutex::new(None),
+            over: AtomicBool::new(false),
+        });
+        let control = TcpListener::bind("127.0.0.1:0").context("bind the control port")?;
+        let mut server = Server {
+            address: format!("127.0.0.1:{port}"),
+            http: format!("127.0.0.1:{http_port}"),
+            shared: Arc::clone(&shared),
+            control: control.local_addr()?.port(),
+            listener: None,
+        };
+        shared.spawn()?;
+        server.await_ready()?;
+        server.listener = Some(std::thread::spawn(move || serve_control(&control, &shared)));
+        Ok(server)
+    }
+
+    pub(crate) fn process_id(&self) -> Option<u32> {
+        self.shared.lock().as_ref().map(Child::id)
+    }
+
+    pub(crate) fn log(&self) -> &PathBuf {
+        &self.shared.spec.log
+    }
+
+    /// A shell command that has the server killed (`kill`) or started (`start`) and then returns.
+    pub(crate) fn control_command(&self, verb: &str) -> String {
+        format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{}; echo {verb} >&3; read -r answer <&3; [ \"$answer\" = ok ]",
+            self.control
+        )
+    }
+
+    fn await_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + READY_LIMIT;
+        while !answers_ready(&self.http) {
+            if let Some(child) = self.shared.lock().as_mut()
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("the server ended at its start: {status}; see {}", self.log().display());
+            }
+            if Instant::now() > deadline {
+                bail!("/readyz of {} not 200 within {READY_LIMIT:?}", self.http);
+            }
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+        // Wakes the control thread, which then sees `over`.
+        let _ = TcpStream::connect(("127.0.0.1", self.control));
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+        self.shared.kill();
+        let _ = std::fs::remove_dir_all(&self.shared.spec.data);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(&self) -> Result<()> {
+        let log = File::options().append(true).open(&self.spec.log)?;
+        let child = Command::new(&self.spec.binary)
+            .arg("dev")
+            .args(["--port", &self.port.to_string(), "--http-port", &self.http_port.to_string()])
+            .arg("--data-dir")
+            .arg(&self.spec.data)
+            .envs(self.spec.environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", self.spec.binary.display()))?;
+        *self.lock() = Some(child);
+        Ok(())
+    }
+
+    /// SIGKILL. The process is gone, its ports and lock free, when this returns.
+    fn kill(&self) {
+        if let Some(mut child) = self.lock().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn serve_control(listener: &TcpListener, shared: &Shared) {
+    for stream in listener.incoming() {
+        if shared.over.load(Ordering::SeqCst) {
+            return;
+        }
+        let Ok(mut stream) = stream else { continue };
+        let mut verb = String::new();
+        if BufReader::new(&stream).read_line(&mut verb).is_err() {
+            continue;
+        }
+        let answer = match verb.trim() {
+            "kill" => {
+                shared.kill();
+                "ok".to_owned()
+            }
+            "start" => match shared.spawn() {
+                Ok(()) => "ok".to_owned(),
+                Err(error) => format!("{error:#}"),
+            },
+            other => format!("unknown verb {other:?}"),
+        };
+        let _ = writeln!(stream, "{answer}");
+    }
+}
+
+/// Both are held until both are known, so that they differ.
+fn free_ports() -> Result<(u16, u16)> {
+    let first = TcpListener::bind("127.0.0.1:0")?;
+    let second = TcpListener::bind("127.0.0.1:0")?;
+    Ok((first.local_addr()?.port(), second.local_addr()?.port()))
+}
+
+fn answers_ready(http: &str) -> bool {
+    let ask = || -> Result<String> {
+        let mut stream = TcpStream::connect(http)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        write!(stream, "GET /readyz HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    ask().is_ok_and(|answer| answer == "HTTP/1.1 200")
+}
