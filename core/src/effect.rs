@@ -1,0 +1,180 @@
+//! What a run owes the world: timers to fire, tasks to offer, errands to run to other workflows.
+//!
+//! Effects are never "sent" by a decision. They are read off a run's state ([`crate::run::RunState::effects`]),
+//! and the difference between the states before and after a transition becomes index rows in the
+//! same batch as the events (architecture D7). So none can be forgotten, and a new leader finds
+//! the same ones.
+
+use std::sync::Arc;
+
+use piton_proto::history::{
+    RequestCancelExternalWorkflowExecutionInitiatedEventAttributes,
+    SignalExternalWorkflowExecutionInitiatedEventAttributes,
+    StartChildWorkflowExecutionInitiatedEventAttributes,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::id::{EventId, RunId, WorkflowId};
+use crate::time::Timestamp;
+
+/// Identifies an effect within its run; the same key means the same effect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum EffectKey {
+    Timer(Timestamp, TimerKind),
+    Task(TaskKey),
+    Errand(ErrandKey),
+}
+
+/// Why a run wants to be woken. When due, the run fires *everything* that is due by then.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TimerKind {
+    /// A timer the workflow asked for.
+    User(EventId),
+    /// The nearest of an activity's timeouts, or the end of its retry backoff.
+    Activity(EventId),
+    /// A task on a sticky queue that nobody takes.
+    WorkflowTaskScheduleToStart(EventId),
+    /// The end of the first workflow task's backoff.
+    FirstWorkflowTask,
+    /// The run timeout or the execution timeout, whichever comes first.
+    RunExpiry,
+}
+
+/// A task that waits for a worker. `stamp` changes whenever an older offer must not be taken.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TaskKey {
+    Workflow { scheduled: EventId, stamp: u32 },
+    Activity { scheduled: EventId, stamp: u32 },
+}
+
+/// What must be done at another workflow. Errands from one run to one target keep event order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ErrandKey {
+    /// Start the child initiated by this event.
+    StartChild(EventId),
+    /// Send the signal initiated by this event.
+    Signal(EventId),
+    /// Send the cancel request initiated by this event.
+    Cancel(EventId),
+    /// Tell the parent that this run has been started, and ask whether it may go on.
+    ReportStart,
+    /// Tell the parent how this chain of runs ended.
+    ReportClose,
+    /// Apply the parent close policy to the child initiated by this event.
+    CloseChild(EventId),
+}
+
+/// A queue that workers poll.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct QueueName {
+    pub name: Arc<str>,
+    /// For a sticky queue: the normal queue of the same worker.
+    pub normal: Option<Arc<str>>,
+}
+
+impl QueueName {
+    pub fn normal(name: &str) -> Self {
+        Self { name: name.into(), normal: None }
+    }
+
+    pub fn sticky(name: &str, normal: &str) -> Self {
+        Self { name: name.into(), normal: Some(normal.into()) }
+    }
+
+    pub fn is_sticky(&self) -> bool {
+        self.normal.is_some()
+    }
+}
+
+/// A task to be offered to a queue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskOffer {
+    pub key: TaskKey,
+    pub queue: QueueName,
+    /// 1 (first) to 5.
+    pub priority: u8,
+    /// When it began to wait: the order within a priority.
+    pub created: Timestamp,
+}
+
+/// What to do at another workflow, with all that is needed to do it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Errand {
+    StartChild {
+        initiated: EventId,
+        attributes: Arc<StartChildWorkflowExecutionInitiatedEventAttributes>,
+        user_metadata: Option<piton_proto::sdk::UserMetadata>,
+    },
+    Signal {
+        initiated: EventId,
+        attributes: Arc<SignalExternalWorkflowExecutionInitiatedEventAttributes>,
+    },
+    Cancel {
+        initiated: EventId,
+        attributes: Arc<RequestCancelExternalWorkflowExecutionInitiatedEventAttributes>,
+    },
+    ReportStart {
+        parent: ParentLink,
+    },
+    ReportClose {
+        parent: ParentLink,
+        outcome: Box<ChildOutcome>,
+    },
+    CloseChild {
+        initiated: EventId,
+        namespace_id: Arc<str>,
+        workflow_id: WorkflowId,
+        first_run: RunId,
+        /// True: terminate; false: request cancellation.
+        terminate: bool,
+    },
+}
+
+/// The parent's side of a child: where it is, and the event that stands for the child there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentLink {
+    pub namespace_id: Arc<str>,
+    pub workflow_id: WorkflowId,
+    pub run_id: RunId,
+    pub initiated: EventId,
+}
+
+/// How a child ended, as its parent's event will say it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChildResult {
+    Completed(Option<piton_proto::common::Payloads>),
+    Failed(Option<piton_proto::failure::Failure>, i32),
+    Canceled(Option<piton_proto::common::Payloads>),
+    TimedOut(i32),
+    Terminated,
+}
+
+/// A child's end with the identity its parent records.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChildOutcome {
+    pub workflow_id: WorkflowId,
+    /// The last run of the chain.
+    pub run_id: RunId,
+    /// The first run: what the parent's Started event names.
+    pub first_run: RunId,
+    pub workflow_type: String,
+    pub result: ChildResult,
+}
+
+/// An effect with its content.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    Timer(Timestamp, TimerKind),
+    Task(TaskOffer),
+    Errand(ErrandKey, Errand),
+}
+
+impl Effect {
+    pub fn key(&self) -> EffectKey {
+        match self {
+            Self::Timer(due, kind) => EffectKey::Timer(*due, kind.clone()),
+            Self::Task(offer) => EffectKey::Task(offer.key.clone()),
+            Self::Errand(key, _) => EffectKey::Errand(*key),
+        }
+    }
+}
