@@ -10,21 +10,38 @@
 mod disk;
 mod error;
 mod fault;
+mod index;
+mod reader;
+mod record;
+mod recovery;
+mod segment;
+mod shared;
 mod stats;
+mod writer;
 
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::watch;
+
+use index::GroupIndex;
+use shared::{Change, Shared};
+use writer::Writer;
 
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::LogError;
-pub use fault::{FaultyDisk, Faults};
+pub use fault::{Faults, FaultyDisk};
 pub use stats::{LogStats, SYNC_BUCKETS_MICROS};
+
+// Offsets have 32 bits: a segment and what may wait for one batch stay well below.
+const SEGMENT_BYTES_MAX: u32 = 1 << 30;
+const SEGMENT_BYTES_MIN: u32 = 1 << 10;
 
 /// Identifies a Raft group on every node of the cluster.
 #[derive(
@@ -127,17 +144,19 @@ pub struct Recovered {
 
 /// The node's log. Clones share it; the writer thread ends with [`Log::shutdown`] or the last clone.
 ///
-/// Operations of one group keep their order. All callbacks run on the writer thread (or at once on
-/// the caller's where the log has failed): they must not block.
+/// Operations of one group keep their order. All callbacks run on the writer thread, or at once on
+/// the caller's where an operation is refused: they must not block.
 #[derive(Clone)]
 pub struct Log {
-    inner: Arc<()>,
+    shared: Arc<Shared>,
+    writer: Arc<WriterThread>,
 }
 
 impl Log {
     /// Opens the log in `dir`, creating it if there is none, and starts its writer.
     ///
-    /// Blocks on the disk. Everything that the returned log holds is durable.
+    /// Blocks on the disk. Everything that the returned log holds is durable. Two processes must
+    /// not open the same directory.
     ///
     /// # Errors
     ///
@@ -147,8 +166,20 @@ impl Log {
         dir: PathBuf,
         config: LogConfig,
     ) -> Result<(Log, Recovered), LogError> {
-        let _ = (disk, dir, config);
-        unimplemented!("published signatures")
+        let config = LogConfig {
+            segment_bytes: config.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
+            waiting_bytes_max: config.waiting_bytes_max.min(SEGMENT_BYTES_MAX as usize),
+            ..config
+        };
+        let opened = recovery::open(disk.as_ref(), &dir, &config)?;
+        let shared = Arc::new(Shared::new(dir, config, opened.groups, opened.segments));
+        let writer = Writer::new(shared.clone(), disk, opened.newest);
+        let thread = std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| LogError::disk("start the writer of", &shared.dir, error))?;
+        let writer = WriterThread { shared: shared.clone(), thread: Mutex::new(Some(thread)) };
+        Ok((Log { shared, writer: Arc::new(writer) }, opened.recovered))
     }
 
     /// Appends entries that continue the group's log (or begin it at any index, where it has
@@ -159,8 +190,7 @@ impl Log {
         entries: Vec<EntryRecord>,
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) {
-        let _ = (&self.inner, group, entries, done);
-        unimplemented!("published signatures")
+        self.shared.submit(group, Change::Append { entries, ticket: 0 }, Box::new(done));
     }
 
     /// Replaces the group's vote; durable at `done`.
@@ -170,14 +200,13 @@ impl Log {
         vote: Bytes,
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) {
-        let _ = (group, vote, done);
-        unimplemented!("published signatures")
+        self.shared.submit(group, Change::Vote(vote), Box::new(done));
     }
 
-    /// Replaces the group's committed id. It goes to disk with the next batch, or when idle.
+    /// Replaces the group's committed id. It goes to disk with the next batch, or when the writer
+    /// is idle; losing it costs nothing but work after a restart.
     pub fn save_committed(&self, group: GroupId, committed: Bytes) {
-        let _ = (group, committed);
-        unimplemented!("published signatures")
+        self.shared.save_committed(group, committed);
     }
 
     /// Drops the group's entries from `from_index` on; durable at `done`.
@@ -187,12 +216,12 @@ impl Log {
         from_index: u64,
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) {
-        let _ = (group, from_index, done);
-        unimplemented!("published signatures")
+        self.shared.submit(group, Change::Truncate { from: from_index }, Box::new(done));
     }
 
     /// Drops the group's entries up to and with `through_index`, which may lie past its last one:
-    /// the next entry is the one after. `bytes` is the caller's name for that place.
+    /// the next entry is the one after. `bytes` is the caller's name for that place. A purge below
+    /// an earlier one does nothing.
     pub fn purge(
         &self,
         group: GroupId,
@@ -200,14 +229,13 @@ impl Log {
         bytes: Bytes,
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) {
-        let _ = (group, through_index, bytes, done);
-        unimplemented!("published signatures")
+        let purged = Purged { index: through_index, bytes };
+        self.shared.submit(group, Change::Purge(purged), Box::new(done));
     }
 
-    /// Calls `done` once everything submitted before is durable.
+    /// Calls `done` once everything submitted before is durable, the last committed ids too.
     pub fn sync(&self, done: impl FnOnce(Result<(), LogError>) + Send + 'static) {
-        let _ = done;
-        unimplemented!("published signatures")
+        self.shared.submit(GroupId(0), Change::Sync, Box::new(done));
     }
 
     /// Reads the group's entries with an index in `range`, as many as there are, in order, until
@@ -222,51 +250,91 @@ impl Log {
         range: Range<u64>,
         bytes_max: usize,
     ) -> Result<Vec<EntryRecord>, LogError> {
-        let _ = (group, range, bytes_max);
-        unimplemented!("published signatures")
+        self.shared.read(group, range, bytes_max)
     }
 
     /// What the log holds of a group, including what is not durable yet.
     pub fn state(&self, group: GroupId) -> GroupLogState {
-        let _ = group;
-        unimplemented!("published signatures")
+        let state = self.shared.state.lock();
+        state.groups.get(&group).map(GroupIndex::state).unwrap_or_default()
     }
 
     /// The last index up to which the group's entries are durable here (its purge point, if none
     /// is left; 0 for an unknown group). Bounds checkpoints.
     pub fn synced_index(&self, group: GroupId) -> u64 {
-        let _ = group;
-        unimplemented!("published signatures")
+        self.shared.state.lock().groups.get(&group).map_or(0, GroupIndex::synced)
     }
 
     /// Bytes of the group's entries that are not purged. Decides when a snapshot is due.
     pub fn bytes_since_purge(&self, group: GroupId) -> u64 {
-        let _ = group;
-        unimplemented!("published signatures")
+        self.shared.state.lock().groups.get(&group).map_or(0, GroupIndex::live_bytes)
     }
 
     /// How long the oldest unfinished request has waited for the disk; zero when nothing waits.
     pub fn stalled_for(&self) -> Duration {
-        unimplemented!("published signatures")
+        let state = self.shared.state.lock();
+        let since = state.in_flight_since.or(state.waiting_since);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Bytes that wait for the disk.
     pub fn waiting_bytes(&self) -> usize {
-        unimplemented!("published signatures")
+        let state = self.shared.state.lock();
+        state.queue_bytes + state.in_flight_bytes
+    }
+
+    /// Bytes of all segments in use, with what is no longer needed but not yet freed.
+    pub fn disk_bytes(&self) -> u64 {
+        let state = self.shared.state.lock();
+        state.segments.values().map(|segment| u64::from(segment.end)).sum()
     }
 
     /// Becomes `Some(reason)` when the log can no longer sync: the node must stop.
     pub fn failed(&self) -> watch::Receiver<Option<String>> {
-        unimplemented!("published signatures")
+        self.shared.failed.subscribe()
     }
 
     /// Counters since the log was opened.
     pub fn stats(&self) -> &LogStats {
-        unimplemented!("published signatures")
+        &self.shared.stats
     }
 
     /// Makes everything submitted durable, ends the writer thread, and refuses what comes later.
+    /// Reading goes on.
     pub fn shutdown(&self) {
-        unimplemented!("published signatures")
+        self.writer.close();
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Log").field("dir", &self.shared.dir).finish_non_exhaustive()
+    }
+}
+
+/// Ends the writer when the last handle goes.
+struct WriterThread {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl WriterThread {
+    fn close(&self) {
+        self.shared.state.lock().closing = true;
+        self.shared.wake.notify_one();
+        let mut thread = self.thread.lock();
+        // A callback may hold the last handle: the writer cannot wait for itself.
+        let is_writer = |handle: &JoinHandle<()>| handle.thread().id() == thread::current().id();
+        if let Some(handle) = thread.take_if(|handle| !is_writer(handle))
+            && handle.join().is_err()
+        {
+            tracing::error!("the log's writer panicked");
+        }
+    }
+}
+
+impl Drop for WriterThread {
+    fn drop(&mut self) {
+        self.close();
     }
 }

@@ -1,0 +1,304 @@
+//! Where each group's entries lie, and the recent ones in memory. Owns what readers see; never
+//! touches the disk.
+//!
+//! A change is seen here at once, before the writer has it on disk. The writer takes its work and
+//! looks at this index under one lock, so that what it writes and what it sees agree.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::record::Place;
+use super::{EntryId, EntryRecord, GroupId, GroupLogState, LogError, Purged};
+
+/// Where an entry's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// In memory alone; the ticket tells it from another entry that had the same index.
+    Waiting {
+        ticket: u64,
+    },
+    Stored(Place),
+}
+
+/// An entry without its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) term: u64,
+    pub(super) length: u32,
+    pub(super) whereabouts: Whereabouts,
+}
+
+impl Slot {
+    fn stored_in(&self) -> Option<u64> {
+        match self.whereabouts {
+            Whereabouts::Waiting { .. } => None,
+            Whereabouts::Stored(place) => Some(place.segment),
+        }
+    }
+}
+
+/// An entry as a reader finds it.
+#[derive(Debug, Clone)]
+pub(super) enum Found {
+    InMemory(EntryRecord),
+    OnDisk { index: u64, slot: Slot, place: Place },
+}
+
+/// Entries that a change removed, by the segment that held them: count and bytes.
+pub(super) type Removed = BTreeMap<u64, (u64, u64)>;
+
+/// One group's log.
+#[derive(Debug, Default)]
+pub(super) struct GroupIndex {
+    pub(super) vote: Option<Bytes>,
+    pub(super) committed: Option<Bytes>,
+    pub(super) purged: Option<Purged>,
+    /// Index of the first slot.
+    first: u64,
+    // INVARIANT: slots are contiguous; the stored ones come before the waiting ones.
+    slots: VecDeque<Slot>,
+    // INVARIANT: bytes of the last slots, at least of all waiting ones.
+    recent: VecDeque<Bytes>,
+    recent_bytes: usize,
+    live_bytes: u64,
+    synced: u64,
+    /// Counts truncations: what was written before one is not known to be durable after it.
+    generation: u64,
+}
+
+impl GroupIndex {
+    /// Builds the index of a group from what recovery found; all of it is durable.
+    pub(super) fn recovered(first: u64, slots: VecDeque<Slot>) -> GroupIndex {
+        let live_bytes = slots.iter().map(|slot| u64::from(slot.length)).sum();
+        GroupIndex { first, slots, live_bytes, ..GroupIndex::default() }
+    }
+
+    pub(super) fn mark_all_synced(&mut self) {
+        self.synced = self.last_index();
+    }
+
+    pub(super) fn state(&self) -> GroupLogState {
+        let id = |index: u64, slot: &Slot| EntryId { index, term: slot.term };
+        GroupLogState {
+            vote: self.vote.clone(),
+            committed: self.committed.clone(),
+            purged: self.purged.clone(),
+            first: self.slots.front().map(|slot| id(self.first, slot)),
+            last: self.slots.back().map(|slot| id(self.end() - 1, slot)),
+        }
+    }
+
+    pub(super) fn synced(&self) -> u64 {
+        self.synced
+    }
+
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(super) fn entries(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
+    /// Last entry, or the purge point where there is none.
+    pub(super) fn last_index(&self) -> u64 {
+        if self.slots.is_empty() {
+            self.purged.as_ref().map_or(0, |purged| purged.index)
+        } else {
+            self.end() - 1
+        }
+    }
+
+    /// The index that the next entry must have; `None`: any.
+    fn next_index(&self) -> Option<u64> {
+        if self.slots.is_empty() {
+            self.purged.as_ref().map(|purged| purged.index.saturating_add(1))
+        } else {
+            Some(self.end())
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.first + self.slots.len() as u64
+    }
+
+    fn position(&self, index: u64) -> Option<usize> {
+        let position = usize::try_from(index.checked_sub(self.first)?).ok()?;
+        (position < self.slots.len()).then_some(position)
+    }
+
+    pub(super) fn slot(&self, index: u64) -> Option<&Slot> {
+        self.slots.get(self.position(index)?)
+    }
+
+    /// Bytes of an entry, if they are in memory.
+    pub(super) fn recent(&self, index: u64) -> Option<&Bytes> {
+        let not_recent = self.slots.len() - self.recent.len();
+        self.recent.get(self.position(index)?.checked_sub(not_recent)?)
+    }
+
+    /// Checks that entries continue the log, without taking them.
+    pub(super) fn check_next(
+        &self,
+        group: GroupId,
+        entries: &[EntryRecord],
+    ) -> Result<(), LogError> {
+        let mut next = self.next_index();
+        for entry in entries {
+            if let Some(expected) = next
+                && expected != entry.index
+            {
+                return Err(LogError::NotNext { group, expected, found: entry.index });
+            }
+            next = Some(entry.index.saturating_add(1));
+        }
+        Ok(())
+    }
+
+    /// Takes entries that [`GroupIndex::check_next`] passed; they get tickets from `ticket` on.
+    /// Returns their bytes in memory.
+    pub(super) fn append(&mut self, entries: &[EntryRecord], ticket: u64) -> usize {
+        if let Some(entry) = entries.first()
+            && self.slots.is_empty()
+        {
+            self.first = entry.index;
+        }
+        let mut added = 0;
+        for (entry, ticket) in entries.iter().zip(ticket..) {
+            let length = u32::try_from(entry.bytes.len()).expect("limited when submitted");
+            let whereabouts = Whereabouts::Waiting { ticket };
+            self.slots.push_back(Slot { term: entry.term, length, whereabouts });
+            self.recent.push_back(entry.bytes.clone());
+            added += entry.bytes.len();
+        }
+        self.recent_bytes += added;
+        self.live_bytes += added as u64;
+        added
+    }
+
+    /// Drops entries from `from` on. Returns their bytes in memory.
+    pub(super) fn truncate(&mut self, from: u64, removed: &mut Removed) -> usize {
+        self.generation += 1;
+        self.synced = self.synced.min(from.saturating_sub(1));
+        let mut freed = 0;
+        while self.end() > from.max(self.first) {
+            let Some(slot) = self.slots.pop_back() else { break };
+            freed += self.recent.pop_back().map_or(0, |bytes| bytes.len());
+            self.count_removed(&slot, removed);
+        }
+        self.recent_bytes -= freed;
+        freed
+    }
+
+    /// Drops entries up to and with that place. Returns their bytes in memory.
+    pub(super) fn purge(&mut self, purged: Purged, removed: &mut Removed) -> usize {
+        if self.purged.as_ref().is_some_and(|earlier| earlier.index > purged.index) {
+            return 0;
+        }
+        let mut freed = 0;
+        while !self.slots.is_empty() && self.first <= purged.index {
+            if self.recent.len() == self.slots.len() {
+                freed += self.recent.pop_front().map_or(0, |bytes| bytes.len());
+            }
+            if let Some(slot) = self.slots.pop_front() {
+                self.count_removed(&slot, removed);
+            }
+            self.first += 1;
+        }
+        self.recent_bytes -= freed;
+        self.purged = Some(purged);
+        freed
+    }
+
+    fn count_removed(&mut self, slot: &Slot, removed: &mut Removed) {
+        self.live_bytes -= u64::from(slot.length);
+        if let Some(segment) = slot.stored_in() {
+            let (count, bytes) = removed.entry(segment).or_default();
+            *count += 1;
+            *bytes += u64::from(slot.length);
+        }
+    }
+
+    /// Notes where the writer put an entry; false where the entry is gone meanwhile.
+    pub(super) fn stored(&mut self, index: u64, ticket: u64, place: Place) -> bool {
+        self.move_slot(index, Whereabouts::Waiting { ticket }, place)
+    }
+
+    /// Notes that a stored entry now lies elsewhere; false where the entry is gone meanwhile.
+    pub(super) fn moved(&mut self, index: u64, from: Place, to: Place) -> bool {
+        self.move_slot(index, Whereabouts::Stored(from), to)
+    }
+
+    fn move_slot(&mut self, index: u64, expected: Whereabouts, place: Place) -> bool {
+        let slot = self.position(index).and_then(|position| self.slots.get_mut(position));
+        match slot.filter(|slot| slot.whereabouts == expected) {
+            Some(slot) => {
+                slot.whereabouts = Whereabouts::Stored(place);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Notes that everything up to `last` is durable, unless entries were truncated since.
+    pub(super) fn synced_through(&mut self, generation: u64, last: u64) {
+        if self.generation == generation {
+            self.synced = last;
+        }
+    }
+
+    /// Bytes of entries in memory.
+    pub(super) fn recent_bytes(&self) -> usize {
+        self.recent_bytes
+    }
+
+    /// Forgets the oldest entries in memory until at least `bytes` are freed; returns how many
+    /// were. Entries that are not on disk yet stay.
+    pub(super) fn forget_oldest(&mut self, bytes: usize) -> usize {
+        let mut freed = 0;
+        while freed < bytes {
+            let oldest = self.slots.len() - self.recent.len();
+            if self.slots.get(oldest).is_none_or(|slot| slot.stored_in().is_none()) {
+                break;
+            }
+            freed += self.recent.pop_front().map_or(0, |bytes| bytes.len());
+        }
+        self.recent_bytes -= freed;
+        freed
+    }
+
+    /// Entries in `range`, in order, until the next one would exceed `bytes_max`; at least one.
+    pub(super) fn find(&self, range: Range<u64>, bytes_max: usize) -> Vec<Found> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for index in range.start.max(self.first)..range.end.min(self.end()) {
+            let Some(slot) = self.slot(index).copied() else { break };
+            bytes += slot.length as usize;
+            if bytes > bytes_max && !found.is_empty() {
+                break;
+            }
+            found.push(match (self.recent(index), slot.whereabouts) {
+                (Some(bytes), _) => {
+                    Found::InMemory(EntryRecord { index, term: slot.term, bytes: bytes.clone() })
+                }
+                (None, Whereabouts::Stored(place)) => Found::OnDisk { index, slot, place },
+                // INVARIANT: waiting entries are in memory.
+                (None, Whereabouts::Waiting { .. }) => break,
+            });
+        }
+        found
+    }
+
+    /// Indices of entries that lie in a segment.
+    pub(super) fn stored_in(&self, segment: u64) -> impl Iterator<Item = u64> {
+        let first = self.first;
+        let here = move |slot: &Slot| slot.stored_in() == Some(segment);
+        (first..).zip(&self.slots).filter(move |(_, slot)| here(slot)).map(|(index, _)| index)
+    }
+}
