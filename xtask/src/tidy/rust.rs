@@ -15,7 +15,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("bincode", &["store/src/codec.rs"]),
     ("tonic", &["node/", "proto/", "tests/", "client/"]),
     ("axum", &["node/"]),
-    ("prometheus_client", &["node/"]),
+    ("prometheus_client", &["node/", "shard/src/metrics.rs"]),
     ("anyhow", &["node/src/main.rs", "xtask/", "tests/"]),
 ];
 
