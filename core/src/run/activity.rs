@@ -1,130 +1,637 @@
-//! Activities: scheduling, handing out an attempt, its answers. Retries are in `activity_retry`,
-//! timeouts in `activity_timeout`.
+//! Activities: scheduling one, handing out an attempt, and the answers to it. Retries are in
+//! `activity_retry`, timeouts in `activity_timeout`. Until an activity ends, attempts are notes
+//! only; its Started event is written together with its last one (semantics 6.2).
 
 use std::sync::Arc;
 
 use piton_proto::command::ScheduleActivityTaskCommandAttributes;
-use piton_proto::common::Payloads;
-use piton_proto::failure::Failure;
+use piton_proto::common::{Payload, Payloads, Priority, WorkflowExecution};
+use piton_proto::enums::{RetryState, TaskQueueKind, WorkflowTaskFailedCause};
+use piton_proto::failure::failure::FailureInfo;
+use piton_proto::failure::{ApplicationFailureInfo, Failure};
+use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
-    ActivityTaskCancelRequestedEventAttributes, ActivityTaskScheduledEventAttributes, HistoryEvent,
+    ActivityTaskCancelRequestedEventAttributes, ActivityTaskCanceledEventAttributes,
+    ActivityTaskCompletedEventAttributes, ActivityTaskFailedEventAttributes,
+    ActivityTaskScheduledEventAttributes, ActivityTaskStartedEventAttributes, HistoryEvent,
 };
 use piton_proto::sdk::UserMetadata;
+use piton_proto::taskqueue::TaskQueue;
+use piton_proto::workflowservice::PollActivityTaskQueueResponse;
+use prost::Message;
 
+use super::activity_retry::{filled, truncated};
+use super::buffer::Ending;
 use super::command::CommandFailure;
-use super::{Activity, ActivityTask, Decided, RunState};
-use crate::effect::Effect;
+use super::field::Fields;
+use super::{Activity, ActivityTask, Decided, Reply, RunState};
 use crate::error::Rejection;
 use crate::id::EventId;
+use crate::message::Proto;
+use crate::note::{ActivityNote, ActivityStart};
 use crate::request::{ActivityRef, Drawn, Taker};
+use crate::time::{Span, Timestamp};
 
+const PRIORITY_DEFAULT: u8 = 3;
+const PRIORITY_LAST: i32 = 5;
+
+/// The part of a large failure that is kept when it is over the limit.
+const OVERSIZED_FAILURE_BYTES: usize = 64 << 10;
+
+/// The timeouts of an activity as its Scheduled event says them; 0 is none.
+struct Timeouts {
+    schedule_to_close: Span,
+    schedule_to_start: Span,
+    start_to_close: Span,
+    heartbeat: Span,
+}
+
+impl Timeouts {
+    /// Fills in what is missing and caps what is too long (semantics 6.1).
+    fn normalised(mut self, run_timeout: Span) -> Option<Self> {
+        if let Some(all) = self.schedule_to_close.given() {
+            self.schedule_to_start = self.schedule_to_start.min_given(all);
+            self.start_to_close = self.start_to_close.min_given(all);
+        } else if self.start_to_close.given().is_some() {
+            self.schedule_to_close = run_timeout;
+        } else {
+            return None;
+        }
+        self.schedule_to_close = self.schedule_to_close.min_given(run_timeout);
+        self.schedule_to_start = self.schedule_to_start.min_given(run_timeout);
+        self.start_to_close = self.start_to_close.min_given(run_timeout);
+        if self.heartbeat.given().is_some() {
+            self.heartbeat = self.heartbeat.min_given(self.start_to_close);
+        }
+        Some(self)
+    }
+}
+
+/// The commands of a workflow.
 impl RunState {
+    /// Schedules an activity, and starts it at once where the worker asks for it and may have it.
     pub(super) fn schedule_activity(
         &mut self,
-        attributes: ScheduleActivityTaskCommandAttributes,
+        command: ScheduleActivityTaskCommandAttributes,
         user_metadata: Option<UserMetadata>,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<Option<ActivityTask>, CommandFailure> {
-        let _ = (attributes, user_metadata, completed, drawn);
-        unimplemented!()
+        let asked_eager = command.request_eager_execution;
+        let attributes = self.scheduled_attributes(command, completed, drawn)?;
+        let own = attributes.task_queue.as_ref().map(|queue| queue.name.clone());
+        let is_eager = asked_eager && own.as_deref() == Some(self.task_queue_name());
+        let attributes = Attributes::ActivityTaskScheduledEventAttributes(attributes);
+        let scheduled = self.append_with(drawn.now, attributes, user_metadata);
+        if !is_eager {
+            return Ok(None);
+        }
+        let start = ActivityStart {
+            at: drawn.now,
+            identity: self.completer_identity(completed),
+            request_id: format!("eager/{}/{}/{scheduled}", drawn.term, drawn.number).into(),
+        };
+        Ok(self.begin_attempt(scheduled, start, drawn))
     }
 
-    /// True when the activity had not been started, so that its Canceled event is written now.
+    fn scheduled_attributes(
+        &self,
+        command: ScheduleActivityTaskCommandAttributes,
+        completed: EventId,
+        drawn: &Drawn<'_>,
+    ) -> Result<ActivityTaskScheduledEventAttributes, CommandFailure> {
+        let fields = Fields::of(
+            "ScheduleActivityTaskCommandAttributes",
+            WorkflowTaskFailedCause::BadScheduleActivityAttributes,
+            drawn.limits,
+        );
+        let id = &command.activity_id;
+        fields.required("ActivityId", id)?;
+        let activity_type = command.activity_type.as_ref().map_or("", |t| t.name.as_str());
+        fields.required("ActivityType", activity_type)?;
+        let queue = fields.task_queue(command.task_queue.as_ref(), self.task_queue_name())?;
+        fields.blob("Input", command.input.as_ref())?;
+        let retry_policy = filled(command.retry_policy).map_err(|text| fields.bad(text))?;
+        let timeouts = Timeouts {
+            schedule_to_close: fields
+                .span("ScheduleToCloseTimeout", command.schedule_to_close_timeout.as_ref())?,
+            schedule_to_start: fields
+                .span("ScheduleToStartTimeout", command.schedule_to_start_timeout.as_ref())?,
+            start_to_close: fields
+                .span("StartToCloseTimeout", command.start_to_close_timeout.as_ref())?,
+            heartbeat: fields.span("HeartbeatTimeout", command.heartbeat_timeout.as_ref())?,
+        };
+        let run_timeout = Span::from_proto(self.started.workflow_run_timeout.as_ref());
+        let timeouts = timeouts.normalised(run_timeout).ok_or_else(|| {
+            fields.bad(format!(
+                "A valid StartToClose or ScheduleToCloseTimeout is not set on command. \
+                 ActivityId={id} ActivityType={activity_type}"
+            ))
+        })?;
+        self.check_room_for_activity(id, drawn)?;
+        #[expect(deprecated, reason = "events show the flag as older servers did")]
+        Ok(ActivityTaskScheduledEventAttributes {
+            activity_id: command.activity_id,
+            activity_type: command.activity_type,
+            task_queue: Some(TaskQueue {
+                name: queue,
+                kind: TaskQueueKind::Normal.into(),
+                normal_name: String::new(),
+            }),
+            header: command.header,
+            input: command.input,
+            schedule_to_close_timeout: Some(timeouts.schedule_to_close.to_proto()),
+            schedule_to_start_timeout: Some(timeouts.schedule_to_start.to_proto()),
+            start_to_close_timeout: Some(timeouts.start_to_close.to_proto()),
+            heartbeat_timeout: Some(timeouts.heartbeat.to_proto()),
+            workflow_task_completed_event_id: completed.0,
+            retry_policy: Some(retry_policy),
+            use_workflow_build_id: command.use_workflow_build_id,
+            priority: command.priority,
+        })
+    }
+
+    fn check_room_for_activity(&self, id: &str, drawn: &Drawn<'_>) -> Result<(), CommandFailure> {
+        let max = drawn.limits.pending_activities_max;
+        if self.activities.len() as u64 >= max {
+            return Err(CommandFailure::new(
+                WorkflowTaskFailedCause::PendingActivitiesLimitExceeded,
+                format!("the number of pending activities, {max}, has reached the limit"),
+            ));
+        }
+        if self.activity_by_id(id).is_some() {
+            return Err(CommandFailure::new(
+                WorkflowTaskFailedCause::ScheduleActivityDuplicateId,
+                format!("an activity with ActivityId={id} is pending"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Asks to cancel an activity. True when it had not been started, so that it is cancelled
+    /// now and the workflow has to hear of it.
     pub(super) fn request_cancel_activity(
         &mut self,
         scheduled: EventId,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<bool, CommandFailure> {
-        let _ = (scheduled, completed, drawn);
-        unimplemented!()
+        let is_closed = self.is_ending_buffered(Ending::Activity(scheduled))
+            || self.ended_in_this_decision(scheduled);
+        let pending = self.activities.get(&scheduled).filter(|_| !is_closed);
+        let refusal = |text: String| {
+            Err(CommandFailure::new(
+                WorkflowTaskFailedCause::BadRequestCancelActivityAttributes,
+                text,
+            ))
+        };
+        let is_started = match pending {
+            Some(activity) if activity.cancel_requested.is_some() => {
+                return refusal(format!(
+                    "cancellation of the activity scheduled by event {scheduled} was asked before"
+                ));
+            }
+            Some(activity) => activity.note.started.is_some(),
+            None if is_closed => true,
+            None => {
+                return refusal(format!("no activity was scheduled by event {scheduled}"));
+            }
+        };
+        let requested = self.append(
+            drawn.now,
+            Attributes::ActivityTaskCancelRequestedEventAttributes(
+                ActivityTaskCancelRequestedEventAttributes {
+                    scheduled_event_id: scheduled.0,
+                    workflow_task_completed_event_id: completed.0,
+                },
+            ),
+        );
+        if is_started {
+            return Ok(false);
+        }
+        let identity = self.completer_identity(completed);
+        let canceled = ActivityTaskCanceledEventAttributes {
+            details: Some(json_text("ACTIVITY_ID_NOT_STARTED")),
+            latest_cancel_requested_event_id: requested.0,
+            scheduled_event_id: scheduled.0,
+            identity,
+            ..Default::default()
+        };
+        self.add_event(drawn, Attributes::ActivityTaskCanceledEventAttributes(canceled), None);
+        Ok(true)
     }
 
+    /// Whether the last event of this activity was written by the decision at hand.
+    fn ended_in_this_decision(&self, scheduled: EventId) -> bool {
+        self.uncommitted.iter().any(|event| match &event.attributes {
+            Some(Attributes::ActivityTaskCompletedEventAttributes(a)) => {
+                a.scheduled_event_id == scheduled.0
+            }
+            Some(Attributes::ActivityTaskFailedEventAttributes(a)) => {
+                a.scheduled_event_id == scheduled.0
+            }
+            Some(Attributes::ActivityTaskTimedOutEventAttributes(a)) => {
+                a.scheduled_event_id == scheduled.0
+            }
+            Some(Attributes::ActivityTaskCanceledEventAttributes(a)) => {
+                a.scheduled_event_id == scheduled.0
+            }
+            _ => false,
+        })
+    }
+
+    /// Who completed the workflow task whose Completed event is `completed`, which the decision
+    /// at hand has written.
+    pub(super) fn completer_identity(&self, completed: EventId) -> String {
+        let first = self.uncommitted.first().map_or(0, |event| event.event_id);
+        let place = usize::try_from(completed.0 - first).ok();
+        match place.and_then(|at| self.uncommitted.get(at)).and_then(|e| e.attributes.as_ref()) {
+            Some(Attributes::WorkflowTaskCompletedEventAttributes(a)) => a.identity.clone(),
+            _ => String::new(),
+        }
+    }
+
+    pub(super) fn task_queue_name(&self) -> &str {
+        self.started.task_queue.as_ref().map_or("", |queue| queue.name.as_str())
+    }
+}
+
+/// What workers take and answer.
+impl RunState {
+    /// Records that an offered attempt is handed out. The same ticket gets the same answer again.
     pub(super) fn start_activity(
-        self,
+        mut self,
         scheduled: EventId,
         stamp: u32,
         taker: Taker,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
-        let _ = (scheduled, stamp, taker, drawn);
-        unimplemented!()
+        let offered = self
+            .activities
+            .get(&scheduled)
+            .filter(|a| a.note.stamp == stamp && !a.is_in_backoff())
+            .filter(|_| !self.is_ending_buffered(Ending::Activity(scheduled)))
+            .cloned();
+        let Some(activity) = offered else { return Ok(Decided::with(self, Reply::Gone)) };
+        let task = match &activity.note.started {
+            Some(start) if start.request_id == taker.request_id => {
+                Some(self.activity_task(&activity, start, drawn))
+            }
+            Some(_) => None,
+            None => {
+                let Taker { identity, request_id, sticky: _ } = taker;
+                let start = ActivityStart { at: drawn.now, identity, request_id };
+                self.begin_attempt(scheduled, start, drawn)
+            }
+        };
+        let reply = task.map_or(Reply::Gone, |task| Reply::Activity(Box::new(task)));
+        Ok(Decided::with(self, reply))
     }
 
+    /// Puts an attempt back that no worker has seen: offered again under a new stamp.
     pub(super) fn take_back_activity(
-        self,
+        mut self,
         scheduled: EventId,
         stamp: u32,
         request_id: &str,
-        drawn: &Drawn<'_>,
+        _drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
-        let _ = (scheduled, stamp, request_id, drawn);
-        unimplemented!()
+        if self.is_ending_buffered(Ending::Activity(scheduled)) {
+            return Ok(Decided::done(self));
+        }
+        if let Some(activity) = self.activities.get_mut(&scheduled)
+            && activity.note.stamp == stamp
+            && activity.note.started.as_ref().is_some_and(|s| &*s.request_id == request_id)
+        {
+            let note = &mut Arc::make_mut(activity).note;
+            note.started = None;
+            note.stamp += 1;
+        }
+        Ok(Decided::done(self))
     }
 
+    /// The worker's result. By id it is accepted before the activity is started, too.
     pub(super) fn complete_activity(
-        self,
+        mut self,
         activity: &ActivityRef,
         result: Option<Payloads>,
         identity: String,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
-        let _ = (activity, result, identity, drawn);
-        unimplemented!()
+        let found = self.pending_activity(activity)?;
+        let scheduled = found.scheduled_event_id;
+        if found.note.started.is_none() {
+            if !matches!(activity, ActivityRef::Id(_)) {
+                return Err(not_pending());
+            }
+            let identity = identity.clone();
+            let start = ActivityStart { at: drawn.now, identity, request_id: "".into() };
+            self.begin_attempt(scheduled, start, drawn);
+        }
+        if is_oversized(result.as_ref(), drawn) {
+            let failure = size_failure("Complete result exceeds size limit.");
+            self.fail_attempt(scheduled, failure, identity, drawn);
+            return Ok(Decided::done(self));
+        }
+        self.close_activity(scheduled, drawn, |started| {
+            Attributes::ActivityTaskCompletedEventAttributes(ActivityTaskCompletedEventAttributes {
+                result,
+                scheduled_event_id: scheduled.0,
+                started_event_id: started,
+                identity,
+                ..Default::default()
+            })
+        });
+        Ok(Decided::done(self))
     }
 
+    /// The worker's failure: another attempt, or the end.
     pub(super) fn fail_activity(
-        self,
+        mut self,
         activity: &ActivityRef,
         failure: Option<Failure>,
         last_heartbeat_details: Option<Payloads>,
         identity: String,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
-        let _ = (activity, failure, last_heartbeat_details, identity, drawn);
-        unimplemented!()
+        let scheduled = self.started_activity(activity)?;
+        if let Some(details) = last_heartbeat_details
+            && !is_oversized(Some(&details), drawn)
+        {
+            self.keep_heartbeat(scheduled, Some(details), drawn);
+        }
+        let mut failure = failure.unwrap_or_default();
+        if is_oversized(Some(&failure), drawn) {
+            failure = truncated(&failure, OVERSIZED_FAILURE_BYTES);
+        }
+        self.fail_attempt(scheduled, failure, identity, drawn);
+        Ok(Decided::done(self))
     }
 
+    /// The worker has cancelled the activity, as it was asked to.
     pub(super) fn cancel_activity(
-        self,
+        mut self,
         activity: &ActivityRef,
         details: Option<Payloads>,
         identity: String,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
-        let _ = (activity, details, identity, drawn);
-        unimplemented!()
+        let scheduled = self.started_activity(activity)?;
+        let requested = self.activities.get(&scheduled).and_then(|a| a.cancel_requested);
+        let Some(requested) = requested else {
+            let text = "ActivityTaskCanceled was reported, but its cancellation was not requested.";
+            return Err(Rejection::invalid(text));
+        };
+        if is_oversized(details.as_ref(), drawn) {
+            let failure = size_failure("Cancel details exceed size limit.");
+            self.fail_attempt(scheduled, failure, identity, drawn);
+            return Ok(Decided::done(self));
+        }
+        self.close_activity(scheduled, drawn, |started| {
+            Attributes::ActivityTaskCanceledEventAttributes(ActivityTaskCanceledEventAttributes {
+                details,
+                latest_cancel_requested_event_id: requested.0,
+                scheduled_event_id: scheduled.0,
+                started_event_id: started,
+                identity,
+                ..Default::default()
+            })
+        });
+        Ok(Decided::done(self))
     }
 
+    /// A sign of life; the answer says whether the activity is to be cancelled.
     pub(super) fn heartbeat_activity(
-        self,
+        mut self,
         activity: &ActivityRef,
         details: Option<Payloads>,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
-        let _ = (activity, details, drawn);
-        unimplemented!()
+        let scheduled = self.started_activity(activity)?;
+        let mut cancel_requested =
+            self.activities.get(&scheduled).is_some_and(|a| a.cancel_requested.is_some());
+        if is_oversized(details.as_ref(), drawn) {
+            let identity = self
+                .activities
+                .get(&scheduled)
+                .and_then(|a| a.note.started.as_ref())
+                .map_or_else(String::new, |start| start.identity.clone());
+            let failure = size_failure("Heartbeat details exceed size limit.");
+            self.fail_attempt(scheduled, failure, identity, drawn);
+            cancel_requested = true;
+        } else {
+            self.keep_heartbeat(scheduled, details, drawn);
+        }
+        Ok(Decided::with(self, Reply::Heartbeat { cancel_requested }))
+    }
+}
+
+/// Steps of the above.
+impl RunState {
+    fn activity_by_id(&self, id: &str) -> Option<&Arc<Activity>> {
+        self.activities.values().find(|a| {
+            a.attributes.activity_id == id
+                && !self.is_ending_buffered(Ending::Activity(a.scheduled_event_id))
+        })
     }
 
-    pub(super) fn fire_activities(&mut self, drawn: &Drawn<'_>) {
-        let _ = drawn;
-        unimplemented!()
+    fn pending_activity(&self, by: &ActivityRef) -> Result<&Arc<Activity>, Rejection> {
+        if !self.status.is_open() {
+            return Err(Rejection::AlreadyCompleted);
+        }
+        match by {
+            ActivityRef::Attempt { scheduled, attempt, stamp } => self
+                .activities
+                .get(scheduled)
+                .filter(|a| a.note.attempt == *attempt && a.note.stamp == *stamp)
+                .filter(|_| !self.is_ending_buffered(Ending::Activity(*scheduled)))
+                .ok_or_else(not_pending),
+            ActivityRef::Id(id) => self.activity_by_id(id).ok_or_else(|| {
+                let text = format!("cannot find pending activity with ActivityID {id}");
+                Rejection::ActivityNotFound(text)
+            }),
+        }
     }
 
-    /// What a pending activity owes: its offer or its nearest timeout.
-    pub(crate) fn activity_effects(&self, activity: &Activity, out: &mut Vec<Effect>) {
-        let _ = (activity, out);
-        unimplemented!()
+    fn started_activity(&self, by: &ActivityRef) -> Result<EventId, Rejection> {
+        let activity = self.pending_activity(by)?;
+        activity.note.started.as_ref().ok_or_else(not_pending)?;
+        Ok(activity.scheduled_event_id)
     }
 
+    fn begin_attempt(
+        &mut self,
+        scheduled: EventId,
+        start: ActivityStart,
+        drawn: &Drawn<'_>,
+    ) -> Option<ActivityTask> {
+        let activity = self.activities.get_mut(&scheduled)?;
+        let note = &mut Arc::make_mut(activity).note;
+        note.started = Some(start.clone());
+        // A completion by id may come during the backoff.
+        note.retry_wait = None;
+        let activity = Arc::clone(activity);
+        Some(self.activity_task(&activity, &start, drawn))
+    }
+
+    fn keep_heartbeat(&mut self, scheduled: EventId, details: Option<Payloads>, drawn: &Drawn<'_>) {
+        if let Some(activity) = self.activities.get_mut(&scheduled) {
+            let note = &mut Arc::make_mut(activity).note;
+            note.heartbeat_details = details.map(Proto);
+            note.heartbeat_at = Some(drawn.now);
+        }
+    }
+
+    fn fail_attempt(
+        &mut self,
+        scheduled: EventId,
+        failure: Failure,
+        identity: String,
+        drawn: &Drawn<'_>,
+    ) {
+        let state = self.retry_activity(scheduled, &failure, drawn);
+        if state == RetryState::InProgress {
+            return;
+        }
+        self.close_activity(scheduled, drawn, |started| {
+            Attributes::ActivityTaskFailedEventAttributes(ActivityTaskFailedEventAttributes {
+                failure: Some(failure),
+                scheduled_event_id: scheduled.0,
+                started_event_id: started,
+                identity,
+                retry_state: state.into(),
+                ..Default::default()
+            })
+        });
+    }
+
+    /// Ends an activity: the Started event, if it was started, then the one that `ending` makes
+    /// of its id. 0 while both wait in the buffer: the flush fills it in.
+    pub(super) fn close_activity(
+        &mut self,
+        scheduled: EventId,
+        drawn: &Drawn<'_>,
+        ending: impl FnOnce(i64) -> Attributes,
+    ) {
+        let Some(activity) = self.activities.get(&scheduled) else { return };
+        let note = &activity.note;
+        let mut started_event = 0;
+        if let Some(start) = &note.started {
+            let attributes = ActivityTaskStartedEventAttributes {
+                scheduled_event_id: scheduled.0,
+                identity: start.identity.clone(),
+                request_id: start.request_id.to_string(),
+                attempt: i32::try_from(note.attempt).unwrap_or(i32::MAX),
+                last_failure: note.last_failure.as_ref().map(|f| f.0.clone()),
+                ..Default::default()
+            };
+            let attributes = Attributes::ActivityTaskStartedEventAttributes(attributes);
+            let id = self.add_event(drawn, attributes, None);
+            started_event = id.map_or(0, |id| id.0);
+        }
+        self.add_event(drawn, ending(started_event), None);
+        self.ensure_workflow_task(drawn);
+    }
+
+    fn activity_task(
+        &self,
+        activity: &Activity,
+        start: &ActivityStart,
+        drawn: &Drawn<'_>,
+    ) -> ActivityTask {
+        let (a, note) = (&activity.attributes, &activity.note);
+        let response = PollActivityTaskQueueResponse {
+            workflow_namespace: drawn.namespace_name.to_owned(),
+            workflow_type: self.started.workflow_type.clone(),
+            workflow_execution: Some(self.execution()),
+            activity_type: a.activity_type.clone(),
+            activity_id: a.activity_id.clone(),
+            header: a.header.clone(),
+            input: a.input.clone(),
+            heartbeat_details: note.heartbeat_details.as_ref().map(|d| d.0.clone()),
+            scheduled_time: Some(activity.scheduled_at.to_proto()),
+            current_attempt_scheduled_time: Some(note.attempt_scheduled_at.to_proto()),
+            started_time: Some(start.at.to_proto()),
+            attempt: i32::try_from(note.attempt).unwrap_or(i32::MAX),
+            schedule_to_close_timeout: a.schedule_to_close_timeout,
+            start_to_close_timeout: a.start_to_close_timeout,
+            heartbeat_timeout: a.heartbeat_timeout,
+            retry_policy: a.retry_policy.clone(),
+            priority: Some(self.activity_priority(activity).1),
+            ..Default::default()
+        };
+        ActivityTask {
+            scheduled: activity.scheduled_event_id,
+            attempt: note.attempt,
+            stamp: note.stamp,
+            response: Box::new(response),
+        }
+    }
+
+    /// The priority of its offers, and as the API says it: what it leaves open is the workflow's.
+    pub(super) fn activity_priority(&self, activity: &Activity) -> (u8, Priority) {
+        let mut priority = activity.attributes.priority.clone().unwrap_or_default();
+        if let Some(inherited) = &self.started.priority {
+            if priority.priority_key == 0 {
+                priority.priority_key = inherited.priority_key;
+            }
+            if priority.fairness_key.is_empty() {
+                priority.fairness_key.clone_from(&inherited.fairness_key);
+            }
+            if priority.fairness_weight == 0.0 {
+                priority.fairness_weight = inherited.fairness_weight;
+            }
+        }
+        (priority_level(&priority), priority)
+    }
+
+    /// This run as the API names it.
+    pub(super) fn execution(&self) -> WorkflowExecution {
+        WorkflowExecution {
+            workflow_id: self.key.workflow_id.as_str().to_owned(),
+            run_id: self.run_id.as_str().to_owned(),
+        }
+    }
+}
+
+/// The level of an offer, 1 (first) to 5; 3 where nothing is said.
+pub(super) fn priority_level(priority: &Priority) -> u8 {
+    match priority.priority_key {
+        ..=0 => PRIORITY_DEFAULT,
+        key => key.min(PRIORITY_LAST) as u8,
+    }
+}
+
+/// The folds.
+impl RunState {
     pub(super) fn fold_activity_scheduled(
         &mut self,
         event: &HistoryEvent,
         attributes: &ActivityTaskScheduledEventAttributes,
     ) {
-        let _ = (event, Arc::new(attributes));
-        unimplemented!()
+        let scheduled = EventId(event.event_id);
+        let at = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or(self.last_event_time);
+        let note = ActivityNote {
+            attempt: 1,
+            stamp: 1,
+            attempt_scheduled_at: at,
+            started: None,
+            last_failure: None,
+            last_worker_identity: String::new(),
+            last_attempt_completed_at: None,
+            heartbeat_details: None,
+            heartbeat_at: None,
+            retry_wait: None,
+        };
+        let activity = Activity {
+            scheduled_event_id: scheduled,
+            attributes: Arc::new(attributes.clone()),
+            user_metadata: event.user_metadata.clone().map(Arc::new),
+            scheduled_at: at,
+            cancel_requested: None,
+            note,
+        };
+        self.activities.insert(scheduled, Arc::new(activity));
     }
 
     pub(super) fn fold_activity_cancel_requested(
@@ -132,12 +639,49 @@ impl RunState {
         event: &HistoryEvent,
         attributes: &ActivityTaskCancelRequestedEventAttributes,
     ) {
-        let _ = (event, attributes);
-        unimplemented!()
+        // It may have ended in the meantime.
+        if let Some(activity) = self.activities.get_mut(&EventId(attributes.scheduled_event_id)) {
+            Arc::make_mut(activity).cancel_requested = Some(EventId(event.event_id));
+        }
     }
 
     /// Completed, Failed, TimedOut or Canceled.
     pub(super) fn fold_activity_closed(&mut self, scheduled: EventId) {
         self.activities.remove(&scheduled);
+    }
+}
+
+fn not_pending() -> Rejection {
+    Rejection::ActivityNotFound(
+        "invalid activityID or activity already timed out or invoking workflow is completed".into(),
+    )
+}
+
+fn is_oversized(message: Option<&impl Message>, drawn: &Drawn<'_>) -> bool {
+    message.is_some_and(|m| m.encoded_len() as u64 > drawn.limits.blob_bytes_max)
+}
+
+/// The failure of an activity whose worker sent more than fits.
+fn size_failure(message: &str) -> Failure {
+    Failure {
+        message: message.to_owned(),
+        source: "Server".to_owned(),
+        failure_info: Some(FailureInfo::ApplicationFailureInfo(ApplicationFailureInfo {
+            non_retryable: true,
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+/// A text as the JSON payload that SDKs read.
+fn json_text(text: &'static str) -> Payloads {
+    let encoding = ("encoding".to_owned(), bytes::Bytes::from_static(b"json/plain"));
+    Payloads {
+        payloads: vec![Payload {
+            metadata: [encoding].into(),
+            data: format!("\"{text}\"").into(),
+            ..Default::default()
+        }],
     }
 }

@@ -27,6 +27,8 @@ use crate::request::{Drawn, RunRequest};
 use crate::time::Timestamp;
 
 mod activity;
+mod activity_retry;
+mod activity_timeout;
 mod buffer;
 mod child;
 mod close;
@@ -34,6 +36,7 @@ mod command;
 mod describe;
 mod event;
 mod external;
+mod field;
 mod fold;
 mod property;
 mod reply;
@@ -43,6 +46,7 @@ mod timer;
 mod workflow_task;
 
 pub use describe::QueryRoute;
+pub use fold::FoldError;
 pub use reply::{ActivityTask, Reply, StartedTask};
 pub use start::decide_start;
 
@@ -166,6 +170,10 @@ pub struct HeldTask {
     pub due: Timestamp,
     /// When a chain of heartbeats began, if this task continues one.
     pub heartbeat_since: Option<Timestamp>,
+    /// 1, or more for a transient task, whose end leaves no event unless it completes.
+    pub attempt: u32,
+    /// Its answer is being applied: what that brings about waits behind the commands' own events.
+    pub answered: bool,
 }
 
 /// What a decision comes to.

@@ -1,0 +1,303 @@
+//! Whether a failed attempt of an activity is followed by another, and when (semantics 6.2).
+//! It never writes an event: attempts before the last are kept out of history.
+
+use std::sync::Arc;
+
+use piton_proto::common::RetryPolicy;
+use piton_proto::enums::{RetryState, TimeoutType};
+use piton_proto::failure::Failure;
+use piton_proto::failure::failure::FailureInfo;
+use prost::Message;
+
+use super::{Activity, RunState};
+use crate::id::EventId;
+use crate::message::Proto;
+use crate::request::Drawn;
+use crate::time::{Span, Timestamp};
+
+const INITIAL_INTERVAL: Span = Span::from_secs(1);
+/// The longest interval is this many times the initial one, unless it is given.
+const INTERVAL_FACTOR_MAX: i64 = 100;
+const COEFFICIENT: f64 = 2.0;
+const TIMEOUT_PREFIX: &str = "TemporalTimeout:";
+
+/// The policy with defaults filled in; no policy is all defaults.
+///
+/// # Errors
+/// The text of the refusal (semantics 2.5).
+pub(super) fn filled(policy: Option<RetryPolicy>) -> Result<RetryPolicy, String> {
+    let mut policy = policy.unwrap_or_default();
+    let initial = Span::from_proto(policy.initial_interval.as_ref());
+    if policy.initial_interval.is_none() || initial == Span::ZERO {
+        policy.initial_interval = Some(INITIAL_INTERVAL.to_proto());
+    }
+    let initial = Span::from_proto(policy.initial_interval.as_ref());
+    let maximum = Span::from_proto(policy.maximum_interval.as_ref());
+    if policy.maximum_interval.is_none() || maximum == Span::ZERO {
+        let maximum = Span(initial.0.saturating_mul(INTERVAL_FACTOR_MAX)).min(Span::MAX);
+        policy.maximum_interval = Some(maximum.to_proto());
+    }
+    if policy.backoff_coefficient == 0.0 {
+        policy.backoff_coefficient = COEFFICIENT;
+    }
+    if policy.maximum_attempts != 1 {
+        check(&policy)?;
+    }
+    Ok(policy)
+}
+
+fn check(policy: &RetryPolicy) -> Result<(), String> {
+    let initial = Span::from_proto(policy.initial_interval.as_ref());
+    let maximum = Span::from_proto(policy.maximum_interval.as_ref());
+    let refusal = if initial < Span::ZERO {
+        "InitialInterval cannot be negative on retry policy."
+    } else if policy.backoff_coefficient.is_nan() || policy.backoff_coefficient < 1.0 {
+        "BackoffCoefficient cannot be less than 1 on retry policy."
+    } else if maximum < Span::ZERO {
+        "MaximumInterval cannot be negative on retry policy."
+    } else if maximum < initial {
+        "MaximumInterval cannot be less than InitialInterval on retry policy."
+    } else if policy.maximum_attempts < 0 {
+        "MaximumAttempts cannot be negative on retry policy."
+    } else {
+        return policy.non_retryable_error_types.iter().try_for_each(|name| check_type(name));
+    };
+    Err(refusal.to_owned())
+}
+
+fn check_type(name: &str) -> Result<(), String> {
+    let Some(timeout) = name.strip_prefix(TIMEOUT_PREFIX) else { return Ok(()) };
+    match timeout {
+        "StartToClose" | "ScheduleToStart" | "ScheduleToClose" | "Heartbeat" => Ok(()),
+        _ => Err(format!("Invalid timeout type value: {timeout}.")),
+    }
+}
+
+/// The wait before the attempt after `attempt`: initial x coefficient^(attempt-1), capped.
+fn backoff(policy: &RetryPolicy, attempt: u32) -> Span {
+    const UNIT: i128 = 1_000_000;
+    let maximum = i128::from(Span::from_proto(policy.maximum_interval.as_ref()).0) * UNIT;
+    let coefficient = (policy.backoff_coefficient.min(1e9) * UNIT as f64) as i128;
+    let mut wait = i128::from(Span::from_proto(policy.initial_interval.as_ref()).0) * UNIT;
+    if coefficient > UNIT {
+        for _ in 1..attempt {
+            if wait >= maximum {
+                break;
+            }
+            wait = wait * coefficient / UNIT;
+        }
+    }
+    Span((wait.min(maximum) / UNIT) as i64)
+}
+
+/// The name that a timeout has in messages and in lists of types that are not retried.
+pub(super) fn timeout_name(kind: TimeoutType) -> &'static str {
+    match kind {
+        TimeoutType::Unspecified => "Unspecified",
+        TimeoutType::StartToClose => "StartToClose",
+        TimeoutType::ScheduleToStart => "ScheduleToStart",
+        TimeoutType::ScheduleToClose => "ScheduleToClose",
+        TimeoutType::Heartbeat => "Heartbeat",
+    }
+}
+
+fn is_retryable(failure: &Failure, policy: &RetryPolicy) -> bool {
+    let listed = |name: &str| policy.non_retryable_error_types.iter().any(|t| t == name);
+    match &failure.failure_info {
+        Some(FailureInfo::CanceledFailureInfo(_) | FailureInfo::TerminatedFailureInfo(_)) => false,
+        Some(FailureInfo::ApplicationFailureInfo(info)) => {
+            !info.non_retryable && !listed(&info.r#type)
+        }
+        Some(FailureInfo::ServerFailureInfo(info)) => !info.non_retryable,
+        Some(FailureInfo::TimeoutFailureInfo(info)) => {
+            !listed(&format!("{TIMEOUT_PREFIX}{}", timeout_name(info.timeout_type())))
+        }
+        Some(
+            FailureInfo::ResetWorkflowFailureInfo(_)
+            | FailureInfo::ActivityFailureInfo(_)
+            | FailureInfo::ChildWorkflowExecutionFailureInfo(_)
+            | FailureInfo::NexusOperationExecutionFailureInfo(_)
+            | FailureInfo::NexusHandlerFailureInfo(_),
+        )
+        | None => true,
+    }
+}
+
+impl Activity {
+    /// The wait before the next attempt, or why there is none. The order of the reasons is the
+    /// API's: the first that holds is shown.
+    fn next_wait(&self, failure: &Failure, now: Timestamp) -> Result<Span, RetryState> {
+        let Some(policy) = &self.attributes.retry_policy else {
+            return Err(RetryState::RetryPolicyNotSet);
+        };
+        if self.cancel_requested.is_some() {
+            return Err(RetryState::CancelRequested);
+        }
+        if let Some(FailureInfo::TimeoutFailureInfo(info)) = &failure.failure_info
+            && matches!(
+                info.timeout_type(),
+                TimeoutType::ScheduleToStart | TimeoutType::ScheduleToClose
+            )
+        {
+            return Err(RetryState::Timeout);
+        }
+        if !is_retryable(failure, policy) {
+            return Err(RetryState::NonRetryableFailure);
+        }
+        if policy.maximum_attempts > 0
+            && self.note.attempt >= policy.maximum_attempts.unsigned_abs()
+        {
+            return Err(RetryState::MaximumAttemptsReached);
+        }
+        let asked = match &failure.failure_info {
+            Some(FailureInfo::ApplicationFailureInfo(info)) => info.next_retry_delay.as_ref(),
+            _ => None,
+        };
+        let wait = match asked {
+            Some(delay) => Span::from_proto(Some(delay)).max(Span::ZERO),
+            None => backoff(policy, self.note.attempt),
+        };
+        if self.schedule_to_close_due().is_some_and(|due| now + wait > due) {
+            return Err(RetryState::Timeout);
+        }
+        Ok(wait)
+    }
+}
+
+impl RunState {
+    /// Begins the next attempt, or says why there is none.
+    pub(super) fn retry_activity(
+        &mut self,
+        scheduled: EventId,
+        failure: &Failure,
+        drawn: &Drawn<'_>,
+    ) -> RetryState {
+        let Some(activity) = self.activities.get_mut(&scheduled) else {
+            return RetryState::Unspecified;
+        };
+        let wait = match activity.next_wait(failure, drawn.now) {
+            Ok(wait) => wait,
+            Err(state) => return state,
+        };
+        let note = &mut Arc::make_mut(activity).note;
+        note.attempt += 1;
+        note.stamp += 1;
+        note.attempt_scheduled_at = drawn.now + wait;
+        note.retry_wait = wait.given();
+        note.last_failure =
+            Some(Proto(truncated(failure, drawn.limits.retry_failure_bytes_max as usize)));
+        note.last_attempt_completed_at = Some(drawn.now);
+        if let Some(start) = note.started.take() {
+            note.last_worker_identity = start.identity;
+        }
+        RetryState::InProgress
+    }
+}
+
+/// A failure in at most about `bytes_max` bytes: the message, then the stack trace are cut, the
+/// details and what does not fit of the causes are left out. What decides about retries is kept.
+pub(super) fn truncated(failure: &Failure, bytes_max: usize) -> Failure {
+    if failure.encoded_len() <= bytes_max {
+        return failure.clone();
+    }
+    let message = cut(&failure.message, bytes_max);
+    let room = bytes_max - message.len();
+    let stack_trace = cut(&failure.stack_trace, room);
+    let room = room - stack_trace.len();
+    let failure_info = failure.failure_info.clone().map(|info| match info {
+        FailureInfo::ApplicationFailureInfo(mut info) => {
+            info.details = None;
+            FailureInfo::ApplicationFailureInfo(info)
+        }
+        FailureInfo::TimeoutFailureInfo(mut info) => {
+            info.last_heartbeat_details = None;
+            FailureInfo::TimeoutFailureInfo(info)
+        }
+        FailureInfo::CanceledFailureInfo(mut info) => {
+            info.details = None;
+            FailureInfo::CanceledFailureInfo(info)
+        }
+        other => other,
+    });
+    let cause = failure.cause.as_ref().filter(|cause| cause.encoded_len() <= room).cloned();
+    Failure {
+        message: message.to_owned(),
+        source: failure.source.clone(),
+        stack_trace: stack_trace.to_owned(),
+        encoded_attributes: None,
+        cause,
+        failure_info,
+    }
+}
+
+/// The longest beginning of a text within `bytes_max` bytes that ends between two characters.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(initial_ms: i64, coefficient: f64, maximum_ms: i64) -> RetryPolicy {
+        RetryPolicy {
+            initial_interval: Some(Span(initial_ms).to_proto()),
+            backoff_coefficient: coefficient,
+            maximum_interval: Some(Span(maximum_ms).to_proto()),
+            ..RetryPolicy::default()
+        }
+    }
+
+    #[test]
+    fn backoff_grows_by_the_coefficient_up_to_the_maximum() {
+        let waits = |p: &RetryPolicy| [1, 2, 3, 4, 40].map(|attempt| backoff(p, attempt).0);
+        assert_eq!(waits(&policy(1000, 2.0, 7000)), [1000, 2000, 4000, 7000, 7000]);
+        assert_eq!(waits(&policy(1000, 1.0, 7000)), [1000; 5]);
+        assert_eq!(waits(&policy(10, 1.5, 1_000_000))[..4], [10, 15, 22, 33]);
+        assert_eq!(backoff(&policy(1, 1e300, Span::MAX.0), u32::MAX), Span::MAX);
+    }
+
+    #[test]
+    fn defaults_fill_what_a_policy_leaves_open() {
+        let filled = filled(None).expect("defaults are valid");
+        assert_eq!(Span::from_proto(filled.initial_interval.as_ref()), Span::from_secs(1));
+        assert_eq!(Span::from_proto(filled.maximum_interval.as_ref()), Span::from_secs(100));
+        assert_eq!((filled.backoff_coefficient, filled.maximum_attempts), (2.0, 0));
+    }
+
+    #[test]
+    fn policies_out_of_range_are_refused_unless_there_is_one_attempt() {
+        for (policy, names) in [
+            (policy(1000, 0.5, 2000), "BackoffCoefficient"),
+            (policy(1000, f64::NAN, 2000), "BackoffCoefficient"),
+            (policy(1000, 2.0, 500), "MaximumInterval"),
+            (policy(-1, 2.0, 500), "InitialInterval"),
+            (RetryPolicy { maximum_attempts: -1, ..policy(1, 2.0, 2) }, "MaximumAttempts"),
+        ] {
+            let text = filled(Some(policy.clone())).expect_err("out of range");
+            assert!(text.contains(names), "{text}");
+            if policy.maximum_attempts == 0 {
+                let once = RetryPolicy { maximum_attempts: 1, ..policy };
+                assert_eq!(filled(Some(once)).map(|p| p.maximum_attempts), Ok(1));
+            }
+        }
+        let named = |name: &str| RetryPolicy {
+            non_retryable_error_types: vec![name.to_owned()],
+            ..RetryPolicy::default()
+        };
+        assert!(filled(Some(named("TemporalTimeout:Nap"))).is_err());
+        assert!(filled(Some(named("TemporalTimeout:Heartbeat"))).is_ok());
+    }
+
+    #[test]
+    fn a_long_failure_is_cut_between_characters() {
+        let failure = Failure { message: "ä".repeat(100), ..Failure::default() };
+        let cut = truncated(&failure, 51);
+        assert_eq!(cut.message, "ä".repeat(25));
+        assert_eq!(truncated(&failure, 1000), failure);
+    }
+}
