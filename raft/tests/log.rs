@@ -37,9 +37,7 @@ fn entries(range: std::ops::Range<u64>, term: u64) -> Vec<EntryRecord> {
 }
 
 /// Runs one operation and returns its outcome.
-fn wait(
-    submit: impl FnOnce(Box<dyn FnOnce(Result<(), LogError>) + Send>),
-) -> Result<(), LogError> {
+fn wait(submit: impl FnOnce(Box<dyn FnOnce(Result<(), LogError>) + Send>)) -> Result<(), LogError> {
     let (tx, rx) = mpsc::channel();
     submit(Box::new(move |outcome| tx.send(outcome).expect("the test waits")));
     rx.recv().expect("the log answers every operation")

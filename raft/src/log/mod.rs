@@ -166,6 +166,32 @@ impl Log {
         dir: PathBuf,
         config: LogConfig,
     ) -> Result<(Log, Recovered), LogError> {
+        let (shared, writer, recovered) = Log::recover(disk, dir, config)?;
+        let thread = thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| LogError::disk("start the writer of", &shared.dir, error))?;
+        let writer = WriterThread { shared: shared.clone(), thread: Mutex::new(Some(thread)) };
+        Ok((Log { shared, writer: Arc::new(writer) }, recovered))
+    }
+
+    /// As [`Log::open`], but without a thread: nothing is written but by the returned writer. For
+    /// tests and simulations, which decide themselves when.
+    pub fn open_manual(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        config: LogConfig,
+    ) -> Result<(Log, Recovered, ManualWriter), LogError> {
+        let (shared, writer, recovered) = Log::recover(disk, dir, config)?;
+        let thread = WriterThread { shared: shared.clone(), thread: Mutex::new(None) };
+        Ok((Log { shared, writer: Arc::new(thread) }, recovered, ManualWriter { writer }))
+    }
+
+    fn recover(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        config: LogConfig,
+    ) -> Result<(Arc<Shared>, Writer, Recovered), LogError> {
         let config = LogConfig {
             segment_bytes: config.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
             waiting_bytes_max: config.waiting_bytes_max.min(SEGMENT_BYTES_MAX as usize),
@@ -174,12 +200,7 @@ impl Log {
         let opened = recovery::open(disk.as_ref(), &dir, &config)?;
         let shared = Arc::new(Shared::new(dir, config, opened.groups, opened.segments));
         let writer = Writer::new(shared.clone(), disk, opened.newest);
-        let thread = std::thread::Builder::new()
-            .name("log-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|error| LogError::disk("start the writer of", &shared.dir, error))?;
-        let writer = WriterThread { shared: shared.clone(), thread: Mutex::new(Some(thread)) };
-        Ok((Log { shared, writer: Arc::new(writer) }, opened.recovered))
+        Ok((shared, writer, opened.recovered))
     }
 
     /// Appends entries that continue the group's log (or begin it at any index, where it has
@@ -309,6 +330,25 @@ impl Log {
 impl fmt::Debug for Log {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Log").field("dir", &self.shared.dir).finish_non_exhaustive()
+    }
+}
+
+/// The writer of a log that was opened without a thread.
+pub struct ManualWriter {
+    writer: Writer,
+}
+
+impl ManualWriter {
+    /// Writes what waits as one batch and runs its callbacks; with nothing waiting, does what an
+    /// idle writer does (proves the last batch, frees and rewrites). False: the log has failed.
+    pub fn write_batch(&mut self) -> bool {
+        self.writer.step_now()
+    }
+}
+
+impl fmt::Debug for ManualWriter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("ManualWriter").finish_non_exhaustive()
     }
 }
 

@@ -333,11 +333,12 @@ impl Found {
         // A torn batch had the number after the last whole one; its number is not used again.
         let batch = self.last_batch + 2;
         let mut builder = BatchBuilder::new(Place { segment: number, offset: 0 }, batch);
-        let heads: Vec<GroupHead> = std::mem::take(&mut self.heads).into_values().collect();
-        push_heads(&mut builder, &Head { previous, first_live }, &heads);
+        push_heads(&mut builder, &Head { previous, first_live }, self.heads.values());
         let mut index = SegmentIndex::default();
         self.copy_tail(&mut builder, &mut index);
         entries.merge(number, &index);
+        entries.purge(&self.heads);
+        let heads: Vec<GroupHead> = std::mem::take(&mut self.heads).into_values().collect();
 
         let path = spare_path(dir, number);
         let file = disk.create(&path).map_err(|error| LogError::disk("create", &path, error))?;

@@ -142,11 +142,28 @@ impl Writer {
         }
     }
 
-    /// Writes one batch; false where there will be no other.
+    /// Waits for work and writes one batch; false where there will be no other.
     fn turn(&mut self) -> bool {
         let shared = self.shared.clone();
         let mut state = shared.state.lock();
         let call = self.await_call(&mut state);
+        self.step(call, state)
+    }
+
+    /// Writes what waits, or else does what an idle writer does, without waiting; false where
+    /// there will be no other batch.
+    pub(super) fn step_now(&mut self) -> bool {
+        let shared = self.shared.clone();
+        let state = shared.state.lock();
+        if state.failure.is_some() {
+            return false;
+        }
+        let call = if state.queue.is_empty() { Call::Idle } else { Call::Work };
+        self.step(call, state)
+    }
+
+    fn step(&mut self, call: Call, mut state: MutexGuard<'_, State>) -> bool {
+        let shared = self.shared.clone();
         let taken = self.take(&mut state);
         drop(state);
         let last = matches!(call, Call::Close);
@@ -521,7 +538,11 @@ pub(super) fn bare(kind: RecordKind, group: GroupId, index: u64) -> Content<'sta
 
 /// Begins a segment's opening batch: all that is known of a group but its entries, so that older
 /// segments can go.
-pub(super) fn push_heads(builder: &mut BatchBuilder, head: &Head, heads: &[GroupHead]) {
+pub(super) fn push_heads<'a>(
+    builder: &mut BatchBuilder,
+    head: &Head,
+    heads: impl IntoIterator<Item = &'a GroupHead>,
+) {
     let payload = head.encode();
     builder.push(Content { payload: &payload, ..bare(RecordKind::Head, GroupId(0), 0) });
     for GroupHead { group, vote, purged, committed } in heads {
