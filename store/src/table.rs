@@ -192,7 +192,8 @@ impl Table {
         )
     }
 
-    /// Applies the writes of one or more whole entries; readers see all of them or none.
+    /// Applies the writes of one or more whole entries; readers see all of them or none. Keys and
+    /// values are kept as they are: a slice of a large buffer keeps the buffer until checkpointed.
     ///
     /// # Panics
     /// If `mark` is before the last one, or a restore is going on: the caller broke the order of

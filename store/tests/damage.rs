@@ -1,6 +1,9 @@
 //! sled's directory damaged, restarted over, killed under load: opening never panics and never
 //! keeps what it cannot rely on.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::print_stdout, reason = "a failing run names its seed")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! One suite for every engine: the contract of `trait Store`.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -1,6 +1,8 @@
 //! First figures, by hand: `cargo test --release -p piton-store --test measure -- --ignored
 //! --nocapture`. Checkpoints of one table over sled, and reads beside them.
 
+#![expect(clippy::print_stdout, reason = "figures are printed")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
