@@ -234,7 +234,7 @@ fn crash_and_reopen(seed: u64) {
 #[test]
 fn what_was_acknowledged_survives_every_crash_and_nothing_is_invented() {
     let seeds = std::env::var("PITON_LOG_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
-    for seed in 0..seeds.unwrap_or(500) {
+    for seed in 0..seeds.unwrap_or(300) {
         crash_and_reopen(seed);
     }
 }

@@ -1,0 +1,379 @@
+//! What the log does on a disk that fails or decays: it refuses, says where, and never
+//! acknowledges what may be lost. And that it gives space back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use piton_raft::log::{
+    EntryRecord, Faults, FaultyDisk, GroupId, GroupLogState, Log, LogConfig, LogError,
+    ManualWriter, RealDisk,
+};
+
+const GROUP: GroupId = GroupId(1);
+const OTHER: GroupId = GroupId(2);
+
+fn dir() -> PathBuf {
+    PathBuf::from("/log")
+}
+
+fn small() -> LogConfig {
+    LogConfig {
+        segment_bytes: 2 << 10,
+        preallocate_bytes: 256,
+        cache_bytes_max: 0,
+        ..LogConfig::default()
+    }
+}
+
+/// One segment for all, and no batch of an idle writer while a test looks.
+fn large() -> LogConfig {
+    LogConfig { idle_after: Duration::from_secs(3600), ..LogConfig::default() }
+}
+
+fn open(disk: &FaultyDisk, config: LogConfig) -> Result<(Log, ManualWriter), LogError> {
+    let (log, _, writer) = Log::open_manual(Arc::new(disk.clone()), dir(), config)?;
+    Ok((log, writer))
+}
+
+fn open_threaded(disk: &FaultyDisk, config: LogConfig) -> Log {
+    Log::open(Arc::new(disk.clone()), dir(), config).expect("open the log").0
+}
+
+fn entry(index: u64) -> EntryRecord {
+    EntryRecord { index, term: 1, bytes: Bytes::from(format!("<entry {index:05}>")) }
+}
+
+fn entries(range: std::ops::Range<u64>) -> Vec<EntryRecord> {
+    range.map(entry).collect()
+}
+
+fn wait(submit: impl FnOnce(Box<dyn FnOnce(Result<(), LogError>) + Send>)) -> Result<(), LogError> {
+    let (tx, rx) = mpsc::channel();
+    submit(Box::new(move |outcome| tx.send(outcome).expect("the test waits")));
+    rx.recv().expect("the log answers every operation")
+}
+
+fn read_all(log: &Log, group: GroupId) -> Result<Vec<EntryRecord>, LogError> {
+    log.read(group, 0..u64::MAX, usize::MAX)
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_acknowledged_again() {
+    let disk = FaultyDisk::new(1);
+    let log = open_threaded(&disk, large());
+    wait(|done| log.append(GROUP, entries(1..3), done)).expect("append");
+    disk.set_faults(Faults { fail_at_sync: Some(1), ..Faults::default() });
+    let first = wait(|done| log.append(GROUP, entries(3..4), done));
+    assert!(matches!(first, Err(LogError::Disk { action: "sync", .. })), "{first:?}");
+    assert!(log.failed().borrow().as_ref().is_some_and(|reason| reason.contains("sync")));
+    for index in 4..10 {
+        let later = wait(|done| log.append(GROUP, vec![entry(index)], done));
+        assert!(matches!(later, Err(LogError::Failed { .. })), "{later:?}");
+    }
+    let later = wait(|done| log.sync(done));
+    assert!(matches!(later, Err(LogError::Failed { .. })), "{later:?}");
+    assert_eq!(log.synced_index(GROUP), 2);
+
+    let (reopened, _) = open(&disk.cut_power(), large()).expect("open");
+    assert_eq!(read_all(&reopened, GROUP).expect("read"), entries(1..3));
+}
+
+#[test]
+fn all_who_wait_are_told_when_a_sync_fails() {
+    let disk = FaultyDisk::new(1);
+    let log = open_threaded(&disk, large());
+    disk.hold_syncs(true);
+    disk.set_faults(Faults { fail_at_sync: Some(1), ..Faults::default() });
+    let (tx, rx) = mpsc::channel();
+    for index in 1..20 {
+        let tx = tx.clone();
+        log.append(GROUP, vec![entry(index)], move |outcome| {
+            tx.send(outcome.is_err()).expect("the test waits");
+        });
+    }
+    drop(tx);
+    disk.hold_syncs(false);
+    assert_eq!(rx.iter().collect::<Vec<_>>(), vec![true; 19]);
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_the_log_goes_on_once_there_is_room() {
+    let disk = FaultyDisk::new(1);
+    let (log, mut writer) = open(&disk, small()).expect("open");
+    disk.set_faults(Faults { capacity: Some(6 << 10), ..Faults::default() });
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    for index in 1..1000 {
+        let acknowledged = acknowledged.clone();
+        log.append(GROUP, vec![entry(index)], move |outcome| {
+            if outcome.is_ok() {
+                acknowledged.store(index, Ordering::Relaxed);
+            }
+        });
+        if !writer.write_batch() {
+            break;
+        }
+    }
+    let acknowledged = acknowledged.load(Ordering::Relaxed);
+    assert!((20..999).contains(&acknowledged), "the disk filled up at {acknowledged}");
+    let disk = disk.kill();
+    disk.set_faults(Faults { capacity: Some(6 << 10), ..Faults::default() });
+    assert!(matches!(open(&disk, small()), Err(LogError::Disk { .. })));
+    let disk = disk.kill();
+    let (log, mut writer) = open(&disk, small()).expect("open");
+    let read = read_all(&log, GROUP).expect("read");
+    assert!(read.len() as u64 >= acknowledged);
+    assert_eq!(read, entries(1..read.len() as u64 + 1));
+    log.append(GROUP, vec![entry(read.len() as u64 + 1)], |outcome| outcome.expect("append"));
+    assert!(writer.write_batch());
+}
+
+#[test]
+fn those_who_wait_while_a_sync_runs_share_the_next_one() {
+    let disk = FaultyDisk::new(1);
+    let log = open_threaded(&disk, large());
+    assert_eq!(log.stalled_for(), Duration::ZERO);
+    disk.hold_syncs(true);
+    let (tx, rx) = mpsc::channel();
+    for group in 0..64 {
+        let tx = tx.clone();
+        log.append(GroupId(group), entries(1..2), move |outcome| {
+            outcome.expect("append");
+            tx.send(()).expect("the test waits");
+        });
+    }
+    drop(tx);
+    assert!(log.stalled_for() > Duration::ZERO);
+    assert!(log.waiting_bytes() >= 64 * entry(1).bytes.len());
+    assert_eq!(log.synced_index(GroupId(7)), 0);
+    disk.hold_syncs(false);
+    assert_eq!(rx.iter().count(), 64);
+    let batches = log.stats().batches.load(Ordering::Relaxed);
+    assert!(batches <= 2, "64 appends took {batches} batches");
+    assert_eq!((log.stalled_for(), log.waiting_bytes()), (Duration::ZERO, 0));
+    assert_eq!(log.synced_index(GroupId(7)), 1);
+}
+
+#[test]
+fn an_append_beyond_what_may_wait_is_refused() {
+    let disk = FaultyDisk::new(1);
+    let (log, mut writer) =
+        open(&disk, LogConfig { waiting_bytes_max: 200, ..large() }).expect("open");
+    log.append(GROUP, entries(1..3), |outcome| outcome.expect("append"));
+    let refused = wait(|done| log.append(GROUP, entries(3..5), done));
+    assert!(matches!(refused, Err(LogError::Overloaded { .. })));
+    assert!(writer.write_batch());
+    log.append(GROUP, entries(3..5), |outcome| outcome.expect("append"));
+    assert!(writer.write_batch());
+    assert_eq!(read_all(&log, GROUP).expect("read"), entries(1..5));
+}
+
+/// A log with two groups, a truncation, votes and several segments, closed by an idle writer.
+fn written() -> FaultyDisk {
+    let disk = FaultyDisk::new(1);
+    let (log, mut writer) = open(&disk, small()).expect("open");
+    for index in 1..40 {
+        log.append(GROUP, vec![entry(index)], |_| {});
+        log.append(OTHER, vec![entry(index)], |_| {});
+        if index % 9 == 0 {
+            log.truncate(OTHER, index - 2, |_| {});
+            log.append(OTHER, entries(index - 2..index + 1), |_| {});
+            log.save_vote(GROUP, Bytes::from(format!("vote {index}")), |_| {});
+        }
+        assert!(writer.write_batch());
+    }
+    log.purge(OTHER, 4, Bytes::from("purged 4"), |_| {});
+    log.save_committed(OTHER, Bytes::from("committed"));
+    assert!(writer.write_batch() && writer.write_batch());
+    disk.kill()
+}
+
+fn contents(log: &Log, group: GroupId) -> (Result<Vec<EntryRecord>, LogError>, GroupLogState) {
+    (read_all(log, group), log.state(group))
+}
+
+/// Goal: no flipped bit anywhere makes the log panic or answer with something else than was
+/// written; and in the newest segment, or when told to look at everything, opening refuses.
+#[test]
+fn a_flip_in_any_byte_is_harmless_or_refused_never_a_wrong_answer() {
+    let disk = written();
+    let (log, _) = open(&disk.fork(), small()).expect("open");
+    let expected = [GROUP, OTHER].map(|group| contents(&log, group));
+    let files = disk.contents();
+    assert!(files.len() >= 3, "several segments: {}", files.len());
+    let (mut refused, mut harmless, mut late) = (0, 0, 0);
+    for (path, bytes) in &files {
+        for offset in 0..bytes.len() {
+            for verify_sealed in [false, true] {
+                let copy = disk.fork();
+                copy.flip(path, offset, (offset % 8) as u8);
+                let (log, _) = match open(&copy, LogConfig { verify_sealed, ..small() }) {
+                    Ok(opened) => opened,
+                    Err(LogError::Corrupt { file, offset: at, .. }) => {
+                        assert_eq!(&file, path, "flip at {offset}");
+                        assert!(at <= offset as u64, "flip at {offset} reported at {at}");
+                        refused += 1;
+                        continue;
+                    }
+                    Err(error) => panic!("flip in {} at {offset}: {error}", path.display()),
+                };
+                let found = [GROUP, OTHER].map(|group| contents(&log, group));
+                for ((read, state), (whole, expected)) in found.into_iter().zip(&expected) {
+                    assert_eq!(&state, expected, "flip in {} at {offset}", path.display());
+                    match read {
+                        Ok(read) => assert_eq!(&read, whole.as_ref().expect("not damaged")),
+                        Err(LogError::Corrupt { file, .. }) if !verify_sealed => {
+                            assert_eq!(&file, path, "flip at {offset}");
+                            late += 1;
+                        }
+                        Err(error) => panic!("flip in {} at {offset}: {error}", path.display()),
+                    }
+                }
+                harmless += 1;
+            }
+        }
+    }
+    assert!(refused > 1000 && harmless > 1000 && late > 1000, "{refused} {harmless} {late}");
+}
+
+#[test]
+fn damage_before_a_later_batch_is_refused_with_file_and_offset() {
+    let disk = FaultyDisk::new(1);
+    let (log, mut writer) = open(&disk, large()).expect("open");
+    for index in 1..4 {
+        log.append(GROUP, vec![entry(index)], |_| {});
+        assert!(writer.write_batch());
+    }
+    let (path, bytes) = disk.contents().pop().expect("there is a segment");
+    let payload = entry(2).bytes;
+    let position = bytes.windows(payload.len()).position(|window| window == payload);
+    let position = position.expect("the entry is on disk");
+    let disk = disk.kill();
+    disk.flip(&path, position + 3, 2);
+    let Err(LogError::Corrupt { file, offset, .. }) = open(&disk, large()) else {
+        panic!("a damaged log was opened");
+    };
+    assert_eq!((file, offset), (path, position as u64 - 44));
+}
+
+#[test]
+fn damage_in_the_last_batch_is_refused_once_an_idle_writer_proved_it() {
+    for (idle, refused) in [(false, false), (true, true)] {
+        let disk = FaultyDisk::new(1);
+        let (log, mut writer) = open(&disk, large()).expect("open");
+        log.append(GROUP, vec![entry(1)], |_| {});
+        assert!(writer.write_batch());
+        if idle {
+            assert!(writer.write_batch());
+        }
+        let (path, bytes) = disk.contents().pop().expect("there is a segment");
+        let payload = entry(1).bytes;
+        let position = bytes.windows(payload.len()).position(|window| window == payload);
+        let disk = disk.kill();
+        disk.flip(&path, position.expect("the entry is on disk"), 0);
+        assert_eq!(open(&disk, large()).is_err(), refused);
+    }
+}
+
+#[test]
+fn a_missing_segment_is_refused() {
+    use piton_raft::log::Disk;
+    let disk = written();
+    let files = disk.contents();
+    for (path, _) in &files[..files.len() - 1] {
+        let copy = disk.fork();
+        copy.remove(path).expect("remove");
+        let Err(LogError::Corrupt { file, damage, .. }) = open(&copy, small()) else {
+            panic!("a log without {} was opened", path.display());
+        };
+        assert_eq!((&file, damage), (path, "segment is missing"));
+    }
+}
+
+#[test]
+fn purging_gives_segments_back_and_survives_reopening() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let files = || std::fs::read_dir(dir.path()).expect("list").count();
+    let config =
+        LogConfig { spare_segments_max: 2, idle_after: Duration::from_millis(1), ..small() };
+    let open = || Log::open(Arc::new(RealDisk), dir.path().to_owned(), config.clone());
+    let (log, _) = open().expect("open");
+    for index in 1..1000 {
+        wait(|done| log.append(GROUP, vec![entry(index)], done)).expect("append");
+        if index % 10 == 0 {
+            let name = Bytes::from(format!("purged {index}"));
+            wait(|done| log.purge(GROUP, index - 3, name, done)).expect("purge");
+        }
+    }
+    assert!(log.stats().segments.load(Ordering::Relaxed) > 30);
+    log.shutdown();
+    assert!(files() <= 5, "{} files are left", files());
+    assert!(log.disk_bytes() < 8 << 10);
+    drop(log);
+    let (log, recovered) = open().expect("open");
+    assert_eq!(recovered.entries, 12);
+    assert_eq!(read_all(&log, GROUP).expect("read"), entries(988..1000));
+    assert_eq!(log.state(GROUP).purged.map(|purged| purged.index), Some(987));
+}
+
+#[test]
+fn a_lagging_group_is_rewritten_forward_so_that_others_segments_can_go() {
+    let disk = FaultyDisk::new(1);
+    let (log, mut writer) = open(&disk, small()).expect("open");
+    log.append(GROUP, entries(1..8), |outcome| outcome.expect("append"));
+    log.save_vote(GROUP, Bytes::from("vote"), |outcome| outcome.expect("vote"));
+    assert!(writer.write_batch());
+    for index in 1..2000 {
+        log.append(OTHER, vec![entry(index)], |outcome| outcome.expect("append"));
+        if index % 10 == 0 {
+            log.purge(OTHER, index, Bytes::from("purged"), |outcome| outcome.expect("purge"));
+        }
+        assert!(writer.write_batch());
+    }
+    assert!(log.stats().rewritten.load(Ordering::Relaxed) >= 7);
+    assert!(log.disk_bytes() < 16 << 10, "{} bytes are in use", log.disk_bytes());
+    assert_eq!(read_all(&log, GROUP).expect("read"), entries(1..8));
+    // An entry rewritten forward lies behind others of its group, and changes none of them.
+    log.append(GROUP, entries(8..10), |outcome| outcome.expect("append"));
+    log.truncate(GROUP, 6, |outcome| outcome.expect("truncate"));
+    assert!(writer.write_batch());
+    let (log, mut writer) = open(&disk.cut_power(), small()).expect("open");
+    assert_eq!(read_all(&log, GROUP).expect("read"), entries(1..6));
+    assert_eq!(log.state(GROUP).vote, Some(Bytes::from("vote")));
+    log.append(GROUP, entries(6..8), |outcome| outcome.expect("append"));
+    assert!(writer.write_batch());
+}
+
+/// Goal: readers that race with freeing and reuse of segments see entries or their absence, never
+/// bytes of a later life of the file.
+#[test]
+fn readers_are_not_disturbed_by_freeing_and_reuse() {
+    let disk = FaultyDisk::new(1);
+    let log = open_threaded(&disk, LogConfig { idle_after: Duration::from_millis(1), ..small() });
+    let reader = {
+        let log = log.clone();
+        std::thread::spawn(move || {
+            let mut seen = 0;
+            while log.state(OTHER).last.is_none() {
+                for entry in read_all(&log, GROUP).expect("read") {
+                    assert_eq!(entry.bytes, self::entry(entry.index).bytes);
+                    seen += 1;
+                }
+            }
+            seen
+        })
+    };
+    for index in 1..3000 {
+        wait(|done| log.append(GROUP, vec![entry(index)], done)).expect("append");
+        if index % 7 == 0 {
+            let through = index.saturating_sub(40);
+            wait(|done| log.purge(GROUP, through, Bytes::new(), done)).expect("purge");
+        }
+    }
+    wait(|done| log.append(OTHER, entries(1..2), done)).expect("append");
+    assert!(reader.join().expect("the reader does not panic") > 0);
+    assert!(log.stats().segments_freed.load(Ordering::Relaxed) > 10);
+}
