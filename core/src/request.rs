@@ -11,7 +11,7 @@ use piton_proto::workflowservice::{
 };
 
 use crate::effect::{ChildOutcome, ErrandKey, ParentLink};
-use crate::id::{EventId, NamespaceId, RequestId, RunId};
+use crate::id::{EventId, NamespaceId, RunId};
 use crate::limits::Limits;
 use crate::time::Timestamp;
 

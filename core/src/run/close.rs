@@ -1,37 +1,155 @@
-//! How a run ends.
+//! How a run ends: by its workflow, by a client, by a timeout, by a limit; and the errands that
+//! remain. Continue-as-new's next run is in `continue_as_new`.
 
+use std::sync::Arc;
+
+use piton_proto::common::Payloads;
+use piton_proto::enums::RetryState;
 use piton_proto::history::history_event::Attributes;
+use piton_proto::history::{
+    HistoryEvent, WorkflowExecutionTerminatedEventAttributes,
+    WorkflowExecutionTimedOutEventAttributes,
+};
 
+use super::workflow_task::HISTORY_SERVICE;
+use super::{Decided, Reply, RunState, Status};
 use crate::effect::ErrandKey;
 use crate::error::Rejection;
+use crate::id::EventId;
 use crate::request::{Drawn, TerminateRequest};
-use crate::run::{Decided, RunState, Status};
 use crate::time::Timestamp;
 
 impl RunState {
-    /// Closes the run by its last event.
-    pub(crate) fn close(&mut self, _drawn: &Drawn<'_>, _attributes: Attributes, _status: Status) {
-        unimplemented!()
+    /// Closes the run by its last event. Nothing may be held or buffered any more.
+    pub(crate) fn close(&mut self, drawn: &Drawn<'_>, attributes: Attributes, status: Status) {
+        let event = super::event::event(drawn.now, attributes, None);
+        self.close_by(drawn, event, status);
+    }
+
+    /// As [`RunState::close`], for an event with links or user metadata.
+    pub(super) fn close_by(&mut self, drawn: &Drawn<'_>, mut event: HistoryEvent, status: Status) {
+        let owed = self.errands_at_close(status);
+        event.event_time = Some(drawn.now.max(self.last_event_time).to_proto());
+        self.append_event(event);
+        self.held = None;
+        self.note.workflow_task = None;
+        self.note.sticky = None;
+        self.note.waits_for_parent = false;
+        self.note.first_task_at = None;
+        self.children.retain(|&id, _| owed.contains(&ErrandKey::CloseChild(id)));
+        self.note.owed = owed;
+    }
+
+    pub(super) fn fold_closed(&mut self, event: &HistoryEvent, status: Status) {
+        self.status = status;
+        self.close_time = Some(self.last_event_time);
+        self.close_event = Some(Arc::new(event.clone()));
+        self.activities.clear();
+        self.timers.clear();
+        self.external_signals.clear();
+        self.external_cancels.clear();
     }
 
     pub(super) fn terminate(
-        self,
-        _request: TerminateRequest,
-        _drawn: &Drawn<'_>,
+        mut self,
+        request: TerminateRequest,
+        drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
-        unimplemented!()
+        if !self.status.is_open() {
+            return Err(Rejection::AlreadyCompleted);
+        }
+        let first = self.first_run_id();
+        if !request.first_run_id.is_empty() && request.first_run_id != first.as_str() {
+            let text = "workflow execution not found: the chain's first run is another one";
+            return Err(Rejection::NotFound(text.into()));
+        }
+        let TerminateRequest { reason, details, identity, first_run_id: _, links } = request;
+        self.terminate_by(reason, details, identity, links, drawn);
+        Ok(Decided::done(self))
+    }
+
+    /// Terminates an open run.
+    pub(super) fn terminate_by(
+        &mut self,
+        reason: String,
+        details: Option<Payloads>,
+        identity: String,
+        links: Vec<piton_proto::common::Link>,
+        drawn: &Drawn<'_>,
+    ) {
+        self.fail_held_task_for_close(drawn);
+        let attributes = Attributes::WorkflowExecutionTerminatedEventAttributes(
+            WorkflowExecutionTerminatedEventAttributes { reason, details, identity },
+        );
+        let mut event = super::event::event(drawn.now, attributes, None);
+        event.links = links;
+        self.close_by(drawn, event, Status::Terminated);
+    }
+
+    pub(super) fn terminate_by_server(&mut self, reason: &str, drawn: &Drawn<'_>) {
+        self.terminate_by(reason.into(), None, HISTORY_SERVICE.into(), Vec::new(), drawn);
     }
 
     /// Whether the run timeout or the execution timeout is over.
-    pub fn is_expired(&self, _now: Timestamp) -> bool {
-        unimplemented!()
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.status.is_open() && self.expires_at().is_some_and(|at| at <= now)
     }
 
-    pub(super) fn time_out_run(&mut self, _drawn: &Drawn<'_>) {
-        unimplemented!()
+    pub(super) fn time_out_run(&mut self, drawn: &Drawn<'_>) {
+        let chain_over = self.chain_expires_at().is_some_and(|at| at <= drawn.now);
+        let retry_state =
+            if chain_over { RetryState::Timeout } else { RetryState::RetryPolicyNotSet };
+        self.fail_held_task_for_close(drawn);
+        let attributes = Attributes::WorkflowExecutionTimedOutEventAttributes(
+            WorkflowExecutionTimedOutEventAttributes {
+                retry_state: retry_state.into(),
+                new_execution_run_id: String::new(),
+            },
+        );
+        self.close(drawn, attributes, Status::TimedOut);
     }
 
-    pub(super) fn errand_done(self, _errand: ErrandKey) -> Result<Decided, Rejection> {
-        unimplemented!()
+    /// Settles an errand of a closed run.
+    pub(super) fn errand_done(mut self, errand: ErrandKey) -> Result<Decided, Rejection> {
+        self.note.owed.retain(|&owed| owed != errand);
+        if let (ErrandKey::CloseChild(initiated), false) = (errand, self.status.is_open()) {
+            self.children.remove(&initiated);
+        }
+        Ok(Decided::done(self))
+    }
+}
+
+impl Decided {
+    /// Terminates a run whose history has become too long.
+    pub(super) fn limit_history(mut self, drawn: &Drawn<'_>) -> Self {
+        let Some(run) = self.run.as_mut().filter(|run| run.status.is_open()) else { return self };
+        let EventId(next) = run.next_event_id;
+        let reason = if run.history_bytes > drawn.limits.history_bytes_max {
+            "Workflow history size exceeds limit."
+        } else if next - 1 > drawn.limits.history_events_max as i64 {
+            "Workflow history count exceeds limit."
+        } else {
+            return self;
+        };
+        run.terminate_by_server(reason, drawn);
+        if let Ok(reply) = &mut self.reply {
+            reply.forget_tasks();
+        }
+        self
+    }
+}
+
+impl Reply {
+    /// The run has been closed after all: nothing is handed out.
+    fn forget_tasks(&mut self) {
+        match self {
+            Self::WorkflowTaskCompleted { next, eager_activities } => {
+                *next = None;
+                eager_activities.clear();
+            }
+            Self::WorkflowTask(_) | Self::Activity(_) => *self = Self::Gone,
+            Self::Started { eager, .. } => *eager = None,
+            Self::Done | Self::Gone | Self::Heartbeat { .. } | Self::ChildRecorded(_) => {}
+        }
     }
 }

@@ -1,11 +1,18 @@
 //! Folds one event of history into the state: dispatch only; and rebuilds a run from its rows
 //! when it is hosted again. It never decides anything and never touches a note while folding.
 
-use piton_proto::history::HistoryEvent;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use piton_proto::history::HistoryEvent;
+use piton_proto::history::history_event::Attributes as A;
+
+use super::buffer::Ending;
+use super::{RunState, Status};
+use crate::effect::ErrandKey;
 use crate::id::{EventId, RunId, WorkflowKey};
-use crate::note::{Note, NoteKey};
-use crate::run::RunState;
+use crate::note::{Note, NoteKey, RunNote};
+use crate::time::Timestamp;
 
 /// Why rows of a run do not make a state. Each means that what is stored is damaged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,21 +37,229 @@ pub enum FoldError {
     NoteKind { run_id: RunId, key: NoteKey },
 }
 
+/// The last event of something pending: what [`Ending::of`] knows.
+macro_rules! ending {
+    () => {
+        A::ActivityTaskCompletedEventAttributes(_)
+            | A::ActivityTaskFailedEventAttributes(_)
+            | A::ActivityTaskTimedOutEventAttributes(_)
+            | A::ActivityTaskCanceledEventAttributes(_)
+            | A::TimerFiredEventAttributes(_)
+            | A::TimerCanceledEventAttributes(_)
+            | A::StartChildWorkflowExecutionFailedEventAttributes(_)
+            | A::ChildWorkflowExecutionCompletedEventAttributes(_)
+            | A::ChildWorkflowExecutionFailedEventAttributes(_)
+            | A::ChildWorkflowExecutionCanceledEventAttributes(_)
+            | A::ChildWorkflowExecutionTimedOutEventAttributes(_)
+            | A::ChildWorkflowExecutionTerminatedEventAttributes(_)
+            | A::SignalExternalWorkflowExecutionFailedEventAttributes(_)
+            | A::ExternalWorkflowExecutionSignaledEventAttributes(_)
+            | A::RequestCancelExternalWorkflowExecutionFailedEventAttributes(_)
+            | A::ExternalWorkflowExecutionCancelRequestedEventAttributes(_)
+    };
+}
+/// Events that change nothing of the state, and events of features that are not built.
+macro_rules! not_folded {
+    () => {
+        A::WorkflowTaskScheduledEventAttributes(_)
+            | A::WorkflowTaskStartedEventAttributes(_)
+            | A::WorkflowTaskTimedOutEventAttributes(_)
+            | A::WorkflowTaskFailedEventAttributes(_)
+            | A::ActivityTaskStartedEventAttributes(_)
+            | A::MarkerRecordedEventAttributes(_)
+            | A::WorkflowExecutionUpdateAcceptedEventAttributes(_)
+            | A::WorkflowExecutionUpdateRejectedEventAttributes(_)
+            | A::WorkflowExecutionUpdateCompletedEventAttributes(_)
+            | A::WorkflowExecutionUpdateAdmittedEventAttributes(_)
+            | A::WorkflowPropertiesModifiedExternallyEventAttributes(_)
+            | A::ActivityPropertiesModifiedExternallyEventAttributes(_)
+            | A::NexusOperationScheduledEventAttributes(_)
+            | A::NexusOperationStartedEventAttributes(_)
+            | A::NexusOperationCompletedEventAttributes(_)
+            | A::NexusOperationFailedEventAttributes(_)
+            | A::NexusOperationCanceledEventAttributes(_)
+            | A::NexusOperationTimedOutEventAttributes(_)
+            | A::NexusOperationCancelRequestedEventAttributes(_)
+            | A::NexusOperationCancelRequestCompletedEventAttributes(_)
+            | A::NexusOperationCancelRequestFailedEventAttributes(_)
+            | A::WorkflowExecutionOptionsUpdatedEventAttributes(_)
+            | A::WorkflowExecutionPausedEventAttributes(_)
+            | A::WorkflowExecutionUnpausedEventAttributes(_)
+            | A::WorkflowExecutionTimeSkippingTransitionedEventAttributes(_)
+    };
+}
+
 impl RunState {
-    /// Rebuilds the state of a run from what is stored of it.
+    /// Rebuilds the state of a run from what is stored of it: folds the events, then overlays the
+    /// notes. Nothing is held afterwards and nothing is uncommitted.
     ///
     /// # Errors
     /// Names what does not fit.
     pub fn from_history(
-        _key: WorkflowKey,
-        _run_id: RunId,
-        _events: impl IntoIterator<Item = HistoryEvent>,
-        _notes: impl IntoIterator<Item = (NoteKey, Note)>,
-    ) -> Result<RunState, FoldError> {
-        unimplemented!()
+        key: WorkflowKey,
+        run_id: RunId,
+        events: impl IntoIterator<Item = HistoryEvent>,
+        notes: impl IntoIterator<Item = (NoteKey, Note)>,
+    ) -> Result<Self, FoldError> {
+        let mut run = Self::unborn(key, run_id);
+        for event in events {
+            run.check_next(&event)?;
+            run.fold(&event);
+        }
+        if run.next_event_id == EventId::FIRST {
+            return Err(FoldError::NoHistory { run_id: run.run_id });
+        }
+        run.overlay(notes)?;
+        if !run.status.is_open() {
+            let owed = &run.note.owed;
+            run.children.retain(|&id, _| owed.contains(&ErrandKey::CloseChild(id)));
+        }
+        Ok(run)
     }
 
-    pub(super) fn fold_attributes(&mut self, _event: &HistoryEvent) {
-        unimplemented!()
+    /// A run before its first event.
+    pub(super) fn unborn(key: WorkflowKey, run_id: RunId) -> Self {
+        Self {
+            key,
+            run_id,
+            status: Status::Running,
+            started: Arc::default(),
+            start_time: Timestamp::default(),
+            user_metadata: None,
+            next_event_id: EventId::FIRST,
+            history_bytes: 0,
+            last_event_time: Timestamp::default(),
+            close_time: None,
+            close_event: None,
+            previous_started: EventId::default(),
+            cancel_requested: None,
+            signals: 0,
+            memo: Arc::default(),
+            search_attributes: Arc::default(),
+            activities: BTreeMap::new(),
+            timers: BTreeMap::new(),
+            children: BTreeMap::new(),
+            external_signals: BTreeMap::new(),
+            external_cancels: BTreeMap::new(),
+            buffered: BTreeMap::new(),
+            note: RunNote { next_attempt: 1, ..RunNote::default() },
+            held: None,
+            uncommitted: Vec::new(),
+        }
+    }
+
+    fn check_next(&self, event: &HistoryEvent) -> Result<(), FoldError> {
+        let run_id = || self.run_id.clone();
+        let event_id = EventId(event.event_id);
+        if event_id != self.next_event_id {
+            let expected = self.next_event_id;
+            return Err(FoldError::Gap { run_id: run_id(), expected, found: event_id });
+        }
+        if !self.status.is_open() {
+            return Err(FoldError::AfterClose { run_id: run_id(), event_id });
+        }
+        let starts = match &event.attributes {
+            None => return Err(FoldError::NoAttributes { run_id: run_id(), event_id }),
+            Some(a) => matches!(a, A::WorkflowExecutionStartedEventAttributes(_)),
+        };
+        if event_id == EventId::FIRST && !starts {
+            return Err(FoldError::FirstNotStarted { run_id: run_id() });
+        }
+        Ok(())
+    }
+
+    fn overlay(
+        &mut self,
+        notes: impl IntoIterator<Item = (NoteKey, Note)>,
+    ) -> Result<(), FoldError> {
+        let mut own = None;
+        let mut without: Vec<EventId> = self.activities.keys().copied().collect();
+        for (key, note) in notes {
+            match (key, note) {
+                (NoteKey::Run, Note::Run(note)) => own = Some(note),
+                (NoteKey::Activity(scheduled), Note::Activity(note)) => {
+                    let Some(activity) = self.activities.get_mut(&scheduled) else {
+                        let run_id = self.run_id.clone();
+                        return Err(FoldError::UnknownActivity { run_id, scheduled });
+                    };
+                    Arc::make_mut(activity).note = note;
+                    without.retain(|&id| id != scheduled);
+                }
+                (NoteKey::Buffered(number), Note::Buffered(event)) => {
+                    self.buffered.insert(number, Arc::new(event.0));
+                }
+                (key, Note::Run(_) | Note::Activity(_) | Note::Buffered(_)) => {
+                    return Err(FoldError::NoteKind { run_id: self.run_id.clone(), key });
+                }
+            }
+        }
+        if let Some(&scheduled) = without.first() {
+            return Err(FoldError::NoActivityNote { run_id: self.run_id.clone(), scheduled });
+        }
+        self.note = own.ok_or_else(|| FoldError::NoRunNote { run_id: self.run_id.clone() })?;
+        Ok(())
+    }
+
+    /// Dispatches an event to its concern. Exhaustive, so that a new kind cannot be forgotten.
+    pub(super) fn fold_attributes(&mut self, event: &HistoryEvent) {
+        let Some(attributes) = &event.attributes else { return };
+        match attributes {
+            A::WorkflowExecutionStartedEventAttributes(a) => self.fold_started(event, a),
+            A::WorkflowTaskCompletedEventAttributes(a) => {
+                self.previous_started = EventId(a.started_event_id);
+            }
+            A::ActivityTaskScheduledEventAttributes(a) => self.fold_activity_scheduled(event, a),
+            A::ActivityTaskCancelRequestedEventAttributes(a) => {
+                self.fold_activity_cancel_requested(event, a);
+            }
+            A::TimerStartedEventAttributes(a) => self.fold_timer_started(event, a),
+            A::StartChildWorkflowExecutionInitiatedEventAttributes(a) => {
+                self.fold_child_initiated(event, a);
+            }
+            A::ChildWorkflowExecutionStartedEventAttributes(a) => self.fold_child_started(event, a),
+            A::SignalExternalWorkflowExecutionInitiatedEventAttributes(a) => {
+                self.fold_external_signal_initiated(event, a);
+            }
+            A::RequestCancelExternalWorkflowExecutionInitiatedEventAttributes(a) => {
+                self.fold_external_cancel_initiated(event, a);
+            }
+            A::UpsertWorkflowSearchAttributesEventAttributes(a) => {
+                self.fold_search_attributes_upserted(a);
+            }
+            A::WorkflowPropertiesModifiedEventAttributes(a) => self.fold_memo_modified(a),
+            A::WorkflowExecutionSignaledEventAttributes(_) => self.fold_signaled(),
+            A::WorkflowExecutionCancelRequestedEventAttributes(_) => {
+                self.fold_cancel_requested(event);
+            }
+            A::WorkflowExecutionCompletedEventAttributes(_) => {
+                self.fold_closed(event, Status::Completed);
+            }
+            A::WorkflowExecutionFailedEventAttributes(_) => self.fold_closed(event, Status::Failed),
+            A::WorkflowExecutionTimedOutEventAttributes(_) => {
+                self.fold_closed(event, Status::TimedOut);
+            }
+            A::WorkflowExecutionCanceledEventAttributes(_) => {
+                self.fold_closed(event, Status::Canceled);
+            }
+            A::WorkflowExecutionTerminatedEventAttributes(_) => {
+                self.fold_closed(event, Status::Terminated);
+            }
+            A::WorkflowExecutionContinuedAsNewEventAttributes(_) => {
+                self.fold_closed(event, Status::ContinuedAsNew);
+            }
+            ending!() => self.fold_ending(attributes),
+            not_folded!() => {}
+        }
+    }
+
+    fn fold_ending(&mut self, attributes: &A) {
+        match Ending::of(attributes) {
+            Some(Ending::Activity(scheduled)) => self.fold_activity_closed(scheduled),
+            Some(Ending::Timer(started)) => self.fold_timer_closed(started),
+            Some(Ending::Child(initiated)) => self.fold_child_closed(initiated),
+            Some(Ending::ExternalSignal(initiated)) => self.fold_external_signal_closed(initiated),
+            Some(Ending::ExternalCancel(initiated)) => self.fold_external_cancel_closed(initiated),
+            None => {}
+        }
     }
 }

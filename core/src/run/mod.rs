@@ -33,15 +33,19 @@ mod buffer;
 mod child;
 mod close;
 mod command;
+mod completion;
+mod continue_as_new;
 mod describe;
 mod event;
 mod external;
 mod field;
 mod fold;
+mod owed;
 mod property;
 mod reply;
 mod signal;
 mod start;
+mod take;
 mod timer;
 mod workflow_task;
 
@@ -195,6 +199,14 @@ impl Decided {
     fn with(run: RunState, reply: Reply) -> Self {
         Self { run: Some(run), successor: None, reply: Ok(reply) }
     }
+
+    /// Counts the transition if the decision recorded anything.
+    fn counted(mut self, before: &RunState) -> Self {
+        if let Some(run) = self.run.as_mut().filter(|run| run.is_changed_since(before)) {
+            run.note.transitions += 1;
+        }
+        self
+    }
 }
 
 impl RunState {
@@ -203,7 +215,12 @@ impl RunState {
     /// # Errors
     /// The refusal; then nothing is recorded.
     pub fn decide(&self, request: RunRequest, drawn: &Drawn<'_>) -> Result<Decided, Rejection> {
-        let run = self.clone();
+        let decided = self.clone().dispatch(request, drawn)?;
+        Ok(decided.limit_history(drawn).counted(self))
+    }
+
+    fn dispatch(self, request: RunRequest, drawn: &Drawn<'_>) -> Result<Decided, Rejection> {
+        let run = self;
         match request {
             RunRequest::Signal(signal) => run.take_signal(signal, drawn),
             RunRequest::RequestCancel(cancel) => run.request_cancel(cancel, drawn),
@@ -319,6 +336,18 @@ impl RunState {
         self.last_event_time =
             Timestamp::from_proto(event.event_time.as_ref()).unwrap_or(self.last_event_time);
         self.fold_attributes(event);
+    }
+
+    /// Whether there is something to commit that was not there `before`.
+    fn is_changed_since(&self, before: &Self) -> bool {
+        let same_activities = || {
+            let both = self.activities.iter().zip(&before.activities);
+            self.activities.len() == before.activities.len()
+                && both.into_iter().all(|((_, a), (_, b))| Arc::ptr_eq(a, b))
+        };
+        self.uncommitted.len() != before.uncommitted.len()
+            || self.note != before.note
+            || !same_activities()
     }
 
     /// Whether a worker holds a workflow task now, so that other events have to wait.

@@ -1,0 +1,177 @@
+//! Continue-as-new: one decision closes the run and begins the next of its chain.
+
+use piton_proto::command::ContinueAsNewWorkflowExecutionCommandAttributes as Command;
+use piton_proto::enums::{ContinueAsNewInitiator, WorkflowTaskFailedCause as Cause};
+use piton_proto::history::history_event::Attributes;
+use piton_proto::history::{
+    WorkflowExecutionContinuedAsNewEventAttributes, WorkflowExecutionStartedEventAttributes,
+};
+use piton_proto::sdk::UserMetadata;
+
+use super::command::CommandFailure;
+use super::field::Fields;
+use super::start::{Birth, task_timeout};
+use super::workflow_task::queue_to_proto;
+use super::{RunState, Status};
+use crate::effect::QueueName;
+use crate::id::EventId;
+use crate::request::Drawn;
+use crate::time::Span;
+
+impl RunState {
+    /// Closes this run and gives the one that it continues as.
+    pub(super) fn continue_as_new(
+        &mut self,
+        mut command: Command,
+        user_metadata: Option<UserMetadata>,
+        completed: EventId,
+        drawn: &Drawn<'_>,
+    ) -> Result<RunState, CommandFailure> {
+        let backoff = self.check_continue_as_new(&mut command, drawn)?;
+        let birth = Birth {
+            attributes: self.continued_attributes(&command, backoff, drawn),
+            user_metadata: self.user_metadata.as_deref().cloned(),
+            links: Vec::new(),
+            request_id: None,
+            signal: None,
+            backoff,
+            waits_for_parent: false,
+        };
+        let attributes = closing_attributes(command, &birth, completed, drawn);
+        self.close_by_command(attributes, user_metadata, Status::ContinuedAsNew, drawn);
+        Ok(Self::born(self.key.clone(), drawn.run_id.clone(), birth, drawn))
+    }
+
+    /// Checks the command, fills in its defaults, and gives the wait before the first task.
+    fn check_continue_as_new(
+        &self,
+        command: &mut Command,
+        drawn: &Drawn<'_>,
+    ) -> Result<Span, CommandFailure> {
+        let limits = drawn.limits;
+        let fields = Fields::of(
+            "ContinueAsNewWorkflowExecutionCommand",
+            Cause::BadContinueAsNewAttributes,
+            limits,
+        );
+        if command.workflow_type.as_ref().is_none_or(|t| t.name.is_empty()) {
+            command.workflow_type = self.started.workflow_type.clone();
+        }
+        fields.required("WorkflowType", command.workflow_type.as_ref().map_or("", |t| &t.name))?;
+        let queue = fields.task_queue(command.task_queue.as_ref(), &self.normal_queue().name)?;
+        command.task_queue = Some(queue_to_proto(&QueueName::normal(&queue)));
+
+        let inherited = Span::from_proto(self.started.workflow_run_timeout.as_ref());
+        let given = fields.span("WorkflowRunTimeout", command.workflow_run_timeout.as_ref())?;
+        let chain = Span::from_proto(self.started.workflow_execution_timeout.as_ref());
+        let run_timeout = given.given().unwrap_or(inherited).min_given(chain);
+        command.workflow_run_timeout = Some(run_timeout.to_proto());
+        let given = fields.span("WorkflowTaskTimeout", command.workflow_task_timeout.as_ref())?;
+        if given.given().is_none() {
+            command.workflow_task_timeout = self.started.workflow_task_timeout;
+        }
+        command.workflow_task_timeout =
+            Some(task_timeout(command.workflow_task_timeout.as_ref(), drawn));
+
+        if !command.cron_schedule.is_empty() {
+            return Err(fields.bad("CronSchedule is not supported yet."));
+        }
+        if command.retry_policy.as_ref().is_some_and(|policy| policy.maximum_attempts != 1) {
+            return Err(fields.bad("RetryPolicy of a workflow is not supported yet."));
+        }
+        if command.initial_versioning_behavior != 0 {
+            return Err(fields.bad("InitialVersioningBehavior is not supported yet."));
+        }
+        fields.blob("Input", command.input.as_ref())?;
+        fields.blob("LastCompletionResult", command.last_completion_result.as_ref())?;
+        fields.blob("Failure", command.failure.as_ref())?;
+        let memo = command.memo.as_ref().map_or(0, |m| prost::Message::encoded_len(m) as u64);
+        fields.bytes("Memo", memo, limits.memo_bytes_max)?;
+        if let Some(attributes) = &mut command.search_attributes {
+            let refused = |text| CommandFailure::new(Cause::BadSearchAttributes, text);
+            drawn.search_attributes.check(attributes).map_err(refused)?;
+        }
+        if command.initiator() == ContinueAsNewInitiator::Unspecified {
+            command.set_initiator(ContinueAsNewInitiator::Workflow);
+        }
+        let given = fields.span("BackoffStartInterval", command.backoff_start_interval.as_ref())?;
+        Ok(self.continue_as_new_backoff(given, drawn))
+    }
+
+    /// Runs of a chain follow each other no faster than the limit says.
+    fn continue_as_new_backoff(&self, given: Span, drawn: &Drawn<'_>) -> Span {
+        let waited = Span::from_proto(self.started.first_workflow_task_backoff.as_ref());
+        let lifetime = drawn.now - (self.start_time + waited);
+        let interval = Span(drawn.limits.continue_as_new_interval_ms_min as i64);
+        given.max(Span(interval.0 - lifetime.0.max(0))).max(Span::ZERO)
+    }
+
+    /// The Started event of the next run: what the command says, and what the chain keeps. Memo,
+    /// search attributes and header are the command's alone.
+    fn continued_attributes(
+        &self,
+        command: &Command,
+        backoff: Span,
+        drawn: &Drawn<'_>,
+    ) -> WorkflowExecutionStartedEventAttributes {
+        let kept = &self.started;
+        WorkflowExecutionStartedEventAttributes {
+            workflow_type: command.workflow_type.clone(),
+            task_queue: command.task_queue.clone(),
+            input: command.input.clone(),
+            header: command.header.clone(),
+            memo: command.memo.clone(),
+            search_attributes: command.search_attributes.clone(),
+            workflow_run_timeout: command.workflow_run_timeout,
+            workflow_task_timeout: command.workflow_task_timeout,
+            initiator: command.initiator,
+            continued_failure: command.failure.clone(),
+            last_completion_result: command.last_completion_result.clone(),
+            continued_execution_run_id: self.run_id.as_str().into(),
+            original_execution_run_id: drawn.run_id.as_str().into(),
+            first_execution_run_id: kept.first_execution_run_id.clone(),
+            first_workflow_task_backoff: Some(backoff.to_proto()),
+            attempt: 1,
+            workflow_execution_timeout: kept.workflow_execution_timeout,
+            workflow_execution_expiration_time: kept.workflow_execution_expiration_time,
+            identity: kept.identity.clone(),
+            workflow_id: kept.workflow_id.clone(),
+            parent_workflow_namespace: kept.parent_workflow_namespace.clone(),
+            parent_workflow_namespace_id: kept.parent_workflow_namespace_id.clone(),
+            parent_workflow_execution: kept.parent_workflow_execution.clone(),
+            parent_initiated_event_id: kept.parent_initiated_event_id,
+            parent_initiated_event_version: kept.parent_initiated_event_version,
+            root_workflow_execution: kept.root_workflow_execution.clone(),
+            priority: kept.priority.clone(),
+            ..Default::default()
+        }
+    }
+}
+
+#[allow(deprecated, reason = "older workers still send the failure, and the event has it")]
+fn closing_attributes(
+    command: Command,
+    next: &Birth,
+    completed: EventId,
+    drawn: &Drawn<'_>,
+) -> Attributes {
+    Attributes::WorkflowExecutionContinuedAsNewEventAttributes(
+        WorkflowExecutionContinuedAsNewEventAttributes {
+            new_execution_run_id: drawn.run_id.as_str().into(),
+            workflow_type: command.workflow_type,
+            task_queue: command.task_queue,
+            input: command.input,
+            workflow_run_timeout: command.workflow_run_timeout,
+            workflow_task_timeout: command.workflow_task_timeout,
+            workflow_task_completed_event_id: completed.0,
+            backoff_start_interval: Some(next.backoff.to_proto()),
+            initiator: command.initiator,
+            failure: command.failure,
+            last_completion_result: command.last_completion_result,
+            header: command.header,
+            memo: command.memo,
+            search_attributes: command.search_attributes,
+            ..Default::default()
+        },
+    )
+}
