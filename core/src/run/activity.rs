@@ -78,7 +78,7 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<Option<ActivityTask>, CommandFailure> {
         let asked_eager = command.request_eager_execution;
-        let attributes = self.scheduled_attributes(command, completed, drawn)?;
+        let attributes = self.activity_attributes(command, completed, drawn)?;
         let own = attributes.task_queue.as_ref().map(|queue| queue.name.clone());
         let is_eager = asked_eager && own.as_deref() == Some(self.task_queue_name());
         let attributes = Attributes::ActivityTaskScheduledEventAttributes(attributes);
@@ -94,7 +94,7 @@ impl RunState {
         Ok(self.begin_attempt(scheduled, start, drawn))
     }
 
-    fn scheduled_attributes(
+    fn activity_attributes(
         &self,
         command: ScheduleActivityTaskCommandAttributes,
         completed: EventId,
@@ -223,21 +223,9 @@ impl RunState {
 
     /// Whether the last event of this activity was written by the decision at hand.
     fn ended_in_this_decision(&self, scheduled: EventId) -> bool {
-        self.uncommitted.iter().any(|event| match &event.attributes {
-            Some(Attributes::ActivityTaskCompletedEventAttributes(a)) => {
-                a.scheduled_event_id == scheduled.0
-            }
-            Some(Attributes::ActivityTaskFailedEventAttributes(a)) => {
-                a.scheduled_event_id == scheduled.0
-            }
-            Some(Attributes::ActivityTaskTimedOutEventAttributes(a)) => {
-                a.scheduled_event_id == scheduled.0
-            }
-            Some(Attributes::ActivityTaskCanceledEventAttributes(a)) => {
-                a.scheduled_event_id == scheduled.0
-            }
-            _ => false,
-        })
+        let ending = Some(Ending::Activity(scheduled));
+        let mut attributes = self.uncommitted.iter().filter_map(|e| e.attributes.as_ref());
+        attributes.any(|attributes| Ending::of(attributes) == ending)
     }
 
     /// Who completed the workflow task whose Completed event is `completed`, which the decision
@@ -527,10 +515,21 @@ impl RunState {
             };
             let attributes = Attributes::ActivityTaskStartedEventAttributes(attributes);
             let id = self.add_event(drawn, attributes, None);
-            started_event = id.map_or(0, |id| id.0);
+            started_event = id.or_else(|| self.flushed_start(scheduled)).map_or(0, |id| id.0);
         }
         self.add_event(drawn, ending(started_event), None);
         self.ensure_workflow_task(drawn);
+    }
+
+    /// The Started event that the buffer let go at once because it was full.
+    fn flushed_start(&self, scheduled: EventId) -> Option<EventId> {
+        let event = self.uncommitted.iter().rev().find(|event| match &event.attributes {
+            Some(Attributes::ActivityTaskStartedEventAttributes(a)) => {
+                a.scheduled_event_id == scheduled.0
+            }
+            _ => false,
+        });
+        event.map(|event| EventId(event.event_id))
     }
 
     fn activity_task(

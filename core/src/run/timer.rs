@@ -1,14 +1,23 @@
 //! Timers that the workflow asks for.
 
 use piton_proto::command::{CancelTimerCommandAttributes, StartTimerCommandAttributes};
-use piton_proto::history::{HistoryEvent, TimerStartedEventAttributes};
+use piton_proto::enums::WorkflowTaskFailedCause;
+use piton_proto::history::history_event::Attributes;
+use piton_proto::history::{
+    HistoryEvent, TimerCanceledEventAttributes, TimerFiredEventAttributes,
+    TimerStartedEventAttributes,
+};
 use piton_proto::sdk::UserMetadata;
+use std::sync::Arc;
 
+use super::buffer::Ending;
 use super::command::CommandFailure;
+use super::field::Fields;
 use super::{RunState, Timer};
 use crate::effect::{Effect, TimerKind};
 use crate::id::EventId;
 use crate::request::Drawn;
+use crate::time::{Span, Timestamp};
 
 impl Timer {
     pub(crate) fn effect(&self) -> Effect {
@@ -19,28 +28,93 @@ impl Timer {
 impl RunState {
     pub(super) fn start_timer(
         &mut self,
-        attributes: StartTimerCommandAttributes,
+        command: StartTimerCommandAttributes,
         user_metadata: Option<UserMetadata>,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
-        let _ = (attributes, user_metadata, completed, drawn);
-        unimplemented!()
+        let fields = Fields::of(
+            "StartTimerCommandAttributes",
+            WorkflowTaskFailedCause::BadStartTimerAttributes,
+            drawn.limits,
+        );
+        fields.required("TimerId", &command.timer_id)?;
+        fields.span("StartToFireTimeout", command.start_to_fire_timeout.as_ref())?;
+        if self.pending_timer(&command.timer_id).is_some() {
+            return Err(CommandFailure::new(
+                WorkflowTaskFailedCause::StartTimerDuplicateId,
+                format!("a timer with TimerId={} is pending", command.timer_id),
+            ));
+        }
+        let started = TimerStartedEventAttributes {
+            timer_id: command.timer_id,
+            start_to_fire_timeout: Some(command.start_to_fire_timeout.unwrap_or_default()),
+            workflow_task_completed_event_id: completed.0,
+        };
+        let attributes = Attributes::TimerStartedEventAttributes(started);
+        self.append_with(drawn.now, attributes, user_metadata);
+        Ok(())
     }
 
+    /// Cancels a timer. One that has fired unseen by the worker has then never fired.
     pub(super) fn cancel_timer(
         &mut self,
-        attributes: CancelTimerCommandAttributes,
+        command: CancelTimerCommandAttributes,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
-        let _ = (attributes, completed, drawn);
-        unimplemented!()
+        let fields = Fields::of(
+            "CancelTimerCommandAttributes",
+            WorkflowTaskFailedCause::BadCancelTimerAttributes,
+            drawn.limits,
+        );
+        fields.required("TimerId", &command.timer_id)?;
+        // The id may have been used again after the first timer fired into the buffer: the worker
+        // means the one that it knows last.
+        let known = self.timers.values().rev().find(|t| t.timer_id == command.timer_id);
+        let Some(started) = known.map(|timer| timer.started_event_id) else {
+            return Err(
+                fields.bad(format!("no timer with TimerId={} is pending", command.timer_id))
+            );
+        };
+        self.remove_buffered_timer_fired(started);
+        let canceled = TimerCanceledEventAttributes {
+            timer_id: command.timer_id,
+            started_event_id: started.0,
+            workflow_task_completed_event_id: completed.0,
+            identity: self.completer_identity(completed),
+        };
+        self.append(drawn.now, Attributes::TimerCanceledEventAttributes(canceled));
+        Ok(())
     }
 
+    /// Fires every timer that is due, in the order of their times.
     pub(super) fn fire_timers(&mut self, drawn: &Drawn<'_>) {
-        let _ = drawn;
-        unimplemented!()
+        let mut due: Vec<Arc<Timer>> = self
+            .timers
+            .values()
+            .filter(|timer| timer.fires_at <= drawn.now)
+            .filter(|timer| !self.is_ending_buffered(Ending::Timer(timer.started_event_id)))
+            .cloned()
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        due.sort_by_key(|timer| (timer.fires_at, timer.started_event_id));
+        for timer in due {
+            let fired = TimerFiredEventAttributes {
+                timer_id: timer.timer_id.clone(),
+                started_event_id: timer.started_event_id.0,
+            };
+            self.add_event(drawn, Attributes::TimerFiredEventAttributes(fired), None);
+        }
+        self.ensure_workflow_task(drawn);
+    }
+
+    fn pending_timer(&self, id: &str) -> Option<&Arc<Timer>> {
+        self.timers.values().find(|timer| {
+            timer.timer_id == id && !self.is_ending_buffered(Ending::Timer(timer.started_event_id))
+        })
     }
 
     pub(super) fn fold_timer_started(
@@ -48,8 +122,13 @@ impl RunState {
         event: &HistoryEvent,
         attributes: &TimerStartedEventAttributes,
     ) {
-        let _ = (event, attributes);
-        unimplemented!()
+        let at = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or(self.last_event_time);
+        let timer = Timer {
+            timer_id: attributes.timer_id.clone(),
+            started_event_id: EventId(event.event_id),
+            fires_at: at + Span::from_proto(attributes.start_to_fire_timeout.as_ref()),
+        };
+        self.timers.insert(timer.started_event_id, Arc::new(timer));
     }
 
     /// Fired or Canceled.
