@@ -1,0 +1,2 @@
+// Where workers and clients of both examples meet.
+export const taskQueue = 'examples';
