@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use piton_proto::history::HistoryEvent;
 
-use crate::effect::{Effect, EffectKey};
+use crate::effect::{Effect, EffectKey, TaskOffer};
 use crate::id::{EventId, RunId};
 use crate::note::{Note, NoteKey};
 use crate::run::{Activity, RunState};
@@ -22,6 +22,8 @@ pub struct Change {
     pub events: Vec<HistoryEvent>,
     pub notes: BTreeMap<NoteKey, Option<Note>>,
     pub settled: BTreeSet<EffectKey>,
+    /// The offers of the tasks among the settled: their rows' keys name the queue.
+    pub settled_tasks: Vec<TaskOffer>,
     pub owed: BTreeMap<EffectKey, Effect>,
     /// The record before and after, when it differs.
     pub visibility: Option<(Option<VisibilityRecord>, VisibilityRecord)>,
@@ -37,6 +39,7 @@ impl Change {
             events,
             notes: BTreeMap::new(),
             settled: BTreeSet::new(),
+            settled_tasks: Vec::new(),
             owed: BTreeMap::new(),
             visibility: None,
         };
@@ -133,7 +136,15 @@ impl Change {
         let old: BTreeSet<EffectKey> = was.iter().map(Effect::key).collect();
         let new: BTreeMap<EffectKey, Effect> = is.into_iter().map(|e| (e.key(), e)).collect();
         self.settled = old.iter().filter(|k| !new.contains_key(k)).cloned().collect();
+        self.settled_tasks = was.into_iter().filter_map(|e| settled_task(e, &new)).collect();
         self.owed = new.into_iter().filter(|(k, _)| !old.contains(k)).collect();
+    }
+}
+
+fn settled_task(effect: Effect, new: &BTreeMap<EffectKey, Effect>) -> Option<TaskOffer> {
+    match effect {
+        Effect::Task(offer) if !new.contains_key(&EffectKey::Task(offer.key.clone())) => Some(offer),
+        Effect::Task(_) | Effect::Timer(..) | Effect::Errand(..) => None,
     }
 }
 

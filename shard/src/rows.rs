@@ -1,0 +1,666 @@
+//! A workflow's rows and how they are read: the run that is current, request ids, history, notes,
+//! and what a new leader finds of timers, tasks and errands. The writing is in `row_writes`.
+//!
+//! Reads block on the disk when a row is not in memory. Nothing here decides anything.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use piton_core::effect::{ErrandKey, QueueName, TaskKey, TimerKind};
+use piton_core::id::{EventId, NamespaceId, Position, RequestId, RunId, WorkflowId, WorkflowKey};
+use piton_core::note::{Note, NoteKey};
+use piton_core::placement::slot_of;
+use piton_core::proto::history::{History, HistoryEvent};
+use piton_core::run::{FoldError, RunState, Status};
+use piton_core::time::Timestamp;
+use piton_store::codec;
+use piton_store::{KeyRange, Order, Row, StoreError, Table, keys, prefix_end};
+use prost::Message;
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{self, SlotRange};
+use crate::peer::{QueueKey, QueueType};
+use crate::row_codes::{
+    ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, note_key, queue_code, timer_kind, unsigned,
+};
+
+pub(crate) use crate::row_writes::{
+    change_writes, current_delete, current_write, offer_of, request_writes,
+};
+
+/// Rows read from the table at once.
+const PAGE_ROWS: usize = 256;
+/// How often a run is read anew because a transition was applied meanwhile.
+const LOAD_ATTEMPTS_MAX: usize = 8;
+/// First byte of the values laid out by hand.
+pub(crate) const FORMAT: u8 = 1;
+
+/// The workflow's current run, and the position that fences its transitions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Current {
+    /// Stands before the rest, which the fence does not read; see [`encode_current`].
+    #[serde(skip)]
+    pub(crate) position: Position,
+    pub(crate) run_id: RunId,
+    pub(crate) status: Status,
+    /// First run of the chain.
+    pub(crate) first_run_id: RunId,
+    pub(crate) start_request_id: RequestId,
+    pub(crate) start_time: Timestamp,
+    /// When the last transition was decided: the workflow's times never go back.
+    pub(crate) last_time: Timestamp,
+}
+
+/// A request id that was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RequestRow {
+    pub(crate) run_id: RunId,
+    pub(crate) event_id: EventId,
+    pub(crate) at: Timestamp,
+    pub(crate) kind: RequestKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RequestKind {
+    /// It started the run.
+    Start,
+    /// It asked for a start and was answered with a run that was there.
+    Attached,
+    Signal,
+    Cancel,
+}
+
+/// A timer that is armed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TimerRow {
+    pub(crate) due: Timestamp,
+    pub(crate) key: WorkflowKey,
+    pub(crate) run_id: RunId,
+    pub(crate) kind: TimerKind,
+}
+
+/// A task that waits for a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TaskRow {
+    pub(crate) queue: QueueKey,
+    pub(crate) key: WorkflowKey,
+    pub(crate) run_id: RunId,
+    pub(crate) task: TaskKey,
+    pub(crate) priority: u8,
+    pub(crate) created: Timestamp,
+}
+
+/// A task row's value: what its key does not say.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct TaskValue {
+    /// For a sticky queue: the normal queue of the same worker.
+    pub(crate) normal: Option<Arc<str>>,
+}
+
+/// An errand that is not settled. What it carries is in the run's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ErrandRow {
+    pub(crate) key: WorkflowKey,
+    pub(crate) run_id: RunId,
+    pub(crate) errand: ErrandKey,
+}
+
+/// Events that were committed together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HistoryBatch {
+    pub(crate) first: EventId,
+    /// The bytes of a protobuf `History` holding just these events.
+    pub(crate) raw: Bytes,
+}
+
+/// Why rows could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error("read rows of group {group}")]
+    Store {
+        group: u32,
+        #[source]
+        source: StoreError,
+    },
+    /// The stored bytes are not what a release of ours writes.
+    #[error("decode {what} of group {group}")]
+    Value {
+        group: u32,
+        what: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("group {group} has a key among its {what} that is none")]
+    Key { group: u32, what: &'static str },
+    #[error("load run {run_id} of workflow {}", key.workflow_id)]
+    Fold {
+        key: WorkflowKey,
+        run_id: RunId,
+        #[source]
+        source: FoldError,
+    },
+    /// Transitions kept coming while it was read; try again.
+    #[error("load run {run_id} of workflow {}: it kept changing", key.workflow_id)]
+    Unsteady { key: WorkflowKey, run_id: RunId },
+}
+
+/// Reads one shard's rows. Clones share the table.
+#[derive(Clone)]
+pub(crate) struct WorkflowRows {
+    table: Table,
+}
+
+impl WorkflowRows {
+    pub(crate) fn new(table: Table) -> WorkflowRows {
+        WorkflowRows { table }
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The slots this shard owns; `None` until its first range entry is applied.
+    pub(crate) fn range(&self) -> Result<Option<SlotRange>, LoadError> {
+        let Some(value) = self.get(&keys::range())? else { return Ok(None) };
+        decode_range(value).map(Some).map_err(|source| self.bad_value("the slot range", source))
+    }
+
+    /// The workflow's current run; `None`: there is no such workflow, its position is 0.
+    pub(crate) fn current(&self, key: &WorkflowKey) -> Result<Option<Current>, LoadError> {
+        let Some(value) = self.get(&workflow(key).current())? else { return Ok(None) };
+        let current = decode_current(&value);
+        current.map(Some).map_err(|source| self.bad_value("a current row", source))
+    }
+
+    pub(crate) fn position(&self, key: &WorkflowKey) -> Result<Position, LoadError> {
+        let Some(value) = self.get(&workflow(key).current())? else { return Ok(Position(0)) };
+        decode_position(&value).ok_or_else(|| self.bad_value("a current row", "it is cut short"))
+    }
+
+    pub(crate) fn request(
+        &self,
+        key: &WorkflowKey,
+        id: &RequestId,
+    ) -> Result<Option<RequestRow>, LoadError> {
+        let Some(value) = self.get(&workflow(key).request(id.as_str()))? else { return Ok(None) };
+        self.decode("a request row", &value).map(Some)
+    }
+
+    /// Rebuilds a run's state from its history and notes; `None`: there is no such run.
+    pub(crate) fn load_run(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<Option<RunState>, LoadError> {
+        // A transition whose outcome its actor never learned may still be applied now. History
+        // and notes belong together only if the position stood still while both were read.
+        for _ in 0..LOAD_ATTEMPTS_MAX {
+            let before = self.position(key)?;
+            let parts = self.load_parts(key, run_id)?;
+            if self.position(key)? != before {
+                continue;
+            }
+            let Some((events, notes)) = parts else { return Ok(None) };
+            let run = RunState::from_history(key.clone(), run_id.clone(), events, notes);
+            return run.map(Some).map_err(|source| LoadError::Fold {
+                key: key.clone(),
+                run_id: run_id.clone(),
+                source,
+            });
+        }
+        Err(LoadError::Unsteady { key: key.clone(), run_id: run_id.clone() })
+    }
+
+    #[expect(clippy::type_complexity, reason = "the two parts of a run, taken apart at once")]
+    fn load_parts(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<Option<(Vec<HistoryEvent>, Vec<(NoteKey, Note)>)>, LoadError> {
+        let workflow = workflow(key);
+        let mut events = Vec::new();
+        self.each_below(&workflow.events(run_id.as_str()), |row| {
+            let batch = self.batch(row)?;
+            // Without its first batch a run is being deleted: it is not there any more.
+            let is_whole = !events.is_empty() || batch.first == EventId::FIRST;
+            if is_whole {
+                events.extend(self.events(&batch)?);
+            }
+            Ok(is_whole)
+        })?;
+        if events.is_empty() {
+            return Ok(None);
+        }
+        let mut notes = Vec::new();
+        self.each_below(&workflow.notes(run_id.as_str()), |row| {
+            let parsed = keys::parse_workflow_row(&row.key);
+            let Some((_, keys::WorkflowRow::Note { kind, id, .. })) = parsed else {
+                return Err(self.bad_key("notes"));
+            };
+            let key = note_key(kind, id).ok_or_else(|| self.bad_key("notes"))?;
+            notes.push((key, self.decode("a note", &row.value)?));
+            Ok(true)
+        })?;
+        Ok(Some((events, notes)))
+    }
+
+    /// Batches that hold events with `from <= id < end`, oldest first: until there are
+    /// `events_max` events, or before the next one would exceed `bytes_max`; at least one.
+    pub(crate) fn history(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+        ids: std::ops::Range<EventId>,
+        events_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<HistoryBatch>, LoadError> {
+        if ids.start >= ids.end {
+            return Ok(Vec::new());
+        }
+        // The first id may lie within a batch, whose key is that of an earlier event.
+        let holding = self.batch_at(key, run_id, ids.start)?;
+        let first = holding.map_or(ids.start, |batch| batch.first);
+        let start = workflow(key).event(run_id.as_str(), unsigned(first));
+        let end = workflow(key).event(run_id.as_str(), unsigned(ids.end));
+        let budget = PageBudget { events: events_max, bytes: bytes_max };
+        self.batches(start, end, Order::Ascending, budget)
+    }
+
+    /// Batches that hold events with `id <= last`, newest first, bounded as [`Self::history`].
+    pub(crate) fn history_back(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+        last: EventId,
+        events_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<HistoryBatch>, LoadError> {
+        let start = workflow(key).events(run_id.as_str());
+        let end = workflow(key).event(run_id.as_str(), unsigned(last.next()));
+        let budget = PageBudget { events: events_max, bytes: bytes_max };
+        self.batches(start, end, Order::Descending, budget)
+    }
+
+    /// The batch that holds the event, or the last one if the event is not there yet.
+    pub(crate) fn batch_at(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+        event: EventId,
+    ) -> Result<Option<HistoryBatch>, LoadError> {
+        let start = workflow(key).events(run_id.as_str());
+        let end = workflow(key).event(run_id.as_str(), unsigned(event.next()));
+        let range = KeyRange::new(&start, &end);
+        let found = self.scan(range, Order::Descending, 1)?;
+        found.into_iter().next().map(|row| self.batch(row)).transpose()
+    }
+
+    fn batches(
+        &self,
+        mut start: Bytes,
+        mut end: Bytes,
+        order: Order,
+        mut budget: PageBudget,
+    ) -> Result<Vec<HistoryBatch>, LoadError> {
+        const ROWS: usize = 32;
+        let mut batches = Vec::new();
+        loop {
+            let rows = self.scan(KeyRange::new(&start, &end), order, ROWS)?;
+            let is_last = rows.len() < ROWS;
+            if let Some(row) = rows.last() {
+                match order {
+                    Order::Ascending => start = keys::after(&row.key),
+                    Order::Descending => end = row.key.clone(),
+                }
+            }
+            for row in rows {
+                let batch = self.batch(row)?;
+                if !batches.is_empty() && batch.raw.len() > budget.bytes {
+                    return Ok(batches);
+                }
+                budget.bytes = budget.bytes.saturating_sub(batch.raw.len());
+                budget.events = budget.events.saturating_sub(batch.len());
+                batches.push(batch);
+                if budget.events == 0 || budget.bytes == 0 {
+                    return Ok(batches);
+                }
+            }
+            if is_last {
+                return Ok(batches);
+            }
+        }
+    }
+
+    /// The events of a batch.
+    pub(crate) fn events(&self, batch: &HistoryBatch) -> Result<Vec<HistoryEvent>, LoadError> {
+        let history = History::decode(batch.raw.clone());
+        Ok(history.map_err(|source| self.bad_value("a batch of history", source))?.events)
+    }
+
+    fn batch(&self, row: Row) -> Result<HistoryBatch, LoadError> {
+        let parsed = keys::parse_workflow_row(&row.key);
+        let Some((_, keys::WorkflowRow::Event { first_event_id, .. })) = parsed else {
+            return Err(self.bad_key("batches of history"));
+        };
+        if row.value.first() != Some(&FORMAT) {
+            return Err(self.bad_value("a batch of history", "its version is not known"));
+        }
+        let first = EventId(i64::try_from(first_event_id).unwrap_or(i64::MAX));
+        Ok(HistoryBatch { first, raw: row.value.slice(1..) })
+    }
+
+    /// Timers with `from <= due <= until`, by due time.
+    pub(crate) fn timers_between(
+        &self,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<Vec<TimerRow>, LoadError> {
+        let end = keys::timers_after(until.0);
+        let start = from.0.checked_sub(1).map_or_else(keys::timers, keys::timers_after);
+        let mut timers = Vec::new();
+        self.each_in(start, end, |row| {
+            timers.push(timer_row(&row.key).ok_or_else(|| self.bad_key("timers"))?);
+            Ok(true)
+        })?;
+        Ok(timers)
+    }
+
+    /// The first tasks of a queue, by priority and age.
+    pub(crate) fn tasks(&self, queue: &QueueKey, limit: usize) -> Result<Vec<TaskRow>, LoadError> {
+        let prefix = queue_prefix(queue);
+        let mut tasks = Vec::new();
+        self.each_below(&prefix, |row| {
+            let task = self.task_row(&row)?;
+            if tasks.len() < limit && task.queue == *queue {
+                tasks.push(task);
+            }
+            Ok(tasks.len() < limit)
+        })?;
+        Ok(tasks)
+    }
+
+    /// How many tasks of a queue wait here, and since when the oldest.
+    pub(crate) fn backlog(&self, queue: &QueueKey) -> Result<(u64, Option<Timestamp>), LoadError> {
+        let (mut count, mut oldest) = (0, None);
+        self.each_below(&queue_prefix(queue), |row| {
+            let task = keys::parse_task(&row.key).ok_or_else(|| self.bad_key("tasks"))?;
+            let created = Timestamp(task.created);
+            count += 1;
+            oldest = Some(oldest.map_or(created, |time: Timestamp| time.min(created)));
+            Ok(true)
+        })?;
+        Ok((count, oldest))
+    }
+
+    /// The first tasks of every queue, at most `limit` of each.
+    pub(crate) fn first_tasks(&self, limit: usize) -> Result<Vec<TaskRow>, LoadError> {
+        let mut tasks = Vec::new();
+        let mut start = keys::tasks();
+        let end = end_of(&keys::tasks());
+        // Queue by queue: from one queue's first task straight to the next queue's.
+        while let Some(row) = self.scan(KeyRange::new(&start, &end), Order::Ascending, 1)?.pop() {
+            let queue = self.task_row(&row)?.queue;
+            tasks.extend(self.tasks(&queue, limit)?);
+            start = end_of(&queue_prefix(&queue));
+        }
+        Ok(tasks)
+    }
+
+    /// Every run that has errands to do, each once.
+    pub(crate) fn runs_with_errands(&self) -> Result<Vec<(WorkflowKey, RunId)>, LoadError> {
+        let mut runs: Vec<(WorkflowKey, RunId)> = Vec::new();
+        self.each_below(&keys::errands(), |row| {
+            let errand = errand_row(&row.key).ok_or_else(|| self.bad_key("errands"))?;
+            let run = (errand.key, errand.run_id);
+            if runs.last() != Some(&run) {
+                runs.push(run);
+            }
+            Ok(true)
+        })?;
+        Ok(runs)
+    }
+
+    /// A run's errands in event order.
+    pub(crate) fn errands(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<Vec<ErrandRow>, LoadError> {
+        let mut errands = Vec::new();
+        self.each_below(&keys::errands_of(&workflow(key)), |row| {
+            let errand = errand_row(&row.key).ok_or_else(|| self.bad_key("errands"))?;
+            if errand.run_id == *run_id {
+                errands.push(errand);
+            }
+            Ok(true)
+        })?;
+        Ok(errands)
+    }
+
+    fn task_row(&self, row: &Row) -> Result<TaskRow, LoadError> {
+        let value: TaskValue = self.decode("a task", &row.value)?;
+        task_row(&row.key, value).ok_or_else(|| self.bad_key("tasks"))
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, LoadError> {
+        self.table.get(key).map_err(|source| self.store(source))
+    }
+
+    pub(crate) fn scan(
+        &self,
+        range: KeyRange<'_>,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<Row>, LoadError> {
+        self.table.scan(range, order, limit).map_err(|source| self.store(source))
+    }
+
+    /// Calls `row` for each row below a prefix, in key order, until it answers false.
+    pub(crate) fn each_below(
+        &self,
+        prefix: &[u8],
+        row: impl FnMut(Row) -> Result<bool, LoadError>,
+    ) -> Result<(), LoadError> {
+        self.each_in(Bytes::copy_from_slice(prefix), end_of(prefix), row)
+    }
+
+    /// Calls `row` for each row with `start <= key < end`, in key order, until it answers false.
+    pub(crate) fn each_in(
+        &self,
+        mut start: Bytes,
+        end: Bytes,
+        mut row: impl FnMut(Row) -> Result<bool, LoadError>,
+    ) -> Result<(), LoadError> {
+        loop {
+            let rows = self.scan(KeyRange::new(&start, &end), Order::Ascending, PAGE_ROWS)?;
+            let is_last = rows.len() < PAGE_ROWS;
+            if let Some(last) = rows.last() {
+                start = keys::after(&last.key);
+            }
+            for found in rows {
+                if !row(found)? {
+                    return Ok(());
+                }
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(crate) fn decode<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &'static str,
+        value: &[u8],
+    ) -> Result<T, LoadError> {
+        codec::decode(value).map_err(|source| self.bad_value(what, source))
+    }
+
+    fn store(&self, source: StoreError) -> LoadError {
+        LoadError::Store { group: self.table.group(), source }
+    }
+
+    pub(crate) fn bad_key(&self, what: &'static str) -> LoadError {
+        LoadError::Key { group: self.table.group(), what }
+    }
+
+    fn bad_value(
+        &self,
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> LoadError {
+        LoadError::Value { group: self.table.group(), what, source: source.into() }
+    }
+}
+
+/// What a page may still take.
+struct PageBudget {
+    events: usize,
+    bytes: usize,
+}
+
+impl Current {
+    /// The row of a workflow whose current run stands so.
+    pub(crate) fn of(run: &RunState, position: Position) -> Current {
+        let first = &run.started.first_execution_run_id;
+        Current {
+            position,
+            run_id: run.run_id.clone(),
+            status: run.status,
+            first_run_id: if first.is_empty() { run.run_id.clone() } else { RunId::from(&**first) },
+            start_request_id: run.note.start_request_id.clone().unwrap_or_else(|| "".into()),
+            start_time: run.start_time,
+            last_time: run.last_event_time,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.status.is_open()
+    }
+}
+
+impl HistoryBatch {
+    /// How many events it holds, without decoding them.
+    pub(crate) fn len(&self) -> usize {
+        let mut rest = &self.raw[..];
+        let mut count = 0;
+        // Each event is a tag byte, a length and so many bytes; see `row_writes`.
+        while let Some((_, after_tag)) = rest.split_first() {
+            rest = after_tag;
+            let Ok(len) = prost::decode_length_delimiter(&mut rest) else { break };
+            let Some(next) = rest.get(len..) else { break };
+            rest = next;
+            count += 1;
+        }
+        count
+    }
+}
+
+/// A workflow as the key builders want it.
+pub(crate) fn workflow(key: &WorkflowKey) -> keys::Workflow<&str> {
+    keys::Workflow {
+        slot: slot_of(key).0,
+        namespace: key.namespace.as_str(),
+        workflow_id: key.workflow_id.as_str(),
+    }
+}
+
+pub(crate) fn workflow_key(workflow: keys::Workflow<String>) -> WorkflowKey {
+    WorkflowKey {
+        namespace: NamespaceId::new(workflow.namespace),
+        workflow_id: WorkflowId::new(workflow.workflow_id),
+    }
+}
+
+/// The first key behind a prefix. All our prefixes have one: they begin below ff.
+pub(crate) fn end_of(prefix: &[u8]) -> Bytes {
+    prefix_end(prefix).map_or_else(|| Bytes::from_static(&[0xff; 8]), Bytes::from)
+}
+
+fn queue_prefix(queue: &QueueKey) -> Bytes {
+    let name = &queue.queue.name;
+    let prefix = keys::tasks_of(queue.namespace.as_str(), name, queue_code(queue.kind));
+    let mut bytes = BytesMut::from(&prefix[..]);
+    bytes.put_u8(u8::from(queue.queue.is_sticky()));
+    bytes.freeze()
+}
+
+pub(crate) fn encode_range(range: &SlotRange) -> Bytes {
+    let mut value = BytesMut::with_capacity(13);
+    value.put_u8(FORMAT);
+    entry::put_range(&mut value, range);
+    value.freeze()
+}
+
+fn decode_range(mut value: Bytes) -> Result<SlotRange, Box<dyn std::error::Error + Send + Sync>> {
+    if value.first() != Some(&FORMAT) {
+        return Err("its version is not known".into());
+    }
+    let mut rest = value.split_off(1);
+    Ok(entry::take_range(&mut rest)?)
+}
+
+/// `version(1) position(8) rest`: the position is read at each fence, the rest is not.
+pub(crate) fn encode_current(current: &Current) -> Bytes {
+    let rest = encode_row(current);
+    let mut value = BytesMut::with_capacity(9 + rest.len());
+    value.put_u8(FORMAT);
+    value.put_u64(current.position.0);
+    value.put_slice(&rest);
+    value.freeze()
+}
+
+/// Encodes a row's value.
+pub(crate) fn encode_row<T: Serialize>(value: &T) -> Bytes {
+    codec::encode(value).expect("the API's limits keep a row far below what the codec takes")
+}
+
+fn decode_current(value: &[u8]) -> Result<Current, Box<dyn std::error::Error + Send + Sync>> {
+    let position = decode_position(value).ok_or("it is cut short")?;
+    Ok(Current { position, ..codec::decode(&value[9..])? })
+}
+
+/// The position in a `current` row's value.
+pub(crate) fn decode_position(value: &[u8]) -> Option<Position> {
+    let rest = value.strip_prefix(&[FORMAT])?;
+    rest.first_chunk().map(|bytes| Position(u64::from_be_bytes(*bytes)))
+}
+
+fn timer_row(key: &[u8]) -> Option<TimerRow> {
+    let timer = keys::parse_timer(key)?;
+    Some(TimerRow {
+        due: Timestamp(timer.due),
+        kind: timer_kind(timer.kind, timer.event_id)?,
+        key: workflow_key(timer.workflow),
+        run_id: RunId::new(timer.run_id),
+    })
+}
+
+fn task_row(key: &[u8], value: TaskValue) -> Option<TaskRow> {
+    let task = keys::parse_task(key)?;
+    let (scheduled, stamp) = (event_id(task.event_id)?, task.stamp);
+    let (kind, task_key) = match task.queue_type {
+        WORKFLOW_QUEUE => (QueueType::Workflow, TaskKey::Workflow { scheduled, stamp }),
+        ACTIVITY_QUEUE => (QueueType::Activity, TaskKey::Activity { scheduled, stamp }),
+        _ => return None,
+    };
+    let queue = QueueName { name: task.queue.into(), normal: value.normal };
+    let key = workflow_key(task.workflow);
+    Some(TaskRow {
+        queue: QueueKey { namespace: key.namespace.clone(), queue, kind },
+        key,
+        run_id: RunId::new(task.run_id),
+        task: task_key,
+        priority: task.priority,
+        created: Timestamp(task.created),
+    })
+}
+
+fn errand_row(key: &[u8]) -> Option<ErrandRow> {
+    let errand = keys::parse_errand(key)?;
+    Some(ErrandRow {
+        errand: errand_key(errand.event_id, errand.kind)?,
+        key: workflow_key(errand.workflow),
+        run_id: RunId::new(errand.run_id),
+    })
+}
