@@ -8,6 +8,7 @@ use piton_core::proto::history::HistoryEvent;
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::{Change, first_event};
 use piton_core::visibility::VisibilityRecord;
+use piton_store::codec::{self, CodecError};
 use piton_store::{Write, keys};
 use prost::Message;
 
@@ -15,20 +16,22 @@ use crate::entry::SlotRange;
 use crate::peer::{Offer, OfferedTask, QueueKey, QueueType};
 use crate::row_codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
 use crate::rows::{
-    Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, encode_row, workflow,
+    Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow,
 };
 
 /// Tag of `History.events` on the wire: field 1, length-delimited.
 const EVENTS_TAG: u8 = 0x0a;
 
-/// The rows of one run's change, all but `current`. A run closed by it is kept for `retention`
-/// from `now` on.
+/// The rows of one run's change, all but `current`. `retention`: how long its namespace keeps a
+/// closed run.
+///
+/// # Errors
+/// When a record is too large to be encoded; then nothing may be proposed.
 pub(crate) fn change_writes(
     key: &WorkflowKey,
     change: &Change,
-    now: Timestamp,
     retention: Span,
-) -> Vec<Write> {
+) -> Result<Vec<Write>, CodecError> {
     let mut writes = Vec::new();
     let run_id = &change.run_id;
     if let Some(first) = first_event(change) {
@@ -39,7 +42,7 @@ pub(crate) fn change_writes(
         let (kind, id) = note_codes(note_key);
         let row = workflow(key).note(run_id.as_str(), kind, id);
         writes.push(match note {
-            Some(note) => Write::put(row, encode_row(note)),
+            Some(note) => Write::put(row, codec::encode(note)?),
             None => Write::delete(row),
         });
     }
@@ -57,17 +60,20 @@ pub(crate) fn change_writes(
         writes.push(Write::delete(task_key(key, run_id, offer)));
     }
     for effect in change.owed.values() {
-        writes.push(effect_write(key, run_id, effect));
+        writes.push(effect_write(key, run_id, effect)?);
     }
     if let Some((before, after)) = &change.visibility {
-        visibility_writes(key, before.as_ref(), after, now + retention, &mut writes);
+        visibility_writes(key, before.as_ref(), after, retention, &mut writes)?;
     }
-    writes
+    Ok(writes)
 }
 
 /// Puts the workflow's `current` row, the position that fences it included.
-pub(crate) fn current_write(key: &WorkflowKey, current: &Current) -> Write {
-    Write::put(workflow(key).current(), encode_current(current))
+///
+/// # Errors
+/// As [`change_writes`].
+pub(crate) fn current_write(key: &WorkflowKey, current: &Current) -> Result<Write, CodecError> {
+    Ok(Write::put(workflow(key).current(), encode_current(current)?))
 }
 
 /// Deletes the workflow: its position is 0 again. Only with the last rows of its last run.
@@ -75,20 +81,22 @@ pub(crate) fn current_delete(key: &WorkflowKey) -> Write {
     Write::delete(workflow(key).current())
 }
 
-/// Puts a request id, and the row by which it is deleted after `keep_ms`.
+/// Puts a request id, and the row by which it is deleted after `keep`.
+///
+/// # Errors
+/// As [`change_writes`].
 pub(crate) fn request_writes(
     key: &WorkflowKey,
     id: &RequestId,
     row: &RequestRow,
-    keep_ms: u64,
-) -> [Write; 2] {
-    let keep = Span(i64::try_from(keep_ms).unwrap_or(i64::MAX)).min(Span::MAX);
+    keep: Span,
+) -> Result<[Write; 2], CodecError> {
     let what = keys::Expires::Request(id.as_str());
     let expire = keys::Expire { when: (row.at + keep).0, workflow: workflow(key), what };
-    [
-        Write::put(workflow(key).request(id.as_str()), encode_row(row)),
+    Ok([
+        Write::put(workflow(key).request(id.as_str()), codec::encode(row)?),
         Write::put(expire.key(), Bytes::from_static(&[FORMAT])),
-    ]
+    ])
 }
 
 /// A task as it is offered to its queue.
@@ -132,16 +140,16 @@ fn encode_batch(events: &[HistoryEvent]) -> Bytes {
     batch.freeze()
 }
 
-fn effect_write(key: &WorkflowKey, run_id: &RunId, effect: &Effect) -> Write {
+fn effect_write(key: &WorkflowKey, run_id: &RunId, effect: &Effect) -> Result<Write, CodecError> {
     let nothing = Bytes::from_static(&[FORMAT]);
-    match effect {
+    Ok(match effect {
         Effect::Timer(due, kind) => Write::put(timer_key(key, run_id, *due, kind), nothing),
         Effect::Errand(errand, _) => Write::put(errand_key(key, run_id, *errand), nothing),
         Effect::Task(offer) => {
             let value = TaskValue { normal: offer.queue.normal.clone() };
-            Write::put(task_key(key, run_id, offer), encode_row(&value))
+            Write::put(task_key(key, run_id, offer), codec::encode(&value)?)
         }
-    }
+    })
 }
 
 fn timer_key(key: &WorkflowKey, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Bytes {
@@ -175,23 +183,25 @@ fn visibility_writes(
     key: &WorkflowKey,
     before: Option<&VisibilityRecord>,
     after: &VisibilityRecord,
-    expires: Timestamp,
+    retention: Span,
     writes: &mut Vec<Write>,
-) {
+) -> Result<(), CodecError> {
     let row = visibility_key(key, after);
     let old = before.map(|record| visibility_key(key, record));
     writes.extend(old.filter(|old| *old != row).map(Write::delete));
-    writes.push(Write::put(row.clone(), encode_row(after)));
+    writes.push(Write::put(row.clone(), codec::encode(after)?));
     let closes = before.is_none_or(|record| record.close_time.is_none());
-    if closes && after.close_time.is_some() {
+    if let (true, Some(close_time)) = (closes, after.close_time) {
         let what = keys::Expires::Run(after.run_id.as_str());
-        let expire = keys::Expire { when: expires.0, workflow: workflow(key), what };
+        let when = (close_time + retention).0;
+        let expire = keys::Expire { when, workflow: workflow(key), what };
         // The value names the visibility row, which only the run's times would lead to.
         let mut value = BytesMut::with_capacity(1 + row.len());
         value.put_u8(FORMAT);
         value.put_slice(&row);
         writes.push(Write::put(expire.key(), value.freeze()));
     }
+    Ok(())
 }
 
 fn visibility_key(key: &WorkflowKey, record: &VisibilityRecord) -> Bytes {

@@ -13,7 +13,7 @@ use piton_core::placement::slot_of;
 use piton_core::proto::history::{History, HistoryEvent};
 use piton_core::run::{FoldError, RunState, Status};
 use piton_core::time::Timestamp;
-use piton_store::codec;
+use piton_store::codec::{self, CodecError};
 use piton_store::{KeyRange, Order, Row, StoreError, Table, keys, prefix_end};
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -36,11 +36,15 @@ const LOAD_ATTEMPTS_MAX: usize = 8;
 pub(crate) const FORMAT: u8 = 1;
 
 /// The workflow's current run, and the position that fences its transitions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Current {
-    /// Stands before the rest, which the fence does not read; see [`encode_current`].
-    #[serde(skip)]
     pub(crate) position: Position,
+    pub(crate) run: CurrentRun,
+}
+
+/// What is known of the current run without loading it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CurrentRun {
     pub(crate) run_id: RunId,
     pub(crate) status: Status,
     /// First run of the chain.
@@ -522,20 +526,17 @@ struct PageBudget {
 impl Current {
     /// The row of a workflow whose current run stands so.
     pub(crate) fn of(run: &RunState, position: Position) -> Current {
-        let first = &run.started.first_execution_run_id;
-        Current {
-            position,
+        let first = run.started.first_execution_run_id.as_str();
+        let request_id = run.note.start_request_id.clone();
+        let current = CurrentRun {
             run_id: run.run_id.clone(),
             status: run.status,
-            first_run_id: if first.is_empty() { run.run_id.clone() } else { RunId::from(&**first) },
-            start_request_id: run.note.start_request_id.clone().unwrap_or_else(|| "".into()),
+            first_run_id: if first.is_empty() { run.run_id.clone() } else { first.into() },
+            start_request_id: request_id.unwrap_or_else(|| "".into()),
             start_time: run.start_time,
             last_time: run.last_event_time,
-        }
-    }
-
-    pub(crate) fn is_open(&self) -> bool {
-        self.status.is_open()
+        };
+        Current { position, run: current }
     }
 }
 
@@ -600,24 +601,19 @@ fn decode_range(mut value: Bytes) -> Result<SlotRange, Box<dyn std::error::Error
     Ok(entry::take_range(&mut rest)?)
 }
 
-/// `version(1) position(8) rest`: the position is read at each fence, the rest is not.
-pub(crate) fn encode_current(current: &Current) -> Bytes {
-    let rest = encode_row(current);
-    let mut value = BytesMut::with_capacity(9 + rest.len());
+/// `version(1) position(8) run`: the position is read at each fence, the rest is not.
+pub(crate) fn encode_current(current: &Current) -> Result<Bytes, CodecError> {
+    let run = codec::encode(&current.run)?;
+    let mut value = BytesMut::with_capacity(9 + run.len());
     value.put_u8(FORMAT);
     value.put_u64(current.position.0);
-    value.put_slice(&rest);
-    value.freeze()
-}
-
-/// Encodes a row's value.
-pub(crate) fn encode_row<T: Serialize>(value: &T) -> Bytes {
-    codec::encode(value).expect("the API's limits keep a row far below what the codec takes")
+    value.put_slice(&run);
+    Ok(value.freeze())
 }
 
 fn decode_current(value: &[u8]) -> Result<Current, Box<dyn std::error::Error + Send + Sync>> {
     let position = decode_position(value).ok_or("it is cut short")?;
-    Ok(Current { position, ..codec::decode(&value[9..])? })
+    Ok(Current { position, run: codec::decode(&value[9..])? })
 }
 
 /// The position in a `current` row's value.
