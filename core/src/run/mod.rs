@@ -20,11 +20,13 @@ use piton_proto::sdk::UserMetadata;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::effect::{Effect, Errand, ErrandKey};
 use crate::error::Rejection;
 use crate::id::{EventId, RunId, WorkflowKey};
 use crate::note::{ActivityNote, RunNote};
 use crate::request::{Drawn, RunRequest};
 use crate::time::Timestamp;
+use crate::transition::Change;
 
 mod activity;
 mod activity_retry;
@@ -353,6 +355,17 @@ impl RunState {
     /// Whether a worker holds a workflow task now, so that other events have to wait.
     pub fn is_task_held(&self) -> bool {
         self.held.is_some()
+    }
+
+    /// Every errand this run owes, in event order; what a new leader resumes.
+    pub fn errands(&self) -> Vec<(ErrandKey, Errand)> {
+        let owed = Change::between(None, &mut self.clone()).owed;
+        owed.into_values()
+            .filter_map(|effect| match effect {
+                Effect::Errand(key, errand) => Some((key, errand)),
+                Effect::Timer(..) | Effect::Task(_) => None,
+            })
+            .collect()
     }
 
     /// Whether a workflow task is scheduled or held.

@@ -1,0 +1,60 @@
+//! What a node's shards are tuned by. Limits of the API are in `piton_core::limits`.
+
+use std::time::Duration;
+
+/// Every bound and interval of this crate.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// How many shards a new cluster begins with.
+    pub shards: u32,
+    /// How long a workflow's actor stays in memory without a request. Zero: not at all.
+    pub idle: Duration,
+    /// Bytes of rows applied but not yet checkpointed, over all shards of this node.
+    pub table_bytes: usize,
+    /// Longest time between two checkpoints of a shard with changes.
+    pub checkpoint_interval: Duration,
+    /// Requests that may wait for one workflow.
+    pub mailbox_len_max: usize,
+    /// Tasks that a queue's matching actor holds; the rest stays in the shards' rows.
+    pub matching_window: usize,
+    /// A sticky queue without a poll for this long has lost its worker.
+    pub sticky_poller_max_age: Duration,
+    /// A queue without a poll for this long has no worker: a query is refused at once.
+    pub poller_max_age: Duration,
+    /// How long `DescribeTaskQueue` remembers a poller.
+    pub poller_memory: Duration,
+    /// Due timers are loaded this far ahead.
+    pub timer_window: Duration,
+    /// Transitions that are gathered into one Raft entry, in bytes.
+    pub entry_bytes_max: usize,
+    /// Proposals of a shard that may be under way at once.
+    pub proposals_in_flight_max: usize,
+    /// First wait before an errand to another workflow is tried again.
+    pub errand_retry_min: Duration,
+    /// Longest such wait.
+    pub errand_retry_max: Duration,
+    /// How long a request waits for a shard's leader before UNAVAILABLE.
+    pub leader_wait: Duration,
+}
+
+impl Default for ShardConfig {
+    fn default() -> Self {
+        Self {
+            shards: 16,
+            idle: Duration::from_secs(10),
+            table_bytes: 64 << 20,
+            checkpoint_interval: Duration::from_secs(1),
+            mailbox_len_max: 10_000,
+            matching_window: 1_000,
+            sticky_poller_max_age: Duration::from_secs(10),
+            poller_max_age: Duration::from_secs(20),
+            poller_memory: Duration::from_secs(300),
+            timer_window: Duration::from_secs(120),
+            entry_bytes_max: 4 << 20,
+            proposals_in_flight_max: 64,
+            errand_retry_min: Duration::from_millis(20),
+            errand_retry_max: Duration::from_secs(5),
+            leader_wait: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Why a request came to nothing, split by what the caller can do about it.
+
+use piton_core::error::Rejection;
+
+/// A request that was not carried out, or whose outcome is unknown.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ShardError {
+    /// Refused for good; nothing was recorded unless the rejection says so.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// No such namespace.
+    #[error("Namespace {name} is not found.")]
+    NamespaceNotFound { name: String },
+    /// No leader, or leadership moved: not carried out, or its outcome is unknown. The caller may
+    /// try again with the same request id.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A bound on memory or work is reached; nothing was recorded.
+    #[error("{0}")]
+    Overloaded(String),
+    /// The caller's time was over first.
+    #[error("{0}")]
+    DeadlineExceeded(String),
+    /// A token that does not decode, or is not for this request.
+    #[error("{0}")]
+    BadToken(String),
+    /// A bug or damage on this node.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl ShardError {
+    /// Whether trying again, perhaps elsewhere, may help.
+    pub fn is_retriable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Overloaded(_))
+    }
+
+    /// Whether the answer means that the addressed run does not exist or is closed.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(
+            self,
+            Self::Rejected(
+                Rejection::NotFound(_) | Rejection::AlreadyCompleted | Rejection::ActivityNotFound(_)
+            ) | Self::NamespaceNotFound { .. }
+        )
+    }
+}

@@ -1,0 +1,181 @@
+//! What a node's shards measure. Registered into the node's registry; every name ends in its unit.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use piton_core::id::ShardId;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// All figures of this crate. Clones share them.
+#[derive(Clone)]
+pub struct ShardMetrics(Arc<Metrics>);
+
+struct Metrics {
+    workflow_latency: Histograms<WorkflowLabels>,
+    workflow_task_latency: Histograms<TypeLabels>,
+    activity_latency: Histograms<TypeLabels>,
+    activity_retries: Family<TypeLabels, Counter>,
+    activity_failures: Family<TypeLabels, Counter>,
+    queue_depth: Family<QueueLabels, Gauge>,
+    queue_age: Family<QueueLabels, Gauge<f64, AtomicU64>>,
+    commit_latency: Histogram,
+    transitions: Counter,
+    entries: Counter,
+    checkpoint_latency: Histogram,
+    actors: Gauge,
+    leads: Family<ShardLabels, Gauge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkflowLabels {
+    namespace: String,
+    workflow_type: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TypeLabels {
+    namespace: String,
+    r#type: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueLabels {
+    namespace: String,
+    task_queue: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShardLabels {
+    shard: u32,
+}
+
+/// 0.1 ms to some 50 s.
+fn quick() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 20))
+}
+
+/// 1 ms to some 70 minutes.
+fn slow() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 4.0, 12))
+}
+
+/// One queue for [`ShardMetrics::show_queues`].
+pub(crate) struct QueueFigure {
+    pub(crate) namespace: String,
+    pub(crate) task_queue: String,
+    pub(crate) kind: &'static str,
+    pub(crate) depth: u64,
+    pub(crate) age: Duration,
+}
+
+impl ShardMetrics {
+    /// Makes the figures and registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Metrics {
+            workflow_latency: Family::new_with_constructor(slow),
+            workflow_task_latency: Family::new_with_constructor(quick),
+            activity_latency: Family::new_with_constructor(slow),
+            activity_retries: Family::default(),
+            activity_failures: Family::default(),
+            queue_depth: Family::default(),
+            queue_age: Family::default(),
+            commit_latency: quick(),
+            transitions: Counter::default(),
+            entries: Counter::default(),
+            checkpoint_latency: quick(),
+            actors: Gauge::default(),
+            leads: Family::default(),
+        };
+        let m = &metrics;
+        let s = || Unit::Seconds;
+        let r = registry;
+        r.register_with_unit("piton_workflow", "From start to close of a run", s(), m.workflow_latency.clone());
+        r.register_with_unit("piton_workflow_task", "From schedule to answer", s(), m.workflow_task_latency.clone());
+        r.register_with_unit("piton_activity", "From schedule to close, all attempts", s(), m.activity_latency.clone());
+        r.register_with_unit("piton_task_queue_age", "Age of the oldest waiting task", s(), m.queue_age.clone());
+        r.register_with_unit("piton_commit", "From proposal to applied", s(), m.commit_latency.clone());
+        r.register_with_unit("piton_checkpoint", "Writing a shard's changes to the store", s(), m.checkpoint_latency.clone());
+        r.register("piton_activity_retries", "Attempts that will be repeated", m.activity_retries.clone());
+        r.register("piton_activity_failures", "Activities that failed or timed out for good", m.activity_failures.clone());
+        r.register("piton_task_queue_depth", "Tasks that wait for a worker", m.queue_depth.clone());
+        r.register("piton_transitions", "Transitions committed", m.transitions.clone());
+        r.register("piton_entries", "Raft entries proposed", m.entries.clone());
+        r.register("piton_actors", "Workflows in memory", m.actors.clone());
+        r.register("piton_shard_leader", "1 where this node leads the shard", m.leads.clone());
+        Self(Arc::new(metrics))
+    }
+
+    pub(crate) fn committed(&self, transitions: usize, latency: Duration) {
+        self.0.transitions.inc_by(transitions as u64);
+        self.0.entries.inc();
+        self.0.commit_latency.observe(latency.as_secs_f64());
+    }
+
+    /// Notes one checkpoint of one shard.
+    pub fn checkpointed(&self, latency: Duration) {
+        self.0.checkpoint_latency.observe(latency.as_secs_f64());
+    }
+
+    pub(crate) fn actors(&self, change: i64) {
+        self.0.actors.inc_by(change);
+    }
+
+    pub(crate) fn leads(&self, shard: ShardId, leads: bool) {
+        self.0.leads.get_or_create(&ShardLabels { shard: shard.0 }).set(i64::from(leads));
+    }
+
+    pub(crate) fn workflow_closed(&self, namespace: &str, workflow_type: &str, outcome: &'static str, latency: Duration) {
+        let labels = WorkflowLabels {
+            namespace: namespace.to_owned(),
+            workflow_type: workflow_type.to_owned(),
+            outcome,
+        };
+        self.0.workflow_latency.get_or_create(&labels).observe(latency.as_secs_f64());
+    }
+
+    pub(crate) fn workflow_task_done(&self, namespace: &str, workflow_type: &str, latency: Duration) {
+        let labels = of_type(namespace, workflow_type);
+        self.0.workflow_task_latency.get_or_create(&labels).observe(latency.as_secs_f64());
+    }
+
+    pub(crate) fn activity_closed(&self, namespace: &str, activity_type: &str, latency: Duration, failed: bool) {
+        let labels = of_type(namespace, activity_type);
+        self.0.activity_latency.get_or_create(&labels).observe(latency.as_secs_f64());
+        if failed {
+            self.0.activity_failures.get_or_create(&labels).inc();
+        }
+    }
+
+    pub(crate) fn activity_retried(&self, namespace: &str, activity_type: &str) {
+        self.0.activity_retries.get_or_create(&of_type(namespace, activity_type)).inc();
+    }
+
+    /// Replaces what is shown of the task queues; called before each scrape.
+    pub(crate) fn show_queues(&self, queues: Vec<QueueFigure>) {
+        self.0.queue_depth.clear();
+        self.0.queue_age.clear();
+        for queue in queues {
+            let labels = QueueLabels {
+                namespace: queue.namespace,
+                task_queue: queue.task_queue,
+                kind: queue.kind,
+            };
+            self.0.queue_depth.get_or_create(&labels).set(queue.depth as i64);
+            self.0.queue_age.get_or_create(&labels).set(queue.age.as_secs_f64());
+        }
+    }
+}
+
+fn of_type(namespace: &str, name: &str) -> TypeLabels {
+    TypeLabels { namespace: namespace.to_owned(), r#type: name.to_owned() }
+}

@@ -1,0 +1,389 @@
+//! What a shard's leader does: hosts the workflows' actors, its timers, the queues it owns and the
+//! errands of its runs. Taken up when the replica serves in a term, laid down before anything else
+//! when it does not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use piton_core::id::{RunId, ShardId, WorkflowKey};
+use piton_core::request::RunRequest;
+use piton_core::time::Timestamp;
+use piton_raft::{Group, Leadership};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::{oneshot, watch};
+
+use crate::clock::Clock;
+use crate::cluster::Cluster;
+use crate::config::ShardConfig;
+use crate::error::ShardError;
+use crate::host::ShardHost;
+use crate::matching_actor::{MatchMessage, Queues};
+use crate::metrics::ShardMetrics;
+use crate::outbox::Outbox;
+use crate::peer::{Answer, Call, Offer, OfferedTask, QueueKey};
+use crate::proposer::Proposer;
+use crate::queue::Refused;
+use crate::rows::WorkflowRows;
+use crate::timer_actor::{TimerActor, Timers};
+use crate::workflow_actor::{Ask, Envelope, ReplyTo, Seat, Subscription};
+
+/// The leader's duties of one shard in one term.
+pub(crate) struct ShardRuntime {
+    pub(crate) id: ShardId,
+    pub(crate) term: u64,
+    pub(crate) group: Group,
+    pub(crate) rows: WorkflowRows,
+    pub(crate) cluster: Cluster,
+    pub(crate) config: Arc<ShardConfig>,
+    pub(crate) clock: Clock,
+    pub(crate) began: Timestamp,
+    pub(crate) metrics: ShardMetrics,
+    pub(crate) proposer: Proposer,
+    pub(crate) timers: Timers,
+    pub(crate) queues: Queues,
+    pub(crate) outbox: Outbox,
+    seats: Mutex<BTreeMap<WorkflowKey, Arc<Seat>>>,
+    stopped: AtomicBool,
+    /// Numbers of workflow tasks handed out in this term.
+    numbers: AtomicU64,
+}
+
+impl ShardRuntime {
+    /// Answers one call to this shard's leader.
+    pub(crate) async fn answer(self: &Arc<Self>, call: Call) -> Result<Answer, ShardError> {
+        let (reply, answer) = oneshot::channel();
+        if let Some(call) = self.post(call, ReplyTo::new(reply)) {
+            return self.read(call).await;
+        }
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    /// Hands a call to the actor it is for. Gives back those that are answered from rows.
+    pub(crate) fn post(self: &Arc<Self>, call: Call, reply: ReplyTo) -> Option<Call> {
+        let queue_message = |queue: QueueKey, message: MatchMessage| {
+            self.queues.tell(self, &queue, message);
+        };
+        match call {
+            Call::Offer(offer) => queue_message(offer.queue.clone(), MatchMessage::Offer(offer)),
+            Call::Poll(poll) => queue_message(poll.queue.clone(), MatchMessage::Poll(poll)),
+            Call::WithdrawPoll { queue, poll, .. } => {
+                queue_message(queue, MatchMessage::WithdrawPoll(poll));
+            }
+            Call::Withdraw { queue, key, run_id, task, .. } => {
+                queue_message(queue, MatchMessage::Withdraw { key, run_id, task });
+            }
+            Call::ShutdownWorker { queue, worker_instance_key } => {
+                queue_message(queue, MatchMessage::ShutdownWorker(worker_instance_key));
+            }
+            Call::Room { queue } => self.offer_again(&queue),
+            call @ (Call::History { .. }
+            | Call::List { .. }
+            | Call::Count { .. }
+            | Call::DescribeQueue { .. }
+            | Call::Backlog { .. }) => return Some(call),
+            call @ (Call::Start { .. }
+            | Call::Run { .. }
+            | Call::CompleteWorkflowTask { .. }
+            | Call::Query { .. }
+            | Call::AnswerQuery { .. }
+            | Call::Describe { .. }
+            | Call::Ticket(_)
+            | Call::NoPoller { .. }) => {
+                let key = Self::workflow_of(&call);
+                self.ask(&key, Envelope { ask: Ask::Call(call), reply });
+                return None;
+            }
+        }
+        reply.send(Ok(Answer::Done));
+        None
+    }
+
+    fn workflow_of(call: &Call) -> WorkflowKey {
+        match call {
+            Call::Start { key, .. }
+            | Call::Run { key, .. }
+            | Call::Query { key, .. }
+            | Call::Describe { key, .. }
+            | Call::NoPoller { key, .. } => key.clone(),
+            Call::CompleteWorkflowTask { token, .. } => token.key(),
+            Call::AnswerQuery { token, .. } => token.key(),
+            Call::Ticket(ticket) => ticket.offer.key.clone(),
+            _ => unreachable!("only calls to a workflow come here"),
+        }
+    }
+
+    /// Puts a request into a workflow's queue; its actor is hosted if it is not.
+    pub(crate) fn ask(self: &Arc<Self>, key: &WorkflowKey, envelope: Envelope) {
+        let mut envelope = envelope;
+        loop {
+            if self.stopped.load(Ordering::Acquire) {
+                return envelope.reply.send(Err(self.gone()));
+            }
+            let seat = self.seat(key);
+            match seat.mailbox.push(envelope) {
+                Ok(told) => return seat.used(self.clock.now(), told),
+                Err(Refused::Closed(back)) => envelope = back,
+                Err(Refused::Full(back)) => {
+                    let text = "too many requests wait for this workflow".to_owned();
+                    return back.reply.send(Err(ShardError::Overloaded(text)));
+                }
+            }
+        }
+    }
+
+    /// A request of our own to a run; whoever sends it does not wait for an answer.
+    pub(crate) fn tell(self: &Arc<Self>, key: &WorkflowKey, run: &RunId, request: RunRequest) {
+        let call = Call::Run { key: key.clone(), run_id: Some(run.clone()), request };
+        self.ask(key, Envelope { ask: Ask::Call(call), reply: ReplyTo::nobody() });
+    }
+
+    /// Follows a run's history; the actor stays in memory as long as somebody does.
+    pub(crate) async fn subscribe(
+        self: &Arc<Self>,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<watch::Receiver<Subscription>, ShardError> {
+        let (tell, told) = oneshot::channel();
+        let ask = Ask::Subscribe { run_id: run_id.clone(), tell };
+        self.ask(key, Envelope { ask, reply: ReplyTo::nobody() });
+        told.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    fn seat(self: &Arc<Self>, key: &WorkflowKey) -> Arc<Seat> {
+        let mut seats = self.seats.lock();
+        if let Some(seat) = seats.get(key) {
+            return Arc::clone(seat);
+        }
+        let seat = Seat::host(self, key.clone());
+        seats.insert(key.clone(), Arc::clone(&seat));
+        self.metrics.actors(1);
+        seat
+    }
+
+    /// An actor goes: the next request hosts the workflow anew.
+    pub(crate) fn leave(&self, key: &WorkflowKey, seat: &Arc<Seat>) {
+        let mut seats = self.seats.lock();
+        if seats.get(key).is_some_and(|s| Arc::ptr_eq(s, seat)) {
+            seats.remove(key);
+            self.metrics.actors(-1);
+        }
+    }
+
+    /// A number that no other workflow task of this term has.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn gone(&self) -> ShardError {
+        ShardError::Unavailable(format!("shard {} has changed its leader", self.id))
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Confirms that this node still leads, for answers that no commit stands behind.
+    pub(crate) async fn confirm(&self) -> Result<(), ShardError> {
+        self.group.read_index().await.map_err(|e| ShardError::Unavailable(e.to_string()))
+    }
+
+    /// Offers a queue's first tasks of this shard, as the queue has room.
+    pub(crate) fn offer_again(self: &Arc<Self>, queue: &QueueKey) {
+        match self.rows.tasks(queue, self.config.matching_window) {
+            Ok(rows) => {
+                for row in rows {
+                    self.cluster.offer(self.offer_of(row));
+                }
+            }
+            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
+        }
+    }
+
+    fn offer_of(&self, row: crate::rows::TaskRow) -> Offer {
+        Offer {
+            queue: row.queue,
+            origin: self.id,
+            key: row.key,
+            run_id: row.run_id,
+            task: OfferedTask::Task(row.task),
+            priority: row.priority,
+            created: row.created,
+        }
+    }
+
+    /// Passivates what has been idle for long.
+    fn sweep(&self) {
+        let limit = self.clock.now().0 - self.config.idle.as_millis() as i64;
+        let idle: Vec<_> = {
+            let seats = self.seats.lock();
+            seats.values().filter(|s| s.last_used() < limit).cloned().collect()
+        };
+        for seat in idle {
+            seat.passivate();
+        }
+    }
+
+    /// ORDER: actors stop before anything else, in key order, so that a repeated run stops the
+    /// same way (architecture D4; style guide section 6).
+    fn lay_down(&self) {
+        self.stopped.store(true, Ordering::Release);
+        let seats = std::mem::take(&mut *self.seats.lock());
+        self.metrics.actors(-(seats.len() as i64));
+        for seat in seats.into_values() {
+            seat.stop(&self.gone());
+        }
+        self.queues.stop();
+        self.timers.stop();
+        self.outbox.stop();
+        self.metrics.leads(self.id, false);
+    }
+}
+
+/// Takes up and lays down a shard's duties as leadership comes and goes.
+pub(crate) struct ShardActor;
+
+pub(crate) enum ShardMessage {
+    Leadership(Leadership),
+    Sweep,
+}
+
+pub(crate) struct ShardState {
+    pub(crate) id: ShardId,
+    pub(crate) cluster: Cluster,
+    pub(crate) serving: Option<Arc<ShardRuntime>>,
+}
+
+impl Actor for ShardActor {
+    type Msg = ShardMessage;
+    type State = ShardState;
+    type Arguments = ShardState;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ShardMessage>,
+        state: ShardState,
+    ) -> Result<ShardState, ActorProcessingErr> {
+        let mut leadership = state.cluster.host().group(state.id).leadership();
+        let watcher = myself.clone();
+        tokio::spawn(async move {
+            loop {
+                let now = *leadership.borrow_and_update();
+                let told = watcher.cast(ShardMessage::Leadership(now));
+                if told.is_err() || leadership.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        let idle = state.cluster.host().config().idle;
+        if !idle.is_zero() {
+            myself.send_interval(idle / 2, || ShardMessage::Sweep);
+        }
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<ShardMessage>,
+        message: ShardMessage,
+        state: &mut ShardState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ShardMessage::Leadership(now) => state.follow(now),
+            ShardMessage::Sweep => {
+                if let Some(runtime) = &state.serving {
+                    runtime.sweep();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _: ActorRef<ShardMessage>,
+        state: &mut ShardState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.follow(Leadership::default());
+        Ok(())
+    }
+}
+
+impl ShardState {
+    fn follow(&mut self, now: Leadership) {
+        let serves = now.serving.then_some(now.term);
+        if self.serving.as_ref().map(|r| r.term) == serves {
+            return;
+        }
+        let host = Arc::clone(self.cluster.host());
+        // ORDER: the old term's actors are gone before the new term's can exist.
+        if let Some(old) = self.serving.take() {
+            host.set_serving(self.id, None);
+            old.lay_down();
+            tracing::info!(shard = %self.id, term = old.term, "laid down leadership");
+        }
+        if let Some(term) = serves {
+            let runtime = take_up(&host, &self.cluster, self.id, term);
+            self.serving = Some(Arc::clone(&runtime));
+            host.set_serving(self.id, Some(runtime));
+            tracing::info!(shard = %self.id, term, "took up leadership");
+        }
+    }
+}
+
+/// Starts the duties of a term: timers, waiting tasks and errands are found in the rows.
+fn take_up(
+    host: &Arc<ShardHost>,
+    cluster: &Cluster,
+    id: ShardId,
+    term: u64,
+) -> Arc<ShardRuntime> {
+    let group = host.group(id).clone();
+    let metrics = host.metrics().clone();
+    let runtime = Arc::new(ShardRuntime {
+        id,
+        term,
+        rows: host.rows(id),
+        cluster: cluster.clone(),
+        config: Arc::clone(host.config()),
+        clock: host.clock(),
+        began: host.clock().now(),
+        proposer: Proposer::start(group.clone(), host.config(), metrics.clone()),
+        group,
+        timers: Timers::default(),
+        queues: Queues::default(),
+        outbox: Outbox::default(),
+        seats: Mutex::new(BTreeMap::new()),
+        stopped: AtomicBool::new(false),
+        numbers: AtomicU64::new(0),
+        metrics,
+    });
+    runtime.metrics.leads(id, true);
+    TimerActor::start(&runtime);
+    let resumed = Arc::clone(&runtime);
+    tokio::spawn(async move { resumed.resume().await });
+    runtime
+}
+
+impl ShardRuntime {
+    /// Offers what waits and resumes the errands that the last leader left.
+    async fn resume(self: Arc<Self>) {
+        match self.rows.first_tasks(self.config.matching_window) {
+            Ok(rows) => {
+                for row in rows {
+                    self.cluster.offer(self.offer_of(row));
+                }
+            }
+            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
+        }
+        match self.rows.runs_with_errands() {
+            Ok(runs) => {
+                for (key, run_id) in runs {
+                    self.ask(&key, Envelope { ask: Ask::Resume { run_id }, reply: ReplyTo::nobody() });
+                }
+            }
+            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read errand rows"),
+        }
+    }
+}
