@@ -207,7 +207,7 @@ fn prepare_typescript(root: &Path, work: &Path, log: &mut Log) -> Result<Command
     })?;
     let _ = std::fs::remove_dir_all(work.join("dist"));
     let mut compile = Command::new("node_modules/.bin/tsc");
-    compile.current_dir(work).args(["-p", "tsconfig.json", "--rootDir", ".", "--outDir", "dist"]);
+    compile.current_dir(work).args(["-p", "suite"]);
     process::prepare(compile, log, INSTALL_LIMIT)?;
     let mut bundle = Command::new("node");
     bundle.current_dir(work).arg("dist/suite/bundle.js");
