@@ -33,6 +33,10 @@ pub struct ShardConfig {
     pub errand_retry_min: Duration,
     /// Longest such wait.
     pub errand_retry_max: Duration,
+    /// How often runs and request ids whose time is over are deleted.
+    pub retention_interval: Duration,
+    /// How many of them at once in each shard.
+    pub retention_batch: usize,
     /// How long a request waits for a shard's leader before UNAVAILABLE.
     pub leader_wait: Duration,
 }
@@ -54,6 +58,8 @@ impl Default for ShardConfig {
             proposals_in_flight_max: 64,
             errand_retry_min: Duration::from_millis(20),
             errand_retry_max: Duration::from_secs(5),
+            retention_interval: Duration::from_secs(10),
+            retention_batch: 100,
             leader_wait: Duration::from_secs(5),
         }
     }

@@ -53,7 +53,7 @@ pub use meta::{
 };
 pub use metrics::ShardMetrics;
 pub use peer::{
-    Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, Peer, Poller, QueueType, TaskQueueView,
+    Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, NoPeers, Peer, Poller, QueueType, TaskQueueView,
 };
 pub use polls::PollId;
 pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};

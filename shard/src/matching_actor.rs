@@ -60,17 +60,12 @@ impl Queues {
         let mut message = message;
         loop {
             let seat = self.seat(shard, queue);
-            match seat.mailbox.push(message) {
+            match seat.mailbox.push(message, true) {
                 Ok(true) => return seat.look(),
                 Ok(false) => return,
                 Err(Refused::Closed(back)) => message = back,
-                // Polls are bounded by admission and offers by the window, so this is overload:
-                // the task stays in its row, the poll is asked to try again.
-                Err(Refused::Full(MatchMessage::Poll(poll))) => {
-                    shard.cluster.deliver(poll.node, poll.poll, Delivery::Again);
-                    return;
-                }
-                Err(Refused::Full(_)) => return,
+                // Polls are bounded by admission, offers by what the shards' actors decide.
+                Err(Refused::Full(_)) => unreachable!("a push that must not be refused is not"),
             }
         }
     }

@@ -40,6 +40,20 @@ pub trait Peer: Send + Sync + 'static {
     async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> bool;
 }
 
+/// The peers of a cluster of one: there are none.
+pub struct NoPeers;
+
+#[async_trait]
+impl Peer for NoPeers {
+    async fn call(&self, node: NodeId, _: ShardId, _: Call) -> Result<Answer, ShardError> {
+        Err(ShardError::Unavailable(format!("this node knows no other node {}", node.0)))
+    }
+
+    async fn deliver(&self, _: NodeId, _: PollId, _: Delivery) -> bool {
+        false
+    }
+}
+
 /// A request to the leader of a shard.
 #[derive(Clone, Debug)]
 pub enum Call {

@@ -30,13 +30,13 @@ impl<T> Mailbox<T> {
         Self { state: Mutex::new(state), len_max }
     }
 
-    /// Adds a request. True: the actor must be told to look.
-    pub(crate) fn push(&self, item: T) -> Result<bool, Refused<T>> {
+    /// Adds a request; `always`: even to a full queue. True: the actor must be told to look.
+    pub(crate) fn push(&self, item: T, always: bool) -> Result<bool, Refused<T>> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(Refused::Closed(item));
         }
-        if state.waiting.len() >= self.len_max {
+        if state.waiting.len() >= self.len_max && !always {
             return Err(Refused::Full(item));
         }
         state.waiting.push_back(item);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use piton_core::id::{RunId, ShardId, WorkflowKey};
+use piton_core::placement;
 use piton_core::request::RunRequest;
 use piton_core::time::Timestamp;
 use piton_raft::{Group, Leadership};
@@ -17,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::config::ShardConfig;
+use crate::entry::{SlotRange, encode_range};
 use crate::error::ShardError;
 use crate::host::ShardHost;
 use crate::matching_actor::{MatchMessage, Queues};
@@ -25,9 +27,11 @@ use crate::outbox::Outbox;
 use crate::peer::{Answer, Call, Offer, OfferedTask, QueueKey};
 use crate::proposer::Proposer;
 use crate::queue::Refused;
+use crate::retention;
 use crate::rows::WorkflowRows;
 use crate::timer_actor::{TimerActor, Timers};
 use crate::workflow_actor::{Ask, Envelope, ReplyTo, Seat, Subscription};
+use crate::workflow_reading::unreadable;
 
 /// The leader's duties of one shard in one term.
 pub(crate) struct ShardRuntime {
@@ -116,18 +120,21 @@ impl ShardRuntime {
 
     /// Puts a request into a workflow's queue; its actor is hosted if it is not.
     pub(crate) fn ask(self: &Arc<Self>, key: &WorkflowKey, envelope: Envelope) {
+        // What nobody waits for is of our own (a due timer, an errand's result) and must not be
+        // lost; it is bounded by what caused it.
+        let is_own = envelope.reply.is_nobody();
         let mut envelope = envelope;
         loop {
             if self.stopped.load(Ordering::Acquire) {
-                return envelope.reply.send(Err(self.gone()));
+                return envelope.refuse(&self.cluster, self.gone());
             }
             let seat = self.seat(key);
-            match seat.mailbox.push(envelope) {
+            match seat.mailbox.push(envelope, is_own) {
                 Ok(told) => return seat.used(self.clock.now(), told),
                 Err(Refused::Closed(back)) => envelope = back,
                 Err(Refused::Full(back)) => {
                     let text = "too many requests wait for this workflow".to_owned();
-                    return back.reply.send(Err(ShardError::Overloaded(text)));
+                    return back.refuse(&self.cluster, ShardError::Overloaded(text));
                 }
             }
         }
@@ -225,6 +232,19 @@ impl ShardRuntime {
         }
     }
 
+    /// Has runs and request ids deleted whose time is over.
+    fn expire(self: &Arc<Self>) {
+        match retention::expired(&self.rows, self.clock.now(), self.config.retention_batch) {
+            Ok(rows) => {
+                for row in rows {
+                    let key = row.key.clone();
+                    self.ask(&key, Envelope { ask: Ask::Expire(row), reply: ReplyTo::nobody() });
+                }
+            }
+            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read expiry rows"),
+        }
+    }
+
     /// ORDER: actors stop before anything else, in key order, so that a repeated run stops the
     /// same way (architecture D4; style guide section 6).
     fn lay_down(&self) {
@@ -232,7 +252,7 @@ impl ShardRuntime {
         let seats = std::mem::take(&mut *self.seats.lock());
         self.metrics.actors(-(seats.len() as i64));
         for seat in seats.into_values() {
-            seat.stop(&self.gone());
+            seat.stop(&self.cluster, &self.gone());
         }
         self.queues.stop();
         self.timers.stop();
@@ -247,6 +267,7 @@ pub(crate) struct ShardActor;
 pub(crate) enum ShardMessage {
     Leadership(Leadership),
     Sweep,
+    Expire,
 }
 
 pub(crate) struct ShardState {
@@ -280,6 +301,8 @@ impl Actor for ShardActor {
         if !idle.is_zero() {
             myself.send_interval(idle / 2, || ShardMessage::Sweep);
         }
+        let interval = state.cluster.host().config().retention_interval;
+        myself.send_interval(interval, || ShardMessage::Expire);
         Ok(state)
     }
 
@@ -290,10 +313,15 @@ impl Actor for ShardActor {
         state: &mut ShardState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ShardMessage::Leadership(now) => state.follow(now),
+            ShardMessage::Leadership(now) => state.follow(now).await,
             ShardMessage::Sweep => {
                 if let Some(runtime) = &state.serving {
                     runtime.sweep();
+                }
+            }
+            ShardMessage::Expire => {
+                if let Some(runtime) = &state.serving {
+                    runtime.expire();
                 }
             }
         }
@@ -305,13 +333,13 @@ impl Actor for ShardActor {
         _: ActorRef<ShardMessage>,
         state: &mut ShardState,
     ) -> Result<(), ActorProcessingErr> {
-        state.follow(Leadership::default());
+        state.follow(Leadership::default()).await;
         Ok(())
     }
 }
 
 impl ShardState {
-    fn follow(&mut self, now: Leadership) {
+    async fn follow(&mut self, now: Leadership) {
         let serves = now.serving.then_some(now.term);
         if self.serving.as_ref().map(|r| r.term) == serves {
             return;
@@ -324,12 +352,28 @@ impl ShardState {
             tracing::info!(shard = %self.id, term = old.term, "laid down leadership");
         }
         if let Some(term) = serves {
+            if let Err(error) = own_slots(&host, self.id).await {
+                // Leadership has moved again, or the node is stopping; its next change is followed.
+                tracing::warn!(shard = %self.id, %error, "cannot take up leadership");
+                return;
+            }
             let runtime = take_up(&host, &self.cluster, self.id, term);
             self.serving = Some(Arc::clone(&runtime));
             host.set_serving(self.id, Some(runtime));
             tracing::info!(shard = %self.id, term, "took up leadership");
         }
     }
+}
+
+/// A new shard's first entry gives it its slots (architecture D1); no transition is applied before.
+async fn own_slots(host: &ShardHost, id: ShardId) -> Result<(), ShardError> {
+    if host.rows(id).range().map_err(unreadable)?.is_some() {
+        return Ok(());
+    }
+    let slots = placement::initial_range(id, host.config().shards);
+    let entry = encode_range(&SlotRange { version: 1, slots });
+    let committed = host.group(id).propose(entry).await;
+    committed.map(|_| ()).map_err(|e| ShardError::Unavailable(e.to_string()))
 }
 
 /// Starts the duties of a term: timers, waiting tasks and errands are found in the rows.

@@ -13,8 +13,9 @@ use piton_core::time::Timestamp;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{oneshot, watch};
 
+use crate::cluster::Cluster;
 use crate::error::ShardError;
-use crate::peer::{Answer, Call};
+use crate::peer::{Answer, Call, Delivery};
 use crate::queue::Mailbox;
 use crate::shard::ShardRuntime;
 use crate::workflow_batch::Hosted;
@@ -23,6 +24,23 @@ use crate::workflow_batch::Hosted;
 pub(crate) struct Envelope {
     pub(crate) ask: Ask,
     pub(crate) reply: ReplyTo,
+}
+
+impl Envelope {
+    /// Not carried out: whoever waits hears why, and the poll of a ticket goes on.
+    pub(crate) fn refuse(self, cluster: &Cluster, why: ShardError) {
+        match self.ask {
+            Ask::Call(Call::Ticket(ticket)) => {
+                cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
+            }
+            Ask::Subscribe { tell, .. } => {
+                // The reader may have gone away.
+                let _ = tell.send(Err(why.clone()));
+            }
+            Ask::Call(_) | Ask::Resume { .. } | Ask::Expire(_) => {}
+        }
+        self.reply.send(Err(why));
+    }
 }
 
 /// What an actor may be asked: a call from outside, or something of the shard's own.
@@ -53,6 +71,10 @@ impl ReplyTo {
 
     pub(crate) fn nobody() -> Self {
         Self(None)
+    }
+
+    pub(crate) fn is_nobody(&self) -> bool {
+        self.0.is_none()
     }
 
     pub(crate) fn send(self, answer: Result<Answer, ShardError>) {
@@ -119,17 +141,17 @@ impl Seat {
     }
 
     /// Ends the actor at once; whoever waits hears `why`.
-    pub(crate) fn stop(&self, why: &ShardError) {
-        refuse(self.mailbox.close(), why);
+    pub(crate) fn stop(&self, cluster: &Cluster, why: &ShardError) {
+        refuse_all(self.mailbox.close(), cluster, why);
         if let Some(actor) = self.actor.lock().take() {
             actor.stop(None);
         }
     }
 }
 
-fn refuse(waiting: VecDeque<Envelope>, why: &ShardError) {
+pub(crate) fn refuse_all(waiting: VecDeque<Envelope>, cluster: &Cluster, why: &ShardError) {
     for envelope in waiting {
-        envelope.reply.send(Err(why.clone()));
+        envelope.refuse(cluster, why.clone());
     }
 }
 
@@ -155,7 +177,7 @@ impl Actor for WorkflowActor {
             // so the actor goes, and the next request re-hosts the workflow from its rows.
             tracing::debug!(key = ?hosted.key, %error, "a workflow's actor gives up");
             hosted.shard.leave(&hosted.key, &hosted.seat);
-            refuse(hosted.seat.mailbox.close(), &error);
+            refuse_all(hosted.seat.mailbox.close(), &hosted.shard.cluster, &error);
             hosted.abandon(&error);
             myself.stop(None);
             return Ok(());

@@ -23,7 +23,7 @@ use crate::query::Queries;
 use crate::rows::{self, Current, RequestKind, RequestRow};
 use crate::shard::ShardRuntime;
 use crate::timer_actor::{Alarm, Wake};
-use crate::workflow_actor::{Envelope, ReplyTo, Seat, Subscription};
+use crate::workflow_actor::{Envelope, ReplyTo, Seat, Subscription, refuse_all};
 use crate::workflow_answer::Pending;
 
 /// One workflow in memory: the state of its actor.
@@ -97,18 +97,14 @@ impl Hosted {
     pub(crate) async fn process(&mut self, waiting: VecDeque<Envelope>) -> Result<(), ShardError> {
         if self.shard.is_stopped() {
             let gone = self.shard.gone();
-            for envelope in waiting {
-                envelope.reply.send(Err(gone.clone()));
-            }
+            refuse_all(waiting, &self.shard.cluster, &gone);
             return Err(gone);
         }
         let mut batch = Batch::default();
         let mut waiting = waiting;
         if !self.loaded {
             if let Err(error) = self.load(&mut batch) {
-                for envelope in waiting {
-                    envelope.reply.send(Err(error.clone()));
-                }
+                refuse_all(waiting, &self.shard.cluster, &error);
                 return Err(error);
             }
         }
