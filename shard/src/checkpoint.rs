@@ -1,12 +1,19 @@
 //! Table to store: one background thread writes what changed, for all groups of this node
 //! (architecture D13). Never decides what is in a table, never passes the locally synced log.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use piton_raft::GroupId;
-use piton_store::Table;
+use piton_store::{CheckpointReport, StoreError, Table};
 use tokio::sync::watch;
+
+/// How often the thread looks at how much waits.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// When checkpoints are due.
 #[derive(Clone, Debug)]
@@ -26,7 +33,22 @@ pub(crate) type CheckpointObserver = Arc<dyn Fn(Duration, usize, usize) + Send +
 
 /// Runs the checkpoints of this node. Clones share it; the thread ends with [`Checkpoints::stop`].
 #[derive(Clone)]
-pub(crate) struct Checkpoints {}
+pub struct Checkpoints {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: CheckpointConfig,
+    synced: SyncedIndex,
+    observer: CheckpointObserver,
+    tables: Mutex<Vec<Table>>,
+    dirty_bytes: AtomicUsize,
+    is_admission_slowed: AtomicBool,
+    failed: watch::Sender<Option<String>>,
+    stop: Mutex<bool>,
+    stopped: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
 
 impl Checkpoints {
     /// Starts the thread.
@@ -38,33 +60,141 @@ impl Checkpoints {
         synced: SyncedIndex,
         observer: CheckpointObserver,
     ) -> std::io::Result<Checkpoints> {
-        let _ = (config, synced, observer);
-        unimplemented!()
+        let shared = Arc::new(Shared {
+            config,
+            synced,
+            observer,
+            tables: Mutex::new(Vec::new()),
+            dirty_bytes: AtomicUsize::new(0),
+            is_admission_slowed: AtomicBool::new(false),
+            failed: watch::Sender::new(None),
+            stop: Mutex::new(false),
+            stopped: Condvar::new(),
+            thread: Mutex::new(None),
+        });
+        let running = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .spawn(move || running.run_guarded())?;
+        *shared.thread.lock() = Some(thread);
+        Ok(Checkpoints { shared })
     }
 
     /// From now on also checkpoints this group.
     pub(crate) fn add(&self, table: Table) {
-        let _ = table;
-        unimplemented!()
+        self.shared.tables.lock().push(table);
     }
 
     /// Whether so much waits for the store that new requests must be refused.
-    pub(crate) fn is_admission_slowed(&self) -> bool {
-        unimplemented!()
+    pub fn is_admission_slowed(&self) -> bool {
+        self.shared.is_admission_slowed.load(Ordering::Relaxed)
     }
 
     /// Bytes not yet checkpointed, as of the last look.
-    pub(crate) fn dirty_bytes(&self) -> usize {
-        unimplemented!()
+    pub fn dirty_bytes(&self) -> usize {
+        self.shared.dirty_bytes.load(Ordering::Relaxed)
     }
 
     /// Becomes `Some(reason)` when the store failed: the node must stop and rebuild it.
-    pub(crate) fn failed(&self) -> watch::Receiver<Option<String>> {
-        unimplemented!()
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.shared.failed.subscribe()
     }
 
     /// Writes a last checkpoint of each group and ends the thread. Blocks.
-    pub(crate) fn stop(&self) {
-        unimplemented!()
+    pub fn stop(&self) {
+        *self.shared.stop.lock() = true;
+        self.shared.stopped.notify_all();
+        let thread = self.shared.thread.lock().take();
+        if let Some(thread) = thread {
+            // The thread reports its own panics.
+            let _ended = thread.join();
+        }
     }
 }
+
+impl Shared {
+    fn run_guarded(&self) {
+        let result = catch_unwind(AssertUnwindSafe(|| self.run()));
+        let reason = match result {
+            Ok(Ok(())) => return,
+            Ok(Err((group, error))) => {
+                tracing::error!(group, error = &error as &dyn std::error::Error, "store failed");
+                format!("checkpoint group {group}: {}", with_sources(&error))
+            }
+            Err(_) => {
+                tracing::error!("checkpoint thread panicked");
+                "the checkpoint thread panicked".to_owned()
+            }
+        };
+        // Nothing empties the tables any more: memory stays bounded only if nothing fills them.
+        self.is_admission_slowed.store(true, Ordering::Relaxed);
+        self.failed.send_replace(Some(reason));
+    }
+
+    fn run(&self) -> Result<(), (u32, StoreError)> {
+        let mut last_round = Instant::now();
+        loop {
+            let is_last = self.wait();
+            let is_full = self.measure() > self.config.table_bytes;
+            if is_last || is_full || last_round.elapsed() >= self.config.interval {
+                last_round = Instant::now();
+                self.round()?;
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for the next look; true when the thread is to end.
+    fn wait(&self) -> bool {
+        let mut stop = self.stop.lock();
+        if !*stop {
+            self.stopped.wait_for(&mut stop, LOOK.min(self.config.interval));
+        }
+        *stop
+    }
+
+    /// Adds up what waits and tells admission.
+    fn measure(&self) -> usize {
+        let dirty = self.tables.lock().iter().map(Table::dirty_bytes).sum();
+        let is_slowed = dirty > self.config.table_bytes.saturating_mul(2);
+        self.dirty_bytes.store(dirty, Ordering::Relaxed);
+        if self.is_admission_slowed.swap(is_slowed, Ordering::Relaxed) != is_slowed {
+            tracing::debug!(dirty, is_slowed, "admission follows the checkpoints");
+        }
+        dirty
+    }
+
+    fn round(&self) -> Result<(), (u32, StoreError)> {
+        let tables = self.tables.lock().clone();
+        for table in tables {
+            let group = table.group();
+            let began = Instant::now();
+            match table.checkpoint((self.synced)(GroupId(group))) {
+                Ok(CheckpointReport::Written { rows, bytes, .. }) => {
+                    (self.observer)(began.elapsed(), rows, bytes);
+                    self.measure();
+                }
+                // A later round writes what could not be written now.
+                Ok(CheckpointReport::Unchanged | CheckpointReport::Postponed(_)) => {}
+                Err(StoreError::Restoring { .. }) => {}
+                Err(error) => return Err((group, error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,10 @@
 
 use piton_core::id::{RequestId, RunId, WorkflowKey};
 use piton_core::time::Timestamp;
-use piton_store::Write;
+use piton_store::{KeyRange, Order, Write, keys};
 
-use crate::rows::{LoadError, WorkflowRows};
+use crate::row_writes::errand_key;
+use crate::rows::{FORMAT, LoadError, WorkflowRows, end_of, workflow, workflow_key};
 
 /// Something that may be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub(crate) enum Expired {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Deletion {
     /// To be proposed with a put of `current` (position one higher), or, if this run is the current
-    /// one and `done`, with its delete.
+    /// one and `done`, with its delete. Empty: it is gone already.
     pub(crate) writes: Vec<Write>,
     /// Nothing of it is left after these writes; otherwise call again after they are applied.
     pub(crate) done: bool,
@@ -43,11 +44,23 @@ pub(crate) fn expired(
     now: Timestamp,
     limit: usize,
 ) -> Result<Vec<ExpireRow>, LoadError> {
-    let _ = (rows, now, limit);
-    unimplemented!()
+    let (start, end) = (keys::expiries(), keys::expiries_after(now.0));
+    let found = rows.scan(KeyRange::new(&start, &end), Order::Ascending, limit)?;
+    let parsed = found.into_iter().map(|row| {
+        let expire = keys::parse_expire(&row.key).ok_or_else(|| rows.bad_key("expiries"))?;
+        Ok(ExpireRow {
+            when: Timestamp(expire.when),
+            key: workflow_key(expire.workflow),
+            what: match expire.what {
+                keys::Expires::Run(run_id) => Expired::Run(RunId::new(run_id)),
+                keys::Expires::Request(id) => Expired::Request(RequestId::new(id)),
+            },
+        })
+    });
+    parsed.collect()
 }
 
-/// Deletes up to `limit` rows of what expired. A run's first event goes first, so from the first
+/// Deletes about `limit` rows of what expired. A run's first event goes first, so from the first
 /// call on the run is not found any more.
 ///
 /// # Errors
@@ -57,6 +70,50 @@ pub(crate) fn deletion_writes(
     expired: &ExpireRow,
     limit: usize,
 ) -> Result<Deletion, LoadError> {
-    let _ = (rows, expired, limit);
-    unimplemented!()
+    let workflow = workflow(&expired.key);
+    let what = match &expired.what {
+        Expired::Run(run_id) => keys::Expires::Run(run_id.as_str()),
+        Expired::Request(id) => keys::Expires::Request(id.as_str()),
+    };
+    let row = keys::Expire { when: expired.when.0, workflow, what }.key();
+    let Some(value) = rows.get(&row)? else {
+        return Ok(Deletion { writes: Vec::new(), done: true });
+    };
+    let mut deletion = match &expired.what {
+        Expired::Request(id) => {
+            let request = self::workflow(&expired.key).request(id.as_str());
+            Deletion { writes: vec![Write::delete(request)], done: true }
+        }
+        Expired::Run(run_id) => run_deletion(rows, &expired.key, run_id, limit)?,
+    };
+    if let (Expired::Run(_), Some(visibility)) = (&expired.what, value.strip_prefix(&[FORMAT])) {
+        deletion.writes.push(Write::delete(value.slice_ref(visibility)));
+    }
+    if deletion.done {
+        // ORDER: this row goes with the last ones; as long as it stands, the rest is found again.
+        deletion.writes.push(Write::delete(row));
+    }
+    Ok(deletion)
 }
+
+fn run_deletion(
+    rows: &WorkflowRows,
+    key: &WorkflowKey,
+    run_id: &RunId,
+    limit: usize,
+) -> Result<Deletion, LoadError> {
+    let prefix = workflow(key).run(run_id.as_str());
+    let end = end_of(&prefix);
+    let found = rows.scan(KeyRange::new(&prefix, &end), Order::Ascending, limit.max(1))?;
+    let done = found.len() < limit.max(1);
+    let mut writes: Vec<Write> = found.into_iter().map(|row| Write::delete(row.key)).collect();
+    if done {
+        // What a closed run still owed after all that time is given up with it.
+        let owed = rows.errands(key, run_id)?;
+        writes.extend(owed.into_iter().map(|e| Write::delete(errand_key(key, run_id, e.errand))));
+    }
+    Ok(Deletion { writes, done })
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,9 +15,7 @@ use prost::Message;
 use crate::entry::SlotRange;
 use crate::peer::{Offer, OfferedTask, QueueKey, QueueType};
 use crate::row_codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
-use crate::rows::{
-    Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow,
-};
+use crate::rows::{Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow};
 
 /// Tag of `History.events` on the wire: field 1, length-delimited.
 const EVENTS_TAG: u8 = 0x0a;
@@ -51,7 +49,9 @@ pub(crate) fn change_writes(
             EffectKey::Timer(due, kind) => {
                 writes.push(Write::delete(timer_key(key, run_id, *due, kind)));
             }
-            EffectKey::Errand(errand) => writes.push(Write::delete(errand_key(key, run_id, *errand))),
+            EffectKey::Errand(errand) => {
+                writes.push(Write::delete(errand_key(key, run_id, *errand)))
+            }
             // The key of a task's row names its queue, so the offer itself is needed: below.
             EffectKey::Task(_) => {}
         }
@@ -158,7 +158,7 @@ fn timer_key(key: &WorkflowKey, run_id: &RunId, due: Timestamp, kind: &TimerKind
     keys::Timer { due: due.0, workflow, run_id: run_id.as_str(), kind, event_id }.key()
 }
 
-fn errand_key(key: &WorkflowKey, run_id: &RunId, errand: ErrandKey) -> Bytes {
+pub(crate) fn errand_key(key: &WorkflowKey, run_id: &RunId, errand: ErrandKey) -> Bytes {
     let (event_id, kind) = errand_codes(errand);
     keys::Errand { workflow: workflow(key), run_id: run_id.as_str(), event_id, kind }.key()
 }
