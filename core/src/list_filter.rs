@@ -1,10 +1,28 @@
-//! The filter of list and count requests: a fragment of SQL's WHERE over the system attributes.
+//! The filter of list and count requests: a fragment of SQL's WHERE over the system attributes
+//! (semantics 16.2, 16.3). Built: `= != < <= > >= IN BETWEEN AND OR`, parentheses, and
+//! `GROUP BY ExecutionStatus`. Anything else is refused with its position, never ignored.
+//!
+//! As in SQL, a value that a run does not have (the close time of an open run) fits no comparison.
+
+mod literal;
+mod token;
 
 use crate::visibility::VisibilityRecord;
+use literal::Literal;
+use token::{Token, TokenKind, tokens};
+
+/// Parentheses may be nested this deep, so that no filter exhausts the stack.
+const DEPTH_MAX: usize = 64;
+/// A filter may have this many comparisons and listed values.
+const TERMS_MAX: usize = 1_000;
 
 /// A parsed filter.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ListFilter {}
+pub struct ListFilter {
+    /// `None` lets everything pass.
+    condition: Option<Condition>,
+    group_by: Option<GroupBy>,
+}
 
 /// What a count is grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +34,155 @@ pub enum GroupBy {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid query: {reason} at position {position}")]
 pub struct FilterError {
-    /// Bytes from the beginning of the text, from 1.
+    /// In bytes, the first being 1.
     pub position: usize,
     pub reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Condition {
+    All(Vec<Condition>),
+    Any(Vec<Condition>),
+    Compare(Attribute, Operator, Literal),
+    In(Attribute, Vec<Literal>),
+    Between(Attribute, Literal, Literal),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operator {
+    Equal,
+    NotEqual,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
+
+/// A system attribute of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attribute {
+    WorkflowId,
+    RunId,
+    WorkflowType,
+    ExecutionStatus,
+    TaskQueue,
+    ParentWorkflowId,
+    ParentRunId,
+    RootWorkflowId,
+    RootRunId,
+    StartTime,
+    ExecutionTime,
+    CloseTime,
+    HistoryLength,
+    HistorySizeBytes,
+    ExecutionDuration,
+    StateTransitionCount,
+}
+
+/// What an attribute's values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Type {
+    Keyword,
+    Status,
+    /// Nanoseconds since the epoch.
+    Time,
+    Int,
+    /// Nanoseconds.
+    Duration,
+}
+
+impl Attribute {
+    const ALL: [(&'static str, Self, Type); 16] = [
+        ("WorkflowId", Self::WorkflowId, Type::Keyword),
+        ("RunId", Self::RunId, Type::Keyword),
+        ("WorkflowType", Self::WorkflowType, Type::Keyword),
+        ("ExecutionStatus", Self::ExecutionStatus, Type::Status),
+        ("TaskQueue", Self::TaskQueue, Type::Keyword),
+        ("ParentWorkflowId", Self::ParentWorkflowId, Type::Keyword),
+        ("ParentRunId", Self::ParentRunId, Type::Keyword),
+        ("RootWorkflowId", Self::RootWorkflowId, Type::Keyword),
+        ("RootRunId", Self::RootRunId, Type::Keyword),
+        ("StartTime", Self::StartTime, Type::Time),
+        ("ExecutionTime", Self::ExecutionTime, Type::Time),
+        ("CloseTime", Self::CloseTime, Type::Time),
+        ("HistoryLength", Self::HistoryLength, Type::Int),
+        ("HistorySizeBytes", Self::HistorySizeBytes, Type::Int),
+        ("ExecutionDuration", Self::ExecutionDuration, Type::Duration),
+        ("StateTransitionCount", Self::StateTransitionCount, Type::Int),
+    ];
+
+    fn named(name: &str) -> Option<(Self, Type)> {
+        let found = Self::ALL.iter().find(|(known, _, _)| *known == name)?;
+        Some((found.1, found.2))
+    }
+
+    /// The attribute of one run; `None` where it has none.
+    fn of(self, record: &VisibilityRecord) -> Option<Value<'_>> {
+        let nanos = |millis: i64| Some(Value::Number(i128::from(millis) * 1_000_000));
+        let number = |n: i64| Some(Value::Number(i128::from(n)));
+        match self {
+            Self::WorkflowId => Some(Value::Text(record.workflow_id.as_str())),
+            Self::RunId => Some(Value::Text(record.run_id.as_str())),
+            Self::WorkflowType => Some(Value::Text(&record.workflow_type)),
+            Self::TaskQueue => Some(Value::Text(&record.task_queue)),
+            Self::ParentWorkflowId => {
+                record.parent.as_ref().map(|p| Value::Text(p.workflow_id.as_str()))
+            }
+            Self::ParentRunId => record.parent.as_ref().map(|p| Value::Text(p.run_id.as_str())),
+            Self::RootWorkflowId => Some(Value::Text(record.root.0.as_str())),
+            Self::RootRunId => Some(Value::Text(record.root.1.as_str())),
+            Self::ExecutionStatus => number(i64::from(record.status.to_proto() as i32)),
+            Self::StartTime => nanos(record.start_time.0),
+            Self::ExecutionTime => nanos(record.execution_time.0),
+            Self::CloseTime => nanos(record.close_time?.0),
+            Self::ExecutionDuration => nanos(record.duration()?.0),
+            Self::HistoryLength => number(record.figures?.history_length),
+            Self::HistorySizeBytes => {
+                Some(Value::Number(i128::from(record.figures?.history_bytes)))
+            }
+            Self::StateTransitionCount => {
+                Some(Value::Number(i128::from(record.figures?.transitions)))
+            }
+        }
+    }
+}
+
+/// A run's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Value<'a> {
+    Number(i128),
+    Text(&'a str),
+}
+
+impl Operator {
+    fn holds(self, order: std::cmp::Ordering) -> bool {
+        match self {
+            Self::Equal => order.is_eq(),
+            Self::NotEqual => order.is_ne(),
+            Self::Less => order.is_lt(),
+            Self::LessOrEqual => order.is_le(),
+            Self::Greater => order.is_gt(),
+            Self::GreaterOrEqual => order.is_ge(),
+        }
+    }
+}
+
+impl Condition {
+    fn holds(&self, record: &VisibilityRecord) -> bool {
+        match self {
+            Self::All(conditions) => conditions.iter().all(|c| c.holds(record)),
+            Self::Any(conditions) => conditions.iter().any(|c| c.holds(record)),
+            Self::Compare(attribute, operator, literal) => attribute
+                .of(record)
+                .is_some_and(|value| operator.holds(value.cmp(&literal.as_value()))),
+            Self::In(attribute, literals) => attribute
+                .of(record)
+                .is_some_and(|value| literals.iter().any(|l| l.as_value() == value)),
+            Self::Between(attribute, low, high) => attribute
+                .of(record)
+                .is_some_and(|value| (low.as_value()..=high.as_value()).contains(&value)),
+        }
+    }
 }
 
 impl ListFilter {
@@ -27,18 +191,203 @@ impl ListFilter {
     /// # Errors
     /// Why and where the text is not a filter that is understood.
     pub fn parse(text: &str) -> Result<Self, FilterError> {
-        let _ = text;
-        unimplemented!()
+        let tokens = tokens(text)?;
+        let mut parser = Parser { tokens, next: 0, terms: 0 };
+        let first = parser.peek();
+        let condition = match first.kind {
+            TokenKind::End => None,
+            TokenKind::Name(_) if first.is_word("GROUP") => None,
+            _ => Some(parser.any(0)?),
+        };
+        let group_by = parser.group_by()?;
+        let rest = parser.peek();
+        if rest.kind == TokenKind::End {
+            Ok(Self { condition, group_by })
+        } else {
+            Err(rest.unexpected())
+        }
     }
 
     /// Whether the filter lets a run pass.
     pub fn matches(&self, record: &VisibilityRecord) -> bool {
-        let _ = record;
-        unimplemented!()
+        self.condition.as_ref().is_none_or(|condition| condition.holds(record))
     }
 
     /// What a count is to be grouped by, if anything.
     pub fn group_by(&self) -> Option<GroupBy> {
-        unimplemented!()
+        self.group_by
     }
 }
+
+/// A recursive descent: OR binds weaker than AND, both weaker than a comparison.
+struct Parser<'a> {
+    tokens: Vec<Token<'a>>,
+    next: usize,
+    terms: usize,
+}
+
+impl<'a> Parser<'a> {
+    fn peek(&self) -> Token<'a> {
+        self.tokens[self.next]
+    }
+
+    fn take(&mut self) -> Token<'a> {
+        let token = self.peek();
+        // INVARIANT: the last token is End, and it is never passed.
+        if token.kind != TokenKind::End {
+            self.next += 1;
+        }
+        token
+    }
+
+    fn take_word(&mut self, word: &str) -> bool {
+        let is_there = self.peek().is_word(word);
+        if is_there {
+            self.take();
+        }
+        is_there
+    }
+
+    fn expect(&mut self, kind: TokenKind<'_>) -> Result<(), FilterError> {
+        let token = self.take();
+        if token.kind == kind { Ok(()) } else { Err(token.unexpected()) }
+    }
+
+    fn any(&mut self, depth: usize) -> Result<Condition, FilterError> {
+        let mut conditions = vec![self.all(depth)?];
+        while self.take_word("OR") {
+            conditions.push(self.all(depth)?);
+        }
+        Ok(single_or(conditions, Condition::Any))
+    }
+
+    fn all(&mut self, depth: usize) -> Result<Condition, FilterError> {
+        let mut conditions = vec![self.term(depth)?];
+        while self.take_word("AND") {
+            conditions.push(self.term(depth)?);
+        }
+        Ok(single_or(conditions, Condition::All))
+    }
+
+    fn term(&mut self, depth: usize) -> Result<Condition, FilterError> {
+        let open = self.peek();
+        if open.kind != TokenKind::Open {
+            return self.comparison();
+        }
+        if depth == DEPTH_MAX {
+            return Err(open.refused(format!("parentheses are nested deeper than {DEPTH_MAX}")));
+        }
+        self.take();
+        let inner = self.any(depth + 1)?;
+        self.expect(TokenKind::Close)?;
+        Ok(inner)
+    }
+
+    fn comparison(&mut self) -> Result<Condition, FilterError> {
+        let token = self.take();
+        let name = match token.kind {
+            TokenKind::Name(_) if token.is_word("NOT") => return Err(token.unsupported()),
+            TokenKind::Name(name) | TokenKind::Quoted(name) => name,
+            _ => return Err(token.unexpected()),
+        };
+        let Some((attribute, kind)) = Attribute::named(name) else {
+            let text =
+                format!("invalid expression: attribute '{name}' is not a known system attribute");
+            return Err(token.refused(text));
+        };
+        let operator = self.take();
+        if operator.is_word("IN") {
+            return Ok(Condition::In(attribute, self.list(kind)?));
+        }
+        if operator.is_word("BETWEEN") {
+            ordered(kind, operator)?;
+            let low = self.literal(kind)?;
+            let and = self.peek();
+            if !self.take_word("AND") {
+                return Err(and.unexpected());
+            }
+            return Ok(Condition::Between(attribute, low, self.literal(kind)?));
+        }
+        let compare = match operator.kind {
+            TokenKind::Operator(compare) => compare,
+            TokenKind::Name(_) => return Err(operator.unsupported()),
+            _ => return Err(operator.unexpected()),
+        };
+        if !matches!(compare, Operator::Equal | Operator::NotEqual) {
+            ordered(kind, operator)?;
+        }
+        Ok(Condition::Compare(attribute, compare, self.literal(kind)?))
+    }
+
+    fn list(&mut self, kind: Type) -> Result<Vec<Literal>, FilterError> {
+        self.expect(TokenKind::Open)?;
+        let mut literals = vec![self.literal(kind)?];
+        while self.peek().kind == TokenKind::Comma {
+            self.take();
+            literals.push(self.literal(kind)?);
+        }
+        self.expect(TokenKind::Close)?;
+        Ok(literals)
+    }
+
+    fn literal(&mut self, kind: Type) -> Result<Literal, FilterError> {
+        let token = self.take();
+        self.terms += 1;
+        if self.terms > TERMS_MAX {
+            return Err(token.refused(format!("a filter has at most {TERMS_MAX} values")));
+        }
+        let parsed = match token.kind {
+            TokenKind::Text(text) => Literal::from_text(&unquoted(token.text, text), kind),
+            TokenKind::Number(digits) => Literal::from_number(digits, kind),
+            _ => return Err(token.unexpected()),
+        };
+        parsed.map_err(|reason| token.refused(format!("invalid expression: {reason}")))
+    }
+
+    fn group_by(&mut self) -> Result<Option<GroupBy>, FilterError> {
+        if !self.take_word("GROUP") {
+            return Ok(None);
+        }
+        let by = self.peek();
+        if !self.take_word("BY") {
+            return Err(by.unexpected());
+        }
+        let token = self.take();
+        match token.kind {
+            TokenKind::Name("ExecutionStatus") | TokenKind::Quoted("ExecutionStatus") => {
+                Ok(Some(GroupBy::ExecutionStatus))
+            }
+            TokenKind::Name(name) | TokenKind::Quoted(name) => Err(token.refused(format!(
+                "operation is not supported: 'GROUP BY' on '{name}', only on 'ExecutionStatus'"
+            ))),
+            _ => Err(token.unexpected()),
+        }
+    }
+}
+
+fn single_or(mut conditions: Vec<Condition>, join: fn(Vec<Condition>) -> Condition) -> Condition {
+    match conditions.pop() {
+        Some(only) if conditions.is_empty() => only,
+        last => {
+            conditions.extend(last);
+            join(conditions)
+        }
+    }
+}
+
+/// The inside of a string whose quote, where doubled, stands for itself.
+fn unquoted(with_quotes: &str, inside: &str) -> String {
+    let quote = &with_quotes[..1];
+    inside.replace(&quote.repeat(2), quote)
+}
+
+/// Statuses have no order.
+fn ordered(kind: Type, operator: Token<'_>) -> Result<(), FilterError> {
+    match kind {
+        Type::Status => Err(operator.unsupported()),
+        Type::Keyword | Type::Time | Type::Int | Type::Duration => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

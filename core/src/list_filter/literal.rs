@@ -1,0 +1,256 @@
+//! Values in filters: texts and numbers, read as what the attribute beside them is.
+
+use piton_proto::enums::WorkflowExecutionStatus;
+
+use super::{Type, Value};
+
+/// A value to compare with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Literal {
+    Text(String),
+    Number(i128),
+}
+
+impl Literal {
+    pub(super) fn as_value(&self) -> Value<'_> {
+        match self {
+            Self::Text(text) => Value::Text(text),
+            Self::Number(number) => Value::Number(*number),
+        }
+    }
+
+    /// The text inside of quotes.
+    pub(super) fn from_text(text: &str, kind: Type) -> Result<Self, String> {
+        match kind {
+            Type::Keyword => Ok(Self::Text(text.to_owned())),
+            Type::Status => status(text),
+            Type::Time => time(text)
+                .or_else(|| text.parse().ok())
+                .map(Self::Number)
+                .ok_or_else(|| format!("'{text}' is not a time as RFC 3339 writes it")),
+            Type::Int => {
+                let number = text.parse().map(Self::Number);
+                number.map_err(|_| format!("'{text}' is not a whole number"))
+            }
+            Type::Duration => duration(text)
+                .map(Self::Number)
+                .ok_or_else(|| format!("'{text}' is not a duration such as '1h30m' or '01:30:00'")),
+        }
+    }
+
+    pub(super) fn from_number(digits: &str, kind: Type) -> Result<Self, String> {
+        let number: i128 =
+            digits.parse().map_err(|_| format!("'{digits}' is not a whole number"))?;
+        match kind {
+            Type::Keyword => Err(format!("a text is expected, not {digits}")),
+            Type::Status => i32::try_from(number)
+                .ok()
+                .and_then(|n| WorkflowExecutionStatus::try_from(n).ok())
+                .filter(|s| *s != WorkflowExecutionStatus::Unspecified)
+                .map(|s| Self::Number(i128::from(s as i32)))
+                .ok_or_else(|| format!("{digits} is not an execution status")),
+            Type::Time | Type::Int | Type::Duration => Ok(Self::Number(number)),
+        }
+    }
+}
+
+fn status(name: &str) -> Result<Literal, String> {
+    use WorkflowExecutionStatus as S;
+    let known = [
+        ("Running", S::Running),
+        ("Completed", S::Completed),
+        ("Failed", S::Failed),
+        ("Canceled", S::Canceled),
+        ("Terminated", S::Terminated),
+        ("ContinuedAsNew", S::ContinuedAsNew),
+        ("TimedOut", S::TimedOut),
+        ("Paused", S::Paused),
+    ];
+    let camel = known.iter().find(|(known, _)| *known == name).map(|(_, status)| *status);
+    camel
+        .or_else(|| S::from_str_name(name).filter(|s| *s != S::Unspecified))
+        .map(|status| Literal::Number(i128::from(status as i32)))
+        .ok_or_else(|| format!("'{name}' is not an execution status"))
+}
+
+/// `2024-05-01T10:20:30.123456789+02:00` or `...Z` as nanoseconds since the epoch.
+fn time(text: &str) -> Option<i128> {
+    let (date, rest) = text.split_at_checked(10)?;
+    let rest = rest.strip_prefix(['T', 't', ' '])?;
+    let (clock, rest) = rest.split_at_checked(8)?;
+    let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
+    let [hour, minute, second] = numbers(clock, ':', [2, 2, 2])?;
+    let (nanos, zone) = match rest.strip_prefix('.') {
+        Some(fraction) => {
+            let end = fraction.find(|c: char| !c.is_ascii_digit())?;
+            (fraction_nanos(&fraction[..end])?, &fraction[end..])
+        }
+        None => (0, rest),
+    };
+    let in_range = (1..=12).contains(&month)
+        && (1..=days_of_month(year, month)).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second <= 60;
+    if !in_range {
+        return None;
+    }
+    let local = days_since_epoch(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    Some(i128::from(local - zone_seconds(zone)?) * 1_000_000_000 + i128::from(nanos))
+}
+
+/// Three numbers of fixed widths with a separator between them.
+fn numbers(text: &str, separator: char, widths: [usize; 3]) -> Option<[i64; 3]> {
+    let mut parts = text.split(separator);
+    let mut found = [0; 3];
+    for (number, width) in found.iter_mut().zip(widths) {
+        let part = parts.next()?;
+        if part.len() != width || !part.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        *number = part.parse().ok()?;
+    }
+    parts.next().is_none().then_some(found)
+}
+
+fn fraction_nanos(digits: &str) -> Option<i64> {
+    if digits.is_empty() || digits.len() > 9 {
+        return None;
+    }
+    format!("{digits:0<9}").parse().ok()
+}
+
+/// How far a zone is ahead of UTC.
+fn zone_seconds(zone: &str) -> Option<i64> {
+    if zone.eq_ignore_ascii_case("z") {
+        return Some(0);
+    }
+    let sign = match zone.as_bytes().first()? {
+        b'+' => 1,
+        b'-' => -1,
+        _ => return None,
+    };
+    let (hours, minutes) = zone[1..].split_once(':')?;
+    let two = |text: &str| {
+        let is_two = text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+        is_two.then(|| text.parse::<i64>().ok()).flatten()
+    };
+    let (hours, minutes) = (two(hours)?, two(minutes)?);
+    (hours < 24 && minutes < 60).then_some(sign * (hours * 3600 + minutes * 60))
+}
+
+fn days_of_month(year: i64, month: i64) -> i64 {
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    match month {
+        2 if leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days from 1970-01-01 in the Gregorian calendar (Howard Hinnant's `days_from_civil`).
+fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}
+
+/// `1h30m`, `1.5s`, `01:30:00` or a number of nanoseconds, as nanoseconds.
+fn duration(text: &str) -> Option<i128> {
+    if let Ok(nanos) = text.parse() {
+        return Some(nanos);
+    }
+    if text.contains(':') {
+        let mut parts = text.split(':');
+        let mut number = || parts.next()?.parse::<u32>().ok().map(i128::from);
+        let (hours, minutes, seconds) = (number()?, number()?, number()?);
+        let is_clock = parts.next().is_none() && minutes < 60 && seconds < 60;
+        return is_clock.then_some((hours * 3600 + minutes * 60 + seconds) * 1_000_000_000);
+    }
+    let (sign, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (-1, rest),
+        None => (1, text),
+    };
+    let mut total = 0i128;
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(unit_at);
+        let end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        total = total.checked_add(scaled(number, unit_nanos(unit)?)?)?;
+        rest = after;
+    }
+    (!text.is_empty() && rest.is_empty() && text != "-").then_some(sign * total)
+}
+
+fn unit_nanos(unit: &str) -> Option<i128> {
+    Some(match unit {
+        "ns" => 1,
+        "us" | "µs" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        "d" => 86_400_000_000_000,
+        _ => return None,
+    })
+}
+
+/// A decimal number times a unit.
+fn scaled(number: &str, unit: i128) -> Option<i128> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.len() > 15 || whole.len() > 18 {
+        return None;
+    }
+    let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let part: i128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
+    Some(whole * unit + part * unit / 10i128.pow(fraction.len() as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_to_the_nanosecond_in_any_zone() {
+        const SECOND: i128 = 1_000_000_000;
+        for (text, nanos) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("1969-12-31T23:59:59Z", Some(-SECOND)),
+            ("2024-02-29T12:00:00.5+02:00", Some(1_709_200_800 * SECOND + SECOND / 2)),
+            ("2000-03-01T00:00:00.000000001Z", Some(951_868_800 * SECOND + 1)),
+            ("2023-02-29T12:00:00Z", None),
+            ("2023-13-01T12:00:00Z", None),
+            ("2023-01-01T24:00:00Z", None),
+            ("2023-01-01T12:00:00", None),
+            ("2023-01-01", None),
+            ("yesterday", None),
+            ("", None),
+        ] {
+            assert_eq!(time(text), nanos, "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_in_the_usual_ways() {
+        const SECOND: i128 = 1_000_000_000;
+        for (text, nanos) in [
+            ("1h30m", Some(5_400 * SECOND)),
+            ("1.5s", Some(SECOND * 3 / 2)),
+            ("-2m", Some(-120 * SECOND)),
+            ("01:30:05", Some(5_405 * SECOND)),
+            ("250", Some(250)),
+            ("1h30", None),
+            ("1x", None),
+            ("00:99:00", None),
+            ("", None),
+            ("-", None),
+        ] {
+            assert_eq!(duration(text), nanos, "{text}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::run::Status;
+use crate::time::Timestamp;
+use crate::visibility::{Figures, ParentExecution};
+
+fn record(id: &str, status: Status) -> VisibilityRecord {
+    let closed = !status.is_open();
+    VisibilityRecord {
+        workflow_id: id.into(),
+        run_id: "run".into(),
+        first_run_id: "run".into(),
+        workflow_type: "order's".into(),
+        task_queue: "orders".into(),
+        status,
+        start_time: Timestamp(1_000),
+        execution_time: Timestamp(2_000),
+        close_time: closed.then_some(Timestamp(5_000)),
+        figures: closed.then_some(Figures {
+            history_length: 11,
+            history_bytes: 900,
+            transitions: 5,
+        }),
+        parent: (id == "child").then(|| ParentExecution {
+            namespace_id: "ns".into(),
+            workflow_id: "mother".into(),
+            run_id: "m".into(),
+        }),
+        root: ("root".into(), "r".into()),
+        memo: Default::default(),
+        search_attributes: BTreeMap::new(),
+        priority: None,
+    }
+}
+
+/// Which of three runs a filter lets pass: an open one, a closed one, a closed child.
+fn passing(text: &str) -> String {
+    let filter = ListFilter::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+    let runs = [
+        record("open", Status::Running),
+        record("done", Status::Completed),
+        record("child", Status::Failed),
+    ];
+    let ids: Vec<_> =
+        runs.iter().filter(|r| filter.matches(r)).map(|r| r.workflow_id.as_str()).collect();
+    ids.join(" ")
+}
+
+#[test]
+fn a_filter_lets_the_right_runs_pass() {
+    for (text, passes) in [
+        ("", "open done child"),
+        ("  ", "open done child"),
+        ("WorkflowId = 'open'", "open"),
+        ("WorkflowId = \"open\"", "open"),
+        ("`WorkflowId` != 'open'", "done child"),
+        ("WorkflowType='order''s'", "open done child"),
+        ("WorkflowId >= 'done' AND WorkflowId < 'e'", "done"),
+        ("WorkflowId IN ('open', 'child')", "open child"),
+        ("WorkflowId between 'a' and 'd'", "child"),
+        ("ExecutionStatus = 'Running'", "open"),
+        ("ExecutionStatus != 'Running'", "done child"),
+        ("ExecutionStatus = 1", "open"),
+        ("ExecutionStatus in ('Completed', 'WORKFLOW_EXECUTION_STATUS_FAILED')", "done child"),
+        ("ExecutionStatus = 'Paused'", ""),
+        ("StartTime = '1970-01-01T00:00:01Z'", "open done child"),
+        ("StartTime < '1970-01-01T00:00:01.000000001Z'", "open done child"),
+        ("StartTime <= 999999999", ""),
+        ("CloseTime > '1970-01-01T01:00:00+01:00'", "done child"),
+        ("CloseTime != 0", "done child"),
+        ("ExecutionDuration = '3s'", "done child"),
+        ("ExecutionDuration BETWEEN 2999999999 AND 3000000000", "done child"),
+        (
+            "HistoryLength > 10 AND HistorySizeBytes = 900 AND StateTransitionCount = 5",
+            "done child",
+        ),
+        ("ParentWorkflowId = 'mother' AND ParentRunId = 'm'", "child"),
+        ("ParentWorkflowId != 'mother'", ""),
+        ("RootWorkflowId = 'root' AND RootRunId = 'r' AND RunId = 'run'", "open done child"),
+        ("TaskQueue='orders' and WorkflowId='done' or WorkflowId='open'", "open done"),
+        ("TaskQueue='x' AND (WorkflowId='done' OR WorkflowId='open')", ""),
+        ("((WorkflowId='done'))", "done"),
+        ("WorkflowId='done' GROUP BY ExecutionStatus", "done"),
+        ("group by ExecutionStatus", "open done child"),
+    ] {
+        assert_eq!(passing(text), passes, "{text}");
+    }
+}
+
+#[test]
+fn a_filter_that_is_not_understood_is_refused_with_its_position() {
+    for (text, position, part) in [
+        ("WorkflowId", 11, "unexpected end"),
+        ("WorkflowId = ", 14, "unexpected end"),
+        ("WorkflowId = 'x", 14, "has no end"),
+        ("WorkflowId = x", 14, "near 'x'"),
+        ("WorkflowId = 7", 14, "a text is expected"),
+        ("Colour = 'red'", 1, "'Colour' is not a known"),
+        ("workflowid = 'x'", 1, "'workflowid' is not a known"),
+        ("WorkflowId LIKE 'x'", 12, "operation is not supported: 'LIKE'"),
+        ("WorkflowId STARTS_WITH 'x'", 12, "not supported: 'STARTS_WITH'"),
+        ("WorkflowId IS NULL", 12, "not supported: 'IS'"),
+        ("WorkflowId NOT IN ('x')", 12, "not supported: 'NOT'"),
+        ("NOT (WorkflowId = 'x')", 1, "not supported: 'NOT'"),
+        ("WorkflowId <> 'x'", 12, "near '<>'"),
+        ("WorkflowId = 'x' ORDER BY StartTime", 18, "near 'ORDER'"),
+        ("WorkflowId = 'x' LIMIT 5", 18, "near 'LIMIT'"),
+        ("WorkflowId = 'x' AND", 21, "unexpected end"),
+        ("WorkflowId = 'x')", 17, "near ')'"),
+        ("(WorkflowId = 'x'", 18, "unexpected end"),
+        ("WorkflowId IN ()", 16, "near ')'"),
+        ("WorkflowId BETWEEN 'a' OR 'b'", 24, "near 'OR'"),
+        ("ExecutionStatus = 'Sleeping'", 19, "'Sleeping' is not an execution status"),
+        ("ExecutionStatus = 0", 19, "0 is not an execution status"),
+        ("ExecutionStatus > 'Running'", 17, "operation is not supported"),
+        ("StartTime > 'today'", 13, "'today' is not a time"),
+        ("HistoryLength > '3.5'", 17, "not a whole number"),
+        ("HistoryLength > 1e3", 17, "not a whole number"),
+        ("GROUP BY WorkflowType", 10, "'GROUP BY' on 'WorkflowType'"),
+        ("GROUP ExecutionStatus", 7, "near 'ExecutionStatus'"),
+        ("GROUP BY ExecutionStatus, RunId", 25, "near ','"),
+        ("WorkflowId = 'ä' ; DROP", 19, "near ';'"),
+    ] {
+        let error = ListFilter::parse(text).expect_err(text);
+        assert_eq!(error.position, position, "{text}: {error}");
+        let shown = error.to_string();
+        assert!(shown.starts_with("invalid query: ") && shown.contains(part), "{text}: {shown}");
+    }
+}
+
+#[test]
+fn a_filter_is_bounded_in_depth_and_length() {
+    let nested = |depth| format!("{}RunId='x'{}", "(".repeat(depth), ")".repeat(depth));
+    assert!(ListFilter::parse(&nested(DEPTH_MAX)).is_ok());
+    let error = ListFilter::parse(&nested(100_000)).expect_err("too deep");
+    assert_eq!(error.position, DEPTH_MAX + 1);
+    let long = vec!["RunId='x'"; TERMS_MAX + 1].join(" OR ");
+    assert!(ListFilter::parse(&long).expect_err("too long").reason.contains("at most"));
+}
+
+#[test]
+fn only_a_count_may_be_grouped_and_the_caller_can_tell() {
+    let grouped = ListFilter::parse("GROUP BY ExecutionStatus").expect("is understood");
+    assert_eq!(grouped.group_by(), Some(GroupBy::ExecutionStatus));
+    assert_eq!(ListFilter::parse("RunId='x'").expect("is understood").group_by(), None);
+}
