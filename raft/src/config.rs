@@ -77,6 +77,8 @@ pub struct Tuning {
     pub request_entries_max: u64,
     /// Bytes of a snapshot sent in one frame.
     pub snapshot_frame_bytes: usize,
+    /// A log that has not completed a sync for this long, with work waiting, gives up leading.
+    pub stall_limit: Duration,
     /// Threads of Raft's own runtime. Nothing on them waits for storage.
     pub threads: usize,
     /// Limits of the node's log.
@@ -99,6 +101,7 @@ impl Default for Tuning {
             read_bytes_max: 4 << 20,
             request_entries_max: 4096,
             snapshot_frame_bytes: 1 << 20,
+            stall_limit: Duration::from_secs(1),
             threads: 2,
             log: LogConfig::default(),
         }
@@ -114,6 +117,7 @@ impl Tuning {
             election_max: Duration::from_millis(300),
             read_timeout: Duration::from_millis(600),
             propose_timeout: Duration::from_secs(3),
+            stall_limit: Duration::from_millis(300),
             ..Tuning::default()
         }
     }

@@ -3,6 +3,7 @@
 //! Owns the way from a proposal to its verdict and the sharing of read-index rounds. It never looks
 //! into a payload and never tries a proposal twice.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::error::{ProposeError, RaftError, ReadError};
 use crate::log::{GroupId, Log};
 use crate::replica_thread::ReplicaThread;
 use crate::snapshot::Snapshots;
+use crate::state_machine::write_snapshot;
 use crate::types::{Metrics, Proposal, Raft, term_of};
 
 /// Proposals are admitted by this many bytes.
@@ -263,16 +265,8 @@ impl Running {
         let group = self.id;
         let replica_error = |source| RaftError::Replica { group, source };
         let before = self.snapshots.index();
-        let rows = self.replica.call(|replica| {
-            if replica.checkpointed() == 0 { Ok(None) } else { replica.snapshot().map(Some) }
-        });
-        let Some(mut rows) = rows.await.and_then(|rows| rows).map_err(replica_error)? else {
-            return Ok(before);
-        };
-        let snapshots = self.snapshots.clone();
-        let written = self.runtime.spawn_blocking(move || snapshots.write(&mut *rows)).await;
-        let written = written.map_err(|error| self.stopped(error.to_string()))?;
-        let file = written.map_err(|source| RaftError::Snapshot { group, source })?;
+        let written = write_snapshot(group, &self.replica, &self.snapshots).await?;
+        let Some(file) = written else { return Ok(before) };
         let index = file.mark.index;
         if index > before {
             tracing::info!(%group, log_index = index, bytes = file.bytes, "snapshot taken");
@@ -301,6 +295,27 @@ impl Running {
             }
             let changed = metrics.changed().await;
             changed.map_err(|_| self.stopped("while a snapshot was taken".to_string()))?;
+        }
+    }
+
+    /// Stops or resumes heartbeats; one that stops hands its leadership to the follower that has
+    /// most of the log.
+    pub(crate) async fn set_stalled(&self, stalled: bool) {
+        self.raft.runtime_config().heartbeat(!stalled);
+        if !stalled {
+            return;
+        }
+        let target = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().collect();
+            let followers = metrics.replication.iter().flatten();
+            let voters = followers.filter(|(to, _)| **to != self.node && voters.contains(to));
+            voters.max_by_key(|(_, matching)| **matching).map(|(to, _)| *to)
+        };
+        if let Some(to) = target {
+            // A group that has stopped leads nothing.
+            let _ = self.raft.trigger().transfer_leader(to).await;
         }
     }
 

@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
@@ -89,7 +90,9 @@ impl Groups {
             groups: Mutex::new(BTreeMap::new()),
             runtime: Mutex::new(Some(runtime)),
         };
-        Ok(Groups { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        inner.handle.spawn(watch_stalls(Arc::downgrade(&inner)));
+        Ok(Groups { inner })
     }
 
     /// Starts the group's replica here. `members` initialises a group that has no log yet: the
@@ -138,7 +141,7 @@ impl Groups {
         let inner = self.inner.clone();
         let stopped = self.inner.handle.spawn(async move {
             inner.switch.clear();
-            let groups: Vec<Group> = inner.groups.lock().values().flatten().cloned().collect();
+            let groups = inner.running();
             futures::future::join_all(groups.iter().map(|group| group.running().stop())).await;
             let log = inner.log.clone();
             inner.handle.spawn_blocking(move || log.shutdown()).await
@@ -163,7 +166,37 @@ impl Groups {
 /// What a replica stands at, as openraft wants to know it.
 type Applied = Option<(LogId, StoredMembership)>;
 
+/// How often to look whether the log's writer goes on.
+const STALL_CHECK: Duration = Duration::from_millis(50);
+
+/// A node whose disk hangs can acknowledge nothing: it gives its leaderships away and stays silent
+/// until a sync completes (architecture D9).
+async fn watch_stalls(groups: Weak<Inner>) {
+    let mut stalled = false;
+    loop {
+        tokio::time::sleep(STALL_CHECK).await;
+        let Some(inner) = groups.upgrade() else { return };
+        let now = inner.log.stalled_for() > inner.tuning.stall_limit;
+        if now == stalled {
+            continue;
+        }
+        stalled = now;
+        if stalled {
+            tracing::warn!(node = %inner.node, "log is stalled, leaderships are handed over");
+        } else {
+            tracing::warn!(node = %inner.node, "log goes on");
+        }
+        for group in inner.running() {
+            group.running().set_stalled(stalled).await;
+        }
+    }
+}
+
 impl Inner {
+    fn running(&self) -> Vec<Group> {
+        self.groups.lock().values().flatten().cloned().collect()
+    }
+
     async fn start(
         &self,
         group: GroupId,

@@ -19,6 +19,8 @@ mod replica;
 mod replica_thread;
 mod snapshot;
 mod state_machine;
+#[cfg(test)]
+mod suite_tests;
 mod switch;
 mod transport;
 mod types;

@@ -45,9 +45,18 @@ impl LogStore {
     }
 
     /// Some of the entries in `start..end`, in order and without a gap: at least the first one.
-    fn read_some(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let records =
-            self.log.read(self.group, start..end, self.read_bytes_max).map_err(io::Error::other)?;
+    /// What is no longer in memory is read on a storage thread (architecture D11).
+    async fn read_some(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let bytes_max = self.read_bytes_max;
+        let records = match self.log.read_in_memory(self.group, start..end, bytes_max) {
+            Some(records) => records,
+            None => {
+                let (log, group) = (self.log.clone(), self.group);
+                let read = move || log.read(group, start..end, bytes_max);
+                let records = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?;
+                records.map_err(io::Error::other)?
+            }
+        };
         records.into_iter().map(|record| wire::entry_from_log(record).map_err(invalid)).collect()
     }
 
@@ -78,7 +87,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         let (mut start, end) = self.bounds(&range);
         let mut entries = Vec::new();
         while start < end {
-            let some = self.read_some(start, end)?;
+            let some = self.read_some(start, end).await?;
             let Some(last) = some.last() else { break };
             start = last.log_id.index + 1;
             entries.extend(some);
@@ -91,7 +100,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, io::Error> {
-        self.read_some(start, end)
+        self.read_some(start, end).await
     }
 
     /// Reads in pieces, so that catching up on a long log does not hold all of it in memory.
@@ -108,7 +117,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
             let store = store.clone();
             async move {
                 let start = start.filter(|start| *start < end)?;
-                match store.read_some(start, end) {
+                match store.read_some(start, end).await {
                     Ok(entries) => {
                         let next = entries.last()?.log_id.index + 1;
                         let items: Vec<_> = entries.into_iter().map(Ok).collect();

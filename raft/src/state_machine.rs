@@ -191,18 +191,21 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.apply_batch(items).await.map_err(io::Error::other)
     }
 
-    /// Hands out the snapshot that [`crate::group::Group::snapshot_now`] has already written, so
-    /// that a full disk fails that call and not the group.
+    /// Hands out the snapshot that `Group::snapshot_now` has already written, so that a full disk
+    /// fails that call and not the group. Only if openraft cannot do without one is it written here.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
-        let current = self.snapshots.current();
-        if current.is_none() && !force {
+        if self.snapshots.current().is_none() && !force {
             return None;
         }
-        Some(SnapshotBuilder { current })
+        Some(self.get_snapshot_builder().await)
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { current: self.snapshots.current() }
+        SnapshotBuilder {
+            group: self.group,
+            replica: self.replica.clone(),
+            snapshots: self.snapshots.clone(),
+        }
     }
 
     async fn install_snapshot(
@@ -234,16 +237,43 @@ fn to_openraft(file: SnapshotFile) -> io::Result<Snapshot> {
     Ok(Snapshot { meta: snapshot_meta(&file).map_err(io::Error::other)?, snapshot: file })
 }
 
-/// The newest snapshot, already written.
+/// Writes the replica's state at its last checkpoint to a snapshot file, unless the newest file
+/// stands there already. `None`: nothing has been checkpointed yet.
+pub(crate) async fn write_snapshot(
+    group: GroupId,
+    replica: &ReplicaThread,
+    snapshots: &Arc<Snapshots>,
+) -> Result<Option<SnapshotFile>, RaftError> {
+    let rows = replica.call(|replica| {
+        if replica.checkpointed() == 0 { Ok(None) } else { replica.snapshot().map(Some) }
+    });
+    let rows = rows.await.and_then(|rows| rows);
+    let Some(mut rows) = rows.map_err(|source| RaftError::Replica { group, source })? else {
+        return Ok(None);
+    };
+    let snapshots = snapshots.clone();
+    let written = tokio::task::spawn_blocking(move || snapshots.write(&mut *rows)).await;
+    let written = written.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
+    written.map(Some).map_err(|source| RaftError::Snapshot { group, source })
+}
+
+/// Hands out the newest snapshot; writes one if there is none.
 pub(crate) struct SnapshotBuilder {
-    current: Option<SnapshotFile>,
+    group: GroupId,
+    replica: Arc<ReplicaThread>,
+    snapshots: Arc<Snapshots>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let current = self.current.take();
-        to_openraft(current.ok_or_else(|| io::Error::other("no snapshot has been written yet"))?)
+        let file = match self.snapshots.current() {
+            Some(file) => Some(file),
+            None => write_snapshot(self.group, &self.replica, &self.snapshots)
+                .await
+                .map_err(io::Error::other)?,
+        };
+        to_openraft(file.ok_or_else(|| io::Error::other("nothing has been checkpointed yet"))?)
     }
 }

@@ -274,6 +274,16 @@ impl Log {
         self.shared.read(group, range, bytes_max)
     }
 
+    /// The same as [`Log::read`] if no entry has to be read from the disk; never blocks on it.
+    pub fn read_in_memory(
+        &self,
+        group: GroupId,
+        range: Range<u64>,
+        bytes_max: usize,
+    ) -> Option<Vec<EntryRecord>> {
+        self.shared.read_in_memory(group, range, bytes_max)
+    }
+
     /// What the log holds of a group, including what is not durable yet.
     pub fn state(&self, group: GroupId) -> GroupLogState {
         let state = self.shared.state.lock();

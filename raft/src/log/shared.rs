@@ -206,6 +206,21 @@ impl Shared {
         Ok(entries)
     }
 
+    /// The same entries, if none of them has to be read from the disk.
+    pub(super) fn read_in_memory(
+        &self,
+        group: GroupId,
+        range: Range<u64>,
+        bytes_max: usize,
+    ) -> Option<Vec<EntryRecord>> {
+        let (found, _) = self.find(group, range, bytes_max);
+        let in_memory = found.into_iter().map(|found| match found {
+            Found::InMemory(entry) => Some(entry),
+            Found::OnDisk { .. } => None,
+        });
+        in_memory.collect()
+    }
+
     /// Finds entries, and the files of those that are not in memory. Holding a file keeps it from
     /// being overwritten.
     fn find(&self, group: GroupId, range: Range<u64>, bytes_max: usize) -> (Vec<Found>, Files) {

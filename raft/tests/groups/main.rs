@@ -1,0 +1,5 @@
+//! Groups as the shard crate sees them: alone, and three of them connected in memory.
+
+mod cluster;
+mod single;
+mod support;

@@ -1,0 +1,255 @@
+//! A group with one member: propose, apply, restart, and what happens when something is lost.
+
+use std::time::Instant;
+
+use crate::support::{Book, Cluster, GROUP, Ledger, await_until, bytes, members, open, tuning};
+use piton_raft::{GroupId, NodeId, ProposeError, RaftError, ReadError};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proposal_is_applied_and_its_verdict_comes_back() {
+    let cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    let group = cluster.nodes[0].group();
+    let committed = group.propose(bytes("hello")).await.expect("propose");
+    let expected = format!("{}:{}:5", committed.term, committed.index);
+    assert_eq!(committed.verdict, bytes(expected));
+    assert_eq!(cluster.nodes[0].ledger.payloads(), [bytes("hello")]);
+    assert_eq!(committed.term, group.leadership().borrow().term);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restart_applies_what_was_acknowledged_and_begins_a_new_term() {
+    let mut cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    for number in 0..50 {
+        if number == 20 {
+            cluster.nodes[0].ledger.checkpoint();
+        }
+        cluster.nodes[0].group().propose(bytes(format!("{number}"))).await.expect("propose");
+    }
+    let before = cluster.nodes[0].ledger.book();
+    let term = cluster.nodes[0].group().metrics().term;
+    cluster.stop_node(0).await;
+    cluster.start_node(0).await;
+    cluster.await_leader(&[0]).await;
+    assert_eq!(cluster.nodes[0].ledger.book().lines, before.lines);
+    assert!(cluster.nodes[0].group().metrics().term > term, "a life of its own term");
+    cluster.nodes[0].group().propose(bytes("after")).await.expect("propose");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_state_is_rebuilt_from_the_log() {
+    let mut cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    for number in 0..30 {
+        cluster.nodes[0].group().propose(bytes(format!("{number}"))).await.expect("propose");
+    }
+    cluster.nodes[0].ledger.checkpoint();
+    let before = cluster.nodes[0].ledger.book();
+    cluster.stop_node(0).await;
+    cluster.nodes[0].ledger.lose();
+    cluster.start_node(0).await;
+    cluster.await_leader(&[0]).await;
+    assert_eq!(cluster.nodes[0].ledger.book().lines, before.lines);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_state_is_rebuilt_from_snapshot_and_log_after_a_purge() {
+    let mut cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    for number in 0..30 {
+        cluster.nodes[0].group().propose(bytes(format!("{number}"))).await.expect("propose");
+    }
+    assert_eq!(cluster.nodes[0].group().snapshot_now().await.expect("nothing to take"), 0);
+    cluster.nodes[0].ledger.checkpoint();
+    let taken = cluster.nodes[0].group().snapshot_now().await.expect("take a snapshot");
+    assert_eq!(taken, cluster.nodes[0].ledger.applied());
+    let group = cluster.nodes[0].group().clone();
+    await_until("the log is purged", || group.metrics().purged_index == taken).await;
+    drop(group);
+    for number in 30..40 {
+        cluster.nodes[0].group().propose(bytes(format!("{number}"))).await.expect("propose");
+    }
+    let before = cluster.nodes[0].ledger.book();
+    cluster.stop_node(0).await;
+    cluster.nodes[0].ledger.lose();
+    cluster.start_node(0).await;
+    cluster.await_leader(&[0]).await;
+    assert_eq!(cluster.nodes[0].ledger.restores(), 1);
+    assert_eq!(cluster.nodes[0].ledger.book().lines, before.lines);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_beyond_the_log_is_thrown_away_and_rebuilt() {
+    let mut cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    for number in 0..10 {
+        cluster.nodes[0].group().propose(bytes(format!("{number}"))).await.expect("propose");
+    }
+    let before = cluster.nodes[0].ledger.book();
+    cluster.stop_node(0).await;
+    let mut mark = before.mark.clone().expect("applied");
+    mark.index += 100;
+    let mut lines = before.lines.clone();
+    lines.insert(mark.index, bytes("never acknowledged"));
+    cluster.nodes[0].ledger.set_kept(Book { mark: Some(mark), lines });
+    cluster.start_node(0).await;
+    cluster.await_leader(&[0]).await;
+    assert_eq!(cluster.nodes[0].ledger.clears(), 1);
+    assert_eq!(cluster.nodes[0].ledger.book().lines, before.lines);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purged_log_without_its_snapshot_is_refused() {
+    let mut cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    cluster.nodes[0].group().propose(bytes("one")).await.expect("propose");
+    cluster.nodes[0].ledger.checkpoint();
+    let taken = cluster.nodes[0].group().snapshot_now().await.expect("take a snapshot");
+    let group = cluster.nodes[0].group().clone();
+    await_until("the log is purged", || group.metrics().purged_index == taken).await;
+    drop(group);
+    cluster.stop_node(0).await;
+    cluster.nodes[0].ledger.lose();
+    let file = cluster.nodes[0].dir().join(format!("snapshot/{GROUP}-{taken}.snapshot"));
+    std::fs::remove_file(file).expect("remove the snapshot");
+    let node = &cluster.nodes[0];
+    let groups = open(node.id, node.dir(), cluster.network.transport(node.id), tuning());
+    let started = groups.start(GROUP, &members(&[1]), node.ledger.replica()).await;
+    assert!(matches!(started, Err(RaftError::SnapshotMissing { .. })), "{:?}", started.err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corrupt_snapshot_is_refused_by_name() {
+    let mut cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    for number in 0..5 {
+        cluster.nodes[0].group().propose(bytes(format!("{number}"))).await.expect("propose");
+    }
+    cluster.nodes[0].ledger.checkpoint();
+    let taken = cluster.nodes[0].group().snapshot_now().await.expect("take a snapshot");
+    cluster.stop_node(0).await;
+    let path = cluster.nodes[0].dir().join(format!("snapshot/{GROUP}-{taken}.snapshot"));
+    let whole = std::fs::read(&path).expect("read");
+    let node = &cluster.nodes[0];
+    let groups = open(node.id, node.dir(), cluster.network.transport(node.id), tuning());
+    for offset in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[offset] ^= 0x10;
+        std::fs::write(&path, damaged).expect("write");
+        node.ledger.lose();
+        let started = groups.start(GROUP, &members(&[1]), node.ledger.replica()).await;
+        let Err(RaftError::Snapshot { source, .. }) = started else {
+            panic!("a flip at {offset} went unnoticed");
+        };
+        assert!(source.to_string().contains(&format!("{taken}.snapshot")), "{source}");
+    }
+    for length in [0, 3, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).expect("write");
+        node.ledger.lose();
+        let started = groups.start(GROUP, &members(&[1]), node.ledger.replica()).await;
+        assert!(matches!(started, Err(RaftError::Snapshot { .. })), "cut to {length}");
+    }
+    std::fs::write(&path, &whole).expect("write");
+    groups.start(GROUP, &members(&[1]), node.ledger.replica()).await.expect("start");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_outgrows_its_limit_is_purged_by_itself() {
+    let mut tuning = tuning();
+    tuning.snapshot_log_bytes_min = 64 << 10;
+    tuning.snapshot_check = std::time::Duration::from_millis(20);
+    let cluster = Cluster::start(1, tuning).await;
+    cluster.await_leader(&[0]).await;
+    let group = cluster.nodes[0].group();
+    for _ in 0..100 {
+        group.propose(bytes("x".repeat(1024))).await.expect("propose");
+    }
+    cluster.nodes[0].ledger.checkpoint();
+    await_until("the log is purged", || group.metrics().purged_index > 0).await;
+    assert!(group.metrics().purged_index <= group.metrics().snapshot_index);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_is_never_purged_beyond_the_checkpoint() {
+    let cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    let group = cluster.nodes[0].group();
+    for number in 0..20 {
+        if number == 10 {
+            cluster.nodes[0].ledger.checkpoint();
+        }
+        group.propose(bytes(format!("{number}"))).await.expect("propose");
+    }
+    let taken = group.snapshot_now().await.expect("take a snapshot");
+    assert!(taken < cluster.nodes[0].ledger.applied());
+    await_until("the log is purged", || group.metrics().purged_index > 0).await;
+    assert_eq!(group.metrics().purged_index, taken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seventeen_groups_serve_within_a_second() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let network = piton_raft::MemoryNetwork::new();
+    let groups = open(NodeId(1), dir.path(), network.transport(NodeId(1)), Default::default());
+    let begun = Instant::now();
+    let mut started = Vec::new();
+    for id in 0..17 {
+        let ledger = Ledger::default();
+        let group = groups.start(GroupId(id), &members(&[1]), ledger.replica()).await;
+        started.push(group.expect("start"));
+    }
+    await_until("all serve", || started.iter().all(|group| group.leadership().borrow().serving))
+        .await;
+    // Election timeouts are 500 to 900 ms: nobody may have waited for one.
+    assert!(begun.elapsed().as_millis() < 1000, "took {:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sole_voter_reads_without_a_round_and_sees_its_writes() {
+    let cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    let group = cluster.nodes[0].group();
+    for number in 0..20 {
+        let committed = group.propose(bytes(format!("{number}"))).await.expect("propose");
+        group.read_index().await.expect("read");
+        assert!(cluster.nodes[0].ledger.applied() >= committed.index);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn group_is_started_once() {
+    let cluster = Cluster::start(1, tuning()).await;
+    let (groups, _) = cluster.nodes[0].running.as_ref().expect("runs");
+    let again = groups.start(GROUP, &members(&[1]), Ledger::default().replica()).await;
+    assert!(matches!(again, Err(RaftError::AlreadyStarted { group: GROUP })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failing_replica_stops_its_group_and_no_other() {
+    for panics in [false, true] {
+        let cluster = Cluster::start(1, tuning()).await;
+        cluster.await_leader(&[0]).await;
+        let (groups, group) = cluster.nodes[0].running.as_ref().expect("runs");
+        let other = groups.start(GroupId(9), &members(&[1]), Ledger::default().replica()).await;
+        let other = other.expect("start");
+        await_until("it serves", || other.leadership().borrow().serving).await;
+        if panics {
+            cluster.nodes[0].ledger.panic_on("bad");
+        } else {
+            cluster.nodes[0].ledger.fail_on("bad");
+        }
+        let mut leadership = group.leadership();
+        let failed = group.propose(bytes("bad")).await;
+        assert!(
+            matches!(failed, Err(ProposeError::Stopped | ProposeError::Unknown(_))),
+            "{failed:?}"
+        );
+        while leadership.changed().await.is_ok() {}
+        assert!(!leadership.borrow().serving);
+        assert_eq!(group.propose(bytes("more")).await, Err(ProposeError::Stopped));
+        assert_eq!(group.read_index().await, Err(ReadError::Stopped));
+        other.propose(bytes("fine")).await.expect("propose");
+        assert!(groups.failed().borrow().is_none());
+    }
+}

@@ -1,0 +1,390 @@
+//! A replica that remembers what it applied, and nodes to run it on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use piton_raft::log::{DiskFile, RealDisk};
+use piton_raft::{
+    CommittedEntry, Disk, Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Replica,
+    ReplicaError, SnapshotError, SnapshotRows, Transport, Tuning,
+};
+use piton_store::{Mark, Row};
+
+pub(crate) const GROUP: GroupId = GroupId(3);
+
+/// What a ledger holds: payloads by log index, and where that stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Book {
+    pub(crate) mark: Option<Mark>,
+    pub(crate) lines: BTreeMap<u64, Bytes>,
+}
+
+#[derive(Default)]
+struct Shared {
+    live: Book,
+    /// What survives a restart.
+    kept: Book,
+    restores: usize,
+    clears: usize,
+    /// Fail with an error, or panic, when this payload is applied.
+    fails_on: Option<Bytes>,
+    panics_on: Option<Bytes>,
+}
+
+/// The test's view of a ledger; also what survives of it.
+#[derive(Clone, Default)]
+pub(crate) struct Ledger {
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl Ledger {
+    /// A replica over what survived.
+    pub(crate) fn replica(&self) -> Box<dyn Replica> {
+        let mut shared = self.shared.lock();
+        shared.live = shared.kept.clone();
+        Box::new(LedgerReplica { shared: self.shared.clone() })
+    }
+
+    pub(crate) fn checkpoint(&self) {
+        let mut shared = self.shared.lock();
+        shared.kept = shared.live.clone();
+    }
+
+    /// Loses the stored state, as when a store is discarded.
+    pub(crate) fn lose(&self) {
+        self.shared.lock().kept = Book::default();
+    }
+
+    /// Pretends that the store stands elsewhere than it does.
+    pub(crate) fn set_kept(&self, book: Book) {
+        self.shared.lock().kept = book;
+    }
+
+    pub(crate) fn book(&self) -> Book {
+        self.shared.lock().live.clone()
+    }
+
+    pub(crate) fn payloads(&self) -> Vec<Bytes> {
+        self.shared.lock().live.lines.values().cloned().collect()
+    }
+
+    pub(crate) fn applied(&self) -> u64 {
+        self.shared.lock().live.mark.as_ref().map_or(0, |mark| mark.index)
+    }
+
+    pub(crate) fn restores(&self) -> usize {
+        self.shared.lock().restores
+    }
+
+    pub(crate) fn clears(&self) -> usize {
+        self.shared.lock().clears
+    }
+
+    pub(crate) fn fail_on(&self, payload: &str) {
+        self.shared.lock().fails_on = Some(Bytes::copy_from_slice(payload.as_bytes()));
+    }
+
+    pub(crate) fn panic_on(&self, payload: &str) {
+        self.shared.lock().panics_on = Some(Bytes::copy_from_slice(payload.as_bytes()));
+    }
+}
+
+struct LedgerReplica {
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl Replica for LedgerReplica {
+    fn applied(&self) -> Option<Mark> {
+        self.shared.lock().live.mark.clone()
+    }
+
+    fn checkpointed(&self) -> u64 {
+        self.shared.lock().kept.mark.as_ref().map_or(0, |mark| mark.index)
+    }
+
+    fn apply(
+        &mut self,
+        entries: Vec<CommittedEntry>,
+        mark: Mark,
+    ) -> Result<Vec<Bytes>, ReplicaError> {
+        let mut shared = self.shared.lock();
+        let mut verdicts = Vec::new();
+        for entry in entries {
+            if shared.fails_on.as_ref() == Some(&entry.payload) {
+                return Err(ReplicaError::new("apply entries", "told to fail"));
+            }
+            assert!(shared.panics_on.as_ref() != Some(&entry.payload), "told to panic");
+            let last = shared.live.mark.as_ref().map(|mark| mark.index);
+            assert!(last.is_none_or(|last| last < entry.index), "applied twice");
+            let verdict = format!("{}:{}:{}", entry.term, entry.index, entry.payload.len());
+            verdicts.push(Bytes::from(verdict));
+            shared.live.lines.insert(entry.index, entry.payload);
+        }
+        shared.live.mark = Some(mark);
+        Ok(verdicts)
+    }
+
+    fn advance(&mut self, mark: Mark) {
+        self.shared.lock().live.mark = Some(mark);
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotRows>, ReplicaError> {
+        let book = self.shared.lock().kept.clone();
+        let mark = book.mark.ok_or_else(|| ReplicaError::new("take a snapshot", "empty"))?;
+        Ok(Box::new(BookRows { mark, lines: book.lines.into_iter() }))
+    }
+
+    fn restore(
+        &mut self,
+        mark: Mark,
+        rows: &mut dyn Iterator<Item = Result<Row, SnapshotError>>,
+    ) -> Result<(), ReplicaError> {
+        let mut lines = BTreeMap::new();
+        for row in rows {
+            let row = row.map_err(|error| ReplicaError::new("restore a snapshot", error))?;
+            let index: [u8; 8] = row.key[..].try_into().expect("keys are 8 bytes");
+            lines.insert(u64::from_be_bytes(index), row.value);
+        }
+        let mut shared = self.shared.lock();
+        shared.live = Book { mark: Some(mark), lines };
+        shared.kept = shared.live.clone();
+        shared.restores += 1;
+        Ok(())
+    }
+
+    fn clear(&mut self) -> Result<(), ReplicaError> {
+        let mut shared = self.shared.lock();
+        shared.live = Book::default();
+        shared.kept = Book::default();
+        shared.clears += 1;
+        Ok(())
+    }
+}
+
+struct BookRows {
+    mark: Mark,
+    lines: std::collections::btree_map::IntoIter<u64, Bytes>,
+}
+
+impl SnapshotRows for BookRows {
+    fn mark(&self) -> Mark {
+        self.mark.clone()
+    }
+
+    fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, ReplicaError> {
+        let rows = self.lines.by_ref().take(limit);
+        let rows = rows
+            .map(|(index, value)| Row { key: Bytes::copy_from_slice(&index.to_be_bytes()), value });
+        Ok(rows.collect())
+    }
+}
+
+pub(crate) fn tuning() -> Tuning {
+    let mut tuning = Tuning::quick();
+    tuning.log.segment_bytes = 1 << 20;
+    tuning.log.preallocate_bytes = 64 << 10;
+    tuning
+}
+
+/// The real disk, whose syncs can be made to hang.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HangingDisk {
+    hangs: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl HangingDisk {
+    pub(crate) fn hang(&self) {
+        *self.hangs.0.lock() = true;
+    }
+
+    pub(crate) fn go_on(&self) {
+        *self.hangs.0.lock() = false;
+        self.hangs.1.notify_all();
+    }
+
+    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(HangingFile { disk: self.clone(), file })
+    }
+}
+
+#[derive(Debug)]
+struct HangingFile {
+    disk: HangingDisk,
+    file: Arc<dyn DiskFile>,
+}
+
+impl Disk for HangingDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.create(path).map(|file| self.file(file))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open(path).map(|file| self.file(file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(dir)
+    }
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.create_dir(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+}
+
+impl DiskFile for HangingFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let (hangs, changed) = &*self.disk.hangs;
+        let mut hangs = hangs.lock();
+        while *hangs {
+            changed.wait(&mut hangs);
+        }
+        drop(hangs);
+        self.file.sync()
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+}
+
+pub(crate) fn open(
+    node: NodeId,
+    dir: &Path,
+    transport: Arc<dyn Transport>,
+    tuning: Tuning,
+) -> Groups {
+    open_on(Arc::new(RealDisk), node, dir, transport, tuning)
+}
+
+pub(crate) fn open_on(
+    disk: Arc<dyn Disk>,
+    node: NodeId,
+    dir: &Path,
+    transport: Arc<dyn Transport>,
+    tuning: Tuning,
+) -> Groups {
+    Groups::open(NodeConfig { node, dir: dir.to_path_buf(), disk, transport, tuning })
+        .expect("open the groups")
+}
+
+pub(crate) fn members(nodes: &[u64]) -> BTreeSet<NodeId> {
+    nodes.iter().copied().map(NodeId).collect()
+}
+
+/// One node of a test cluster, running or not.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) ledger: Ledger,
+    pub(crate) disk: HangingDisk,
+    pub(crate) running: Option<(Groups, Group)>,
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    pub(crate) fn group(&self) -> &Group {
+        &self.running.as_ref().expect("the node runs").1
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Nodes 1 to n, with one group, connected in memory.
+pub(crate) struct Cluster {
+    pub(crate) network: MemoryNetwork,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) tuning: Tuning,
+}
+
+impl Cluster {
+    pub(crate) async fn start(count: u64, tuning: Tuning) -> Cluster {
+        let nodes = (1..=count)
+            .map(|id| Node {
+                id: NodeId(id),
+                ledger: Ledger::default(),
+                disk: HangingDisk::default(),
+                running: None,
+                dir: tempfile::tempdir().expect("make a directory"),
+            })
+            .collect();
+        let mut cluster = Cluster { network: MemoryNetwork::new(), nodes, tuning };
+        for index in 0..cluster.nodes.len() {
+            cluster.start_node(index).await;
+        }
+        cluster
+    }
+
+    pub(crate) async fn start_node(&mut self, index: usize) {
+        let count = self.nodes.len() as u64;
+        let members = members(&(1..=count).collect::<Vec<_>>());
+        let node = &mut self.nodes[index];
+        let transport = self.network.transport(node.id);
+        let (disk, dir) = (Arc::new(node.disk.clone()), node.dir.path());
+        let groups = open_on(disk, node.id, dir, transport, self.tuning.clone());
+        let group = groups.start(GROUP, &members, node.ledger.replica()).await;
+        node.running = Some((groups, group.expect("start the group")));
+    }
+
+    pub(crate) async fn stop_node(&mut self, index: usize) {
+        let (groups, _) = self.nodes[index].running.take().expect("the node runs");
+        self.network.remove(self.nodes[index].id);
+        groups.shutdown().await;
+    }
+
+    /// The node that serves, once there is one among `among`.
+    pub(crate) async fn await_leader(&self, among: &[usize]) -> usize {
+        let mut found = None;
+        await_until("a leader serves", || {
+            found = among.iter().copied().find(|index| {
+                let node = &self.nodes[*index];
+                node.running.is_some() && node.group().leadership().borrow().serving
+            });
+            found.is_some()
+        })
+        .await;
+        found.expect("found")
+    }
+
+    pub(crate) fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|index| self.nodes[*index].running.is_some()).collect()
+    }
+}
+
+/// Waits for a state, with a deadline.
+pub(crate) async fn await_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn bytes(text: impl Into<String>) -> Bytes {
+    Bytes::from(text.into())
+}
