@@ -11,8 +11,8 @@ use piton_core::proto::enums::IndexedValueType;
 use piton_core::time::Span;
 
 use crate::meta::{MetaError, NamespaceUpdate, NewNamespace};
-use crate::meta_state::{MetaChange, MetaState, Namespace, NamespaceState, Route};
 use crate::meta_state::SearchAttributeTypes;
+use crate::meta_state::{MetaChange, MetaState, Namespace, NamespaceState, Route};
 use crate::search_attribute::is_reserved;
 
 type Decision = Result<Option<MetaChange>, MetaError>;

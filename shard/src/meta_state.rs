@@ -80,7 +80,10 @@ pub(crate) struct MetaCommand {
 pub(crate) enum MetaChange {
     Namespace(Namespace),
     /// Types by their numbers in the API.
-    SearchAttributes { namespace: NamespaceId, types: BTreeMap<String, i32> },
+    SearchAttributes {
+        namespace: NamespaceId,
+        types: BTreeMap<String, i32>,
+    },
     /// All limits that are set.
     Limits(BTreeMap<String, u64>),
     Routes(Vec<Route>),
@@ -300,3 +303,6 @@ fn read_prefix(table: &Table, prefix: &[u8]) -> Result<Vec<Row>, ReplicaError> {
 fn decode<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, ReplicaError> {
     codec::decode(value).map_err(|e| ReplicaError::new(READ, e))
 }
+
+#[cfg(test)]
+mod tests;

@@ -221,4 +221,4 @@ impl SnapshotRows for StandingRows {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::entry::{self, SlotRange};
 use crate::peer::{QueueKey, QueueType};
 use crate::row_codes::{
-    ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, note_key, queue_code, timer_kind, unsigned,
+    ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, note_key, queue_code, timer_kind,
+    unsigned,
 };
 
 pub(crate) use crate::row_writes::{
@@ -143,6 +144,9 @@ pub(crate) enum LoadError {
         #[source]
         source: FoldError,
     },
+    /// The rows were deleted while they were read, or are damaged.
+    #[error("read event {event} of run {run_id} of workflow {}: it is not there", key.workflow_id)]
+    Missing { key: WorkflowKey, run_id: RunId, event: EventId },
     /// Transitions kept coming while it was read; try again.
     #[error("load run {run_id} of workflow {}: it kept changing", key.workflow_id)]
     Unsteady { key: WorkflowKey, run_id: RunId },
@@ -660,3 +664,6 @@ fn errand_row(key: &[u8]) -> Option<ErrandRow> {
         run_id: RunId::new(errand.run_id),
     })
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -117,7 +117,9 @@ impl SearchAttributeCheck for NamespaceAttributes {
         }
         if total > self.limits.search_attributes_bytes_max {
             let max = self.limits.search_attributes_bytes_max;
-            return Err(format!("total size of search attributes {total} exceeds size limit {max}"));
+            return Err(format!(
+                "total size of search attributes {total} exceeds size limit {max}"
+            ));
         }
         Ok(())
     }

@@ -1,0 +1,143 @@
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use piton_store::{Batch, KeyRange, Mark, MemoryStore, Order, Row, Store, Write};
+
+use super::*;
+
+/// How long a test waits for the thread before it fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn put(table: &Table, index: u64, bytes: usize) {
+    let mark = Mark { index, bytes: Bytes::new() };
+    table.apply(vec![Write::put(index.to_be_bytes().to_vec(), vec![7; bytes])], mark);
+}
+
+fn config(interval: Duration, table_bytes: usize) -> CheckpointConfig {
+    CheckpointConfig { interval, table_bytes }
+}
+
+/// A thread whose checkpoints the receiver hears of.
+fn start(config: CheckpointConfig, synced: SyncedIndex) -> (Checkpoints, mpsc::Receiver<usize>) {
+    let (tx, rx) = mpsc::channel();
+    let observer: CheckpointObserver = Arc::new(move |_, rows, _| {
+        // A test that is over does not listen.
+        let _ = tx.send(rows);
+    });
+    (Checkpoints::start(config, synced, observer).expect("a thread starts"), rx)
+}
+
+#[test]
+fn changes_reach_the_store_within_the_interval() {
+    let store: Arc<MemoryStore> = Arc::new(MemoryStore::new());
+    let tables = [1, 2].map(|group| Table::open(store.clone(), group).expect("it opens"));
+    let (checkpoints, wrote) =
+        start(config(Duration::from_millis(5), usize::MAX), Arc::new(|_| u64::MAX));
+    for table in &tables {
+        checkpoints.add(table.clone());
+        put(table, 1, 10);
+    }
+    for _ in 0..2 {
+        assert_eq!(wrote.recv_timeout(PATIENCE), Ok(1));
+    }
+    assert_eq!(tables.map(|table| table.checkpointed()), [Some(1), Some(1)]);
+    checkpoints.stop();
+}
+
+#[test]
+fn a_full_table_does_not_wait_for_the_interval() {
+    let store: Arc<MemoryStore> = Arc::new(MemoryStore::new());
+    let table = Table::open(store, 1).expect("it opens");
+    let (checkpoints, wrote) =
+        start(config(Duration::from_secs(3_600), 1_000), Arc::new(|_| u64::MAX));
+    checkpoints.add(table.clone());
+    put(&table, 1, 2_000);
+    assert_eq!(wrote.recv_timeout(PATIENCE), Ok(1));
+    checkpoints.stop();
+}
+
+#[test]
+fn a_checkpoint_never_passes_the_synced_log_and_admission_slows_meanwhile() {
+    let store: Arc<MemoryStore> = Arc::new(MemoryStore::new());
+    let table = Table::open(store, 1).expect("it opens");
+    let synced = Arc::new(AtomicU64::new(0));
+    let index = Arc::clone(&synced);
+    let synced_index: SyncedIndex = Arc::new(move |group| {
+        assert_eq!(group, GroupId(1));
+        index.load(Ordering::SeqCst)
+    });
+    let (checkpoints, wrote) = start(config(Duration::from_millis(1), 1_000), synced_index);
+    checkpoints.add(table.clone());
+    put(&table, 1, 5_000);
+    let deadline = Instant::now() + PATIENCE;
+    while !checkpoints.is_admission_slowed() {
+        assert!(Instant::now() < deadline, "admission was never slowed");
+        thread::yield_now();
+    }
+    assert_eq!(table.checkpointed(), None);
+    synced.store(1, Ordering::SeqCst);
+    assert_eq!(wrote.recv_timeout(PATIENCE), Ok(1));
+    while checkpoints.is_admission_slowed() {
+        assert!(Instant::now() < deadline, "admission stayed slowed");
+        thread::yield_now();
+    }
+    checkpoints.stop();
+}
+
+#[test]
+fn stopping_writes_what_is_left() {
+    let store: Arc<MemoryStore> = Arc::new(MemoryStore::new());
+    let table = Table::open(store, 1).expect("it opens");
+    let (checkpoints, _wrote) =
+        start(config(Duration::from_secs(3_600), usize::MAX), Arc::new(|_| u64::MAX));
+    checkpoints.add(table.clone());
+    put(&table, 4, 10);
+    checkpoints.stop();
+    assert_eq!(table.checkpointed(), Some(4));
+    assert_eq!(checkpoints.failed().borrow().clone(), None);
+}
+
+/// A store whose disk is gone.
+struct Broken;
+
+impl Store for Broken {
+    fn get(&self, _: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(None)
+    }
+
+    fn scan(&self, _: KeyRange<'_>, _: Order, _: usize) -> Result<Vec<Row>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn write(&self, _: Batch) -> Result<(), StoreError> {
+        Err(StoreError::Stopped { doing: "write a batch" })
+    }
+
+    fn clear_prefix(&self, _: &[u8]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_told_and_admission_stays_slowed() {
+    let table = Table::open(Arc::new(Broken), 3).expect("it opens");
+    let (checkpoints, _wrote) =
+        start(config(Duration::from_millis(1), usize::MAX), Arc::new(|_| u64::MAX));
+    let mut failed = checkpoints.failed();
+    checkpoints.add(table.clone());
+    put(&table, 1, 10);
+    let told = tokio::time::timeout(PATIENCE, failed.wait_for(Option::is_some)).await;
+    let reason = told.expect("in time").expect("the thread is there").clone();
+    assert!(reason.is_some_and(|text| text.contains("group 3")));
+    assert!(checkpoints.is_admission_slowed());
+    checkpoints.stop();
+}

@@ -1,0 +1,340 @@
+use std::collections::BTreeMap;
+
+use piton_core::effect::{Effect, EffectKey, QueueName};
+use piton_core::id::RequestId;
+use piton_core::limits::Limits;
+use piton_core::proto::command::command::Attributes as C;
+use piton_core::proto::command::{self, Command};
+use piton_core::proto::common::{ActivityType, SearchAttributes, WorkflowExecution, WorkflowType};
+use piton_core::proto::enums::CommandType;
+use piton_core::proto::taskqueue::TaskQueue;
+use piton_core::proto::workflowservice::{
+    RespondWorkflowTaskCompletedRequest, StartWorkflowExecutionRequest,
+};
+use piton_core::request::{
+    Drawn, RunRequest, SearchAttributeCheck, Signal, StartRequest, Taker, WorkflowTaskRef,
+};
+use piton_core::run::{Decided, Reply, StartedTask, decide_start};
+use piton_core::time::Span;
+use piton_core::transition::Change;
+
+use super::*;
+use crate::entry::{TransitionRecord, Verdict};
+use crate::replica::tests::{TestShard, key};
+
+struct AllKnown;
+
+impl SearchAttributeCheck for AllKnown {
+    fn check(&self, _: &mut SearchAttributes) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// One workflow driven through core, with every change stored as the actor would.
+pub(crate) struct Driver {
+    pub(crate) shard: TestShard,
+    pub(crate) key: WorkflowKey,
+    pub(crate) now: Timestamp,
+    position: Position,
+    number: u64,
+    pub(crate) live: Option<RunState>,
+    limits: Limits,
+}
+
+impl Driver {
+    pub(crate) fn start(shard: TestShard, id: &str, now: Timestamp) -> Driver {
+        let (position, limits) = (Position(0), Limits::default());
+        let key = key(id);
+        let mut driver = Driver { shard, key, now, position, number: 0, live: None, limits };
+        let start = StartWorkflowExecutionRequest {
+            workflow_id: id.into(),
+            workflow_type: Some(WorkflowType { name: "Order".into() }),
+            task_queue: Some(queue("q")),
+            request_id: "start".into(),
+            workflow_run_timeout: Some(Span::from_secs(600).to_proto()),
+            ..Default::default()
+        };
+        let request = StartRequest { start: Box::new(start), signal: None, parent: None };
+        let key = driver.key.clone();
+        let decided = driver.drawn(|drawn| decide_start(&key, None, request, drawn));
+        driver.accept(decided.expect("a first start is accepted"));
+        driver
+    }
+
+    fn drawn<R>(&mut self, with: impl FnOnce(&Drawn<'_>) -> R) -> R {
+        self.number += 1;
+        with(&Drawn {
+            now: self.now,
+            term: 1,
+            number: self.number,
+            run_id: RunId::from(format!("run-{}-{}", self.key.workflow_id, self.number)),
+            limits: &self.limits,
+            namespace_name: "default",
+            namespaces: &[],
+            search_attributes: &AllKnown,
+        })
+    }
+
+    pub(crate) fn run_id(&self) -> RunId {
+        self.live.as_ref().expect("it was started").run_id.clone()
+    }
+
+    /// Decides a request, stores the change, and compares what is stored with the live run.
+    pub(crate) fn ask(&mut self, request: RunRequest) -> Reply {
+        self.now = self.now + Span(10);
+        let run = self.live.clone().expect("it was started");
+        let decided = self.drawn(|drawn| run.decide(request, drawn)).expect("it is accepted");
+        let reply = decided.reply.clone().expect("it is answered");
+        self.accept(decided);
+        reply
+    }
+
+    fn accept(&mut self, decided: Decided) {
+        let before = self.live.take();
+        let mut writes = Vec::new();
+        let mut after = decided.run.or_else(|| before.clone());
+        if let Some(run) = &mut after {
+            let change = Change::between(before.as_ref(), run);
+            let rows = change_writes(&self.key, &change, Span::from_secs(60));
+            writes.extend(rows.expect("short rows"));
+        }
+        if let Some(mut next) = decided.successor {
+            let change = Change::between(None, &mut next);
+            let rows = change_writes(&self.key, &change, Span::from_secs(60));
+            writes.extend(rows.expect("short rows"));
+            after = Some(next);
+        }
+        let live = after.expect("a decision leaves a run");
+        let base = self.position;
+        self.position = Position(base.0 + 1);
+        let current = Current::of(&live, self.position);
+        writes.push(current_write(&self.key, &current).expect("a short row"));
+        let record = TransitionRecord { term: 1, key: self.key.clone(), base, writes };
+        assert_eq!(self.shard.put(&[record]), [Verdict::Applied]);
+        self.live = Some(live);
+        self.check();
+    }
+
+    fn check(&self) {
+        let rows = self.shard.rows();
+        let live = RunState { held: None, ..self.live.clone().expect("it was started") };
+        let loaded = rows.load_run(&self.key, &live.run_id).expect("it loads");
+        assert_eq!(loaded.as_ref(), Some(&live));
+        let current = rows.current(&self.key).expect("it reads").expect("there is a run");
+        assert_eq!(current.position, self.position);
+        // A new leader finds in the rows just what the run owes.
+        let owed = Change::between(None, &mut live.clone()).owed;
+        assert_eq!(self.effects_in_rows(), owed.into_keys().collect::<Vec<_>>());
+    }
+
+    fn effects_in_rows(&self) -> Vec<EffectKey> {
+        let rows = self.shard.rows();
+        let (first, last) = (Timestamp(i64::MIN), Timestamp(i64::MAX));
+        let timers = rows.timers_between(first, last).expect("they read");
+        let mine = timers.into_iter().filter(|row| row.key == self.key);
+        let mut effects: Vec<_> = mine.map(|row| EffectKey::Timer(row.due, row.kind)).collect();
+        let tasks = rows.first_tasks(100).expect("they read");
+        let mine = tasks.into_iter().filter(|row| row.key == self.key);
+        effects.extend(mine.map(|row| EffectKey::Task(row.task)));
+        let errands = rows.errands(&self.key, &self.run_id()).expect("they read");
+        effects.extend(errands.into_iter().map(|row| EffectKey::Errand(row.errand)));
+        effects.sort();
+        effects
+    }
+
+    /// Takes the scheduled workflow task as a worker would.
+    pub(crate) fn take_task(&mut self) -> StartedTask {
+        let note = self.live.as_ref().and_then(|run| run.note.workflow_task.clone());
+        let note = note.expect("a task is scheduled");
+        let taker = Taker { identity: "w".into(), request_id: "ticket".into(), sticky: false };
+        let (scheduled, stamp) = (note.scheduled_event_id, note.stamp);
+        match self.ask(RunRequest::TakeWorkflowTask { scheduled, stamp, taker }) {
+            Reply::WorkflowTask(task) => *task,
+            other => panic!("not a task: {other:?}"),
+        }
+    }
+
+    pub(crate) fn complete_task(&mut self, commands: Vec<Command>) {
+        let task = self.take_task();
+        let token = WorkflowTaskRef { term: task.term, number: task.number };
+        let answer = RespondWorkflowTaskCompletedRequest { commands, ..Default::default() };
+        self.ask(RunRequest::CompleteWorkflowTask { token, answer: Box::new(answer) });
+    }
+
+    pub(crate) fn signal(&mut self) {
+        let signal = Signal { name: "s".into(), ..Signal::default() };
+        self.ask(RunRequest::Signal(signal));
+    }
+
+    pub(crate) fn complete(&mut self) {
+        let kind = CommandType::CompleteWorkflowExecution;
+        let attributes = C::CompleteWorkflowExecutionCommandAttributes(Default::default());
+        self.complete_task(vec![of(kind, attributes)]);
+    }
+}
+
+fn queue(name: &str) -> TaskQueue {
+    TaskQueue { name: name.into(), ..TaskQueue::default() }
+}
+
+fn of(kind: CommandType, attributes: C) -> Command {
+    Command { command_type: kind.into(), attributes: Some(attributes), ..Command::default() }
+}
+
+fn activity(id: &str) -> Command {
+    let attributes = command::ScheduleActivityTaskCommandAttributes {
+        activity_id: id.into(),
+        activity_type: Some(ActivityType { name: "Pay".into() }),
+        task_queue: Some(queue("activities")),
+        start_to_close_timeout: Some(Span::from_secs(5).to_proto()),
+        ..Default::default()
+    };
+    of(CommandType::ScheduleActivityTask, C::ScheduleActivityTaskCommandAttributes(attributes))
+}
+
+fn timer(id: &str) -> Command {
+    let attributes = command::StartTimerCommandAttributes {
+        timer_id: id.into(),
+        start_to_fire_timeout: Some(Span::from_secs(30).to_proto()),
+    };
+    of(CommandType::StartTimer, C::StartTimerCommandAttributes(attributes))
+}
+
+fn signal_external(id: &str) -> Command {
+    let attributes = command::SignalExternalWorkflowExecutionCommandAttributes {
+        execution: Some(WorkflowExecution { workflow_id: id.into(), run_id: String::new() }),
+        signal_name: "s".into(),
+        ..Default::default()
+    };
+    let kind = CommandType::SignalExternalWorkflowExecution;
+    of(kind, C::SignalExternalWorkflowExecutionCommandAttributes(attributes))
+}
+
+fn driver() -> Driver {
+    Driver::start(TestShard::new(), "order-1", Timestamp(1_700_000_000_000))
+}
+
+/// [`Driver::check`] runs after every step.
+#[test]
+fn a_run_loaded_from_its_rows_equals_the_live_one_at_every_step() {
+    let mut driver = driver();
+    let commands = vec![activity("a"), activity("b"), timer("t"), signal_external("other")];
+    driver.complete_task(commands);
+    let owed = driver.effects_in_rows();
+    assert!(owed.iter().any(|key| matches!(key, EffectKey::Errand(ErrandKey::Signal(_)))));
+    assert_eq!(owed.iter().filter(|key| matches!(key, EffectKey::Task(_))).count(), 2);
+
+    driver.signal();
+    let task = driver.take_task();
+    driver.signal();
+    let buffered = driver.live.as_ref().map(|run| run.buffered.len());
+    assert_eq!(buffered, Some(1), "what comes while a task is held has a note of its own");
+    let token = WorkflowTaskRef { term: task.term, number: task.number };
+    let answer = Box::new(RespondWorkflowTaskCompletedRequest::default());
+    driver.ask(RunRequest::CompleteWorkflowTask { token, answer });
+
+    driver.now = driver.now + Span::from_secs(31);
+    driver.ask(RunRequest::Due);
+    driver.complete();
+    assert!(driver.live.as_ref().is_some_and(|run| !run.status.is_open()));
+    assert!(driver.effects_in_rows().is_empty(), "a closed run owes nothing");
+}
+
+#[test]
+fn a_task_row_names_queue_priority_and_age() {
+    let mut driver = driver();
+    let namespace = driver.key.namespace.clone();
+    let kind = QueueType::Workflow;
+    let queue = QueueKey { namespace, queue: QueueName::normal("q"), kind };
+    let rows = driver.shard.rows();
+    let tasks = rows.tasks(&queue, 10).expect("they read");
+    assert_eq!(tasks.len(), 1);
+    let run = driver.live.as_mut().expect("it was started");
+    let owed: BTreeMap<EffectKey, Effect> = Change::between(None, run).owed;
+    let offer = owed.values().find_map(|effect| match effect {
+        Effect::Task(offer) => Some(offer.clone()),
+        Effect::Timer(..) | Effect::Errand(..) => None,
+    });
+    let offer = offer.expect("a first task is owed");
+    assert_eq!((tasks[0].priority, tasks[0].created), (offer.priority, offer.created));
+    assert_eq!((&tasks[0].task, &tasks[0].queue), (&offer.key, &queue));
+    assert_eq!(rows.backlog(&queue).expect("it reads"), (1, Some(offer.created)));
+    let other = QueueKey { queue: QueueName::sticky("q", "q"), ..queue.clone() };
+    assert_eq!(rows.tasks(&other, 10).expect("they read"), []);
+    let other = QueueKey { kind: QueueType::Activity, ..queue };
+    assert_eq!(rows.tasks(&other, 10).expect("they read"), []);
+}
+
+#[test]
+fn errands_are_found_run_by_run_in_event_order() {
+    let mut driver = driver();
+    driver.complete_task((0..5).map(|n| signal_external(&format!("w{n}"))).collect());
+    let rows = driver.shard.rows();
+    let run = (driver.key.clone(), driver.run_id());
+    assert_eq!(rows.runs_with_errands().expect("they read"), [run.clone()]);
+    let errands = rows.errands(&run.0, &run.1).expect("they read");
+    let events = errands.iter().map(|row| match row.errand {
+        ErrandKey::Signal(event) => event,
+        other => panic!("no signal: {other:?}"),
+    });
+    assert!(events.clone().is_sorted());
+    assert_eq!(events.count(), 5);
+}
+
+#[test]
+fn timers_between_two_times_are_those_due_then() {
+    let driver = driver();
+    let rows = driver.shard.rows();
+    let all = rows.timers_between(Timestamp(i64::MIN), Timestamp(i64::MAX)).expect("they read");
+    assert_eq!(all.len(), 1, "the run's expiry");
+    let due = all[0].due;
+    let between = |from: i64, until: i64| {
+        rows.timers_between(Timestamp(due.0 + from), Timestamp(due.0 + until)).expect("they read")
+    };
+    assert_eq!(between(-1, 0), all);
+    assert_eq!(between(0, 1), all);
+    assert_eq!(between(1, 2), []);
+    assert_eq!(between(-2, -1), []);
+}
+
+#[test]
+fn a_request_row_is_found_again_and_expires() {
+    let mut driver = driver();
+    let id = RequestId::from("client\0request");
+    let kind = RequestKind::Signal;
+    let row = RequestRow { run_id: driver.run_id(), event_id: EventId(3), at: driver.now, kind };
+    let keep = Span::from_secs(3_600);
+    let mut writes = Vec::from(request_writes(&driver.key, &id, &row, keep).expect("short"));
+    let current = Current::of(driver.live.as_ref().expect("started"), Position(2));
+    writes.push(current_write(&driver.key, &current).expect("short"));
+    let record = TransitionRecord { term: 1, key: driver.key.clone(), base: Position(1), writes };
+    driver.shard.put(&[record]);
+    let rows = driver.shard.rows();
+    assert_eq!(rows.request(&driver.key, &id).expect("reads"), Some(row));
+    assert_eq!(rows.request(&driver.key, &"client".into()).expect("reads"), None);
+}
+
+#[test]
+fn an_unknown_workflow_or_run_is_absent() {
+    let driver = driver();
+    let rows = driver.shard.rows();
+    assert_eq!(rows.current(&key("order")).expect("reads"), None);
+    assert_eq!(rows.position(&key("order")).expect("reads"), Position(0));
+    assert_eq!(rows.load_run(&driver.key, &RunId::from("run")).expect("reads"), None);
+}
+
+#[test]
+fn a_batch_counts_its_events_without_decoding_them() {
+    let mut driver = driver();
+    driver.complete_task(vec![activity("a"), timer("t")]);
+    let rows = driver.shard.rows();
+    let (first, end) = (EventId::FIRST, EventId(i64::MAX));
+    let batches = rows.history(&driver.key, &driver.run_id(), first..end, usize::MAX, usize::MAX);
+    let batches = batches.expect("they read");
+    assert_eq!(batches.len(), 2);
+    for batch in batches {
+        let events = rows.events(&batch).expect("they decode");
+        assert_eq!(batch.len(), events.len());
+        assert_eq!(batch.first.0, events[0].event_id);
+    }
+}
