@@ -4,7 +4,6 @@
 //! events wait here, each a note, without ids. Whatever a waiting event ends counts as closed for
 //! every decision, although it is folded only when flushed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use piton_proto::enums::WorkflowTaskFailedCause;
@@ -115,8 +114,7 @@ impl RunState {
     ) -> Option<EventId> {
         let waits = event.attributes.as_ref().is_some_and(waits_for_task);
         if !waits || !self.is_task_held() {
-            self.delay_to_last_event(&mut event);
-            return Some(self.append_event(event));
+            return Some(self.append_late(event));
         }
         self.buffered.insert(self.note.next_buffered, Arc::new(event));
         self.note.next_buffered += 1;
@@ -147,27 +145,16 @@ impl RunState {
         let waiting = std::mem::take(&mut self.buffered);
         let (results, others): (Vec<_>, Vec<_>) =
             waiting.into_values().partition(|e| e.attributes.as_ref().is_some_and(is_result));
-        let mut started = BTreeMap::new();
-        for event in others {
-            let scheduled = match &event.attributes {
-                Some(A::ActivityTaskStartedEventAttributes(a)) => Some(a.scheduled_event_id),
-                _ => None,
-            };
-            let id = self.append_waiting(event);
-            if let Some(scheduled) = scheduled {
-                started.insert(scheduled, id);
-            }
-        }
-        for mut event in results {
-            self.wire_started(Arc::make_mut(&mut event), &started);
-            self.append_waiting(event);
+        for event in others.into_iter().chain(results) {
+            self.append_late(Arc::unwrap_or_clone(event));
         }
         true
     }
 
-    fn append_waiting(&mut self, event: Arc<HistoryEvent>) -> EventId {
-        let mut event = Arc::unwrap_or_clone(event);
+    /// Appends an event that may have been made before others that are in history by now.
+    fn append_late(&mut self, mut event: HistoryEvent) -> EventId {
         self.delay_to_last_event(&mut event);
+        self.wire_started(&mut event);
         self.append_event(event)
     }
 
@@ -177,11 +164,12 @@ impl RunState {
         event.event_time = Some(time.max(self.last_event_time).to_proto());
     }
 
-    /// Puts the id of the Started event into a result that was made before it had one.
-    fn wire_started(&self, event: &mut HistoryEvent, activities: &BTreeMap<i64, EventId>) {
+    /// Puts the id of the Started event into a result that was made before that had one. The
+    /// Started event of an activity is written with its result, so it is not committed either.
+    fn wire_started(&self, event: &mut HistoryEvent) {
         let of_activity = |scheduled: i64, id: &mut i64| {
-            if let (0, Some(started)) = (*id, activities.get(&scheduled)) {
-                *id = started.0;
+            if *id == 0 {
+                *id = self.uncommitted_activity_start(scheduled);
             }
         };
         let of_child = |initiated: i64, id: &mut i64| {
@@ -220,6 +208,15 @@ impl RunState {
             }
             _ => {}
         }
+    }
+
+    /// The last ActivityTaskStarted event of an activity that is not committed yet, or 0.
+    fn uncommitted_activity_start(&self, scheduled: i64) -> i64 {
+        let started = self.uncommitted.iter().rev().find(|event| {
+            matches!(&event.attributes,
+                Some(A::ActivityTaskStartedEventAttributes(a)) if a.scheduled_event_id == scheduled)
+        });
+        started.map_or(0, |event| event.event_id)
     }
 
     /// Whether the last event of this waits in the buffer: then it counts as closed.

@@ -154,7 +154,7 @@ impl RunState {
     }
 
     /// The queue that the run was started on.
-    pub(super) fn normal_queue(&self) -> QueueName {
+    pub fn normal_queue(&self) -> QueueName {
         QueueName::normal(self.started.task_queue.as_ref().map_or("", |queue| &queue.name))
     }
 
