@@ -188,3 +188,55 @@ fn answers_ready(http: &str) -> bool {
     };
     ask().is_ok_and(|answer| answer == "HTTP/1.1 200")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers as a server that is ready; takes the same flags.
+    const STAND_IN: &str = r#"#!/usr/bin/env python3
+import http.server, sys
+class Ready(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200 if self.path == "/readyz" else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+port = int(sys.argv[sys.argv.index("--http-port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
+"#;
+
+    fn shell(command: &str) -> Result<bool> {
+        Ok(Command::new("bash").args(["-c", command]).status()?.success())
+    }
+
+    #[test]
+    fn a_server_killed_by_command_comes_back_on_its_ports() -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = std::env::temp_dir().join(format!("xtask-server-{}", std::process::id()));
+        std::fs::create_dir_all(&directory)?;
+        let binary = directory.join("stand-in");
+        std::fs::write(&binary, STAND_IN)?;
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755))?;
+        let server = Server::start(Spec {
+            binary,
+            data: directory.join("data"),
+            log: directory.join("log"),
+            environment: Vec::new(),
+        })?;
+        let first = server.process_id();
+        assert!(first.is_some());
+        assert!(shell(&server.control_command("kill"))?);
+        assert!(!answers_ready(&server.http));
+        assert_eq!(server.process_id(), None);
+        assert!(shell(&server.control_command("start"))?);
+        server.await_ready()?;
+        assert_ne!(server.process_id(), first);
+        assert!(!shell(&server.control_command("dance"))?);
+        let http = server.http.clone();
+        drop(server);
+        assert!(!answers_ready(&http));
+        std::fs::remove_dir_all(directory)?;
+        Ok(())
+    }
+}
