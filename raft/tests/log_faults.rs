@@ -12,6 +12,8 @@ use piton_raft::log::{
     EntryRecord, Faults, FaultyDisk, GroupId, GroupLogState, Log, LogConfig, LogError,
     ManualWriter, RealDisk,
 };
+use rand::rngs::SmallRng;
+use rand::{Rng, RngCore, SeedableRng};
 
 const GROUP: GroupId = GroupId(1);
 const OTHER: GroupId = GroupId(2);
@@ -237,6 +239,51 @@ fn a_flip_in_any_byte_is_harmless_or_refused_never_a_wrong_answer() {
         }
     }
     assert!(refused > 1000 && harmless > 1000 && late > 1000, "{refused} {harmless} {late}");
+}
+
+/// Goal: whatever was done to the files, opening neither panics nor makes entries up.
+#[test]
+fn files_damaged_at_random_are_refused_or_read_as_written() {
+    use piton_raft::log::Disk;
+    let files = written().contents();
+    let (mut opened, mut refused) = (0, 0);
+    for seed in 0..2000 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let disk = FaultyDisk::new(seed);
+        let damaged = random.random_range(0..files.len());
+        for (number, (path, bytes)) in files.iter().enumerate() {
+            let mut bytes = bytes.clone();
+            if number == damaged {
+                damage(&mut bytes, &mut random);
+            }
+            disk.create(path).expect("create").write_at(&bytes, 0).expect("write");
+        }
+        let Ok((log, _)) = open(&disk, small()) else {
+            refused += 1;
+            continue;
+        };
+        opened += 1;
+        for group in [GROUP, OTHER] {
+            for read in read_all(&log, group).into_iter().flatten() {
+                assert_eq!(read, entry(read.index), "seed {seed}");
+            }
+        }
+    }
+    assert!(opened > 100 && refused > 100, "opened {opened}, refused {refused}");
+}
+
+fn damage(bytes: &mut Vec<u8>, random: &mut SmallRng) {
+    let start = random.random_range(0..bytes.len());
+    let end = random.random_range(start..bytes.len()).min(start + 512);
+    match random.random_range(0..4) {
+        0 => bytes.truncate(start),
+        1 => bytes[start..end].fill(0),
+        2 => random.fill_bytes(&mut bytes[start..end]),
+        _ => {
+            let from = random.random_range(0..bytes.len() - (end - start));
+            bytes.copy_within(from..from + (end - start), start);
+        }
+    }
 }
 
 #[test]
