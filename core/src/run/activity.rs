@@ -417,10 +417,13 @@ impl RunState {
 /// Steps of the above.
 impl RunState {
     fn activity_by_id(&self, id: &str) -> Option<&Arc<Activity>> {
-        self.activities.values().find(|a| {
-            a.attributes.activity_id == id
-                && !self.is_ending_buffered(Ending::Activity(a.scheduled_event_id))
-        })
+        let mut activities = self.activities.values();
+        activities.find(|a| a.attributes.activity_id == id && !self.is_activity_closing(a))
+    }
+
+    /// Whether its last event waits for the held workflow task to end.
+    pub(crate) fn is_activity_closing(&self, activity: &Activity) -> bool {
+        self.is_ending_buffered(Ending::Activity(activity.scheduled_event_id))
     }
 
     fn pending_activity(&self, by: &ActivityRef) -> Result<&Arc<Activity>, Rejection> {

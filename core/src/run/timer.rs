@@ -1,5 +1,7 @@
 //! Timers that the workflow asks for.
 
+use std::sync::Arc;
+
 use piton_proto::command::{CancelTimerCommandAttributes, StartTimerCommandAttributes};
 use piton_proto::enums::WorkflowTaskFailedCause;
 use piton_proto::history::history_event::Attributes;
@@ -8,7 +10,6 @@ use piton_proto::history::{
     TimerStartedEventAttributes,
 };
 use piton_proto::sdk::UserMetadata;
-use std::sync::Arc;
 
 use super::buffer::Ending;
 use super::command::CommandFailure;
@@ -94,7 +95,7 @@ impl RunState {
             .timers
             .values()
             .filter(|timer| timer.fires_at <= drawn.now)
-            .filter(|timer| !self.is_ending_buffered(Ending::Timer(timer.started_event_id)))
+            .filter(|timer| !self.is_timer_closing(timer))
             .cloned()
             .collect();
         if due.is_empty() {
@@ -112,9 +113,13 @@ impl RunState {
     }
 
     fn pending_timer(&self, id: &str) -> Option<&Arc<Timer>> {
-        self.timers.values().find(|timer| {
-            timer.timer_id == id && !self.is_ending_buffered(Ending::Timer(timer.started_event_id))
-        })
+        let mut timers = self.timers.values();
+        timers.find(|timer| timer.timer_id == id && !self.is_timer_closing(timer))
+    }
+
+    /// Whether it has fired, and its event waits for the held workflow task to end.
+    pub(crate) fn is_timer_closing(&self, timer: &Timer) -> bool {
+        self.is_ending_buffered(Ending::Timer(timer.started_event_id))
     }
 
     pub(super) fn fold_timer_started(
