@@ -1,1 +1,18 @@
-//! node
+//! The node: everything that speaks gRPC or HTTP, and the composition root that wires the crates
+//! together. The binary `piton` is `main.rs`; tests run whole nodes in their own process by
+//! [`Node`]. Knows nothing of what a workflow does.
+
+pub mod config;
+mod data_directory;
+mod frontend;
+mod identity;
+mod log_metrics;
+mod node;
+mod storage;
+mod telemetry;
+
+pub use data_directory::{DataDirectory, DataDirectoryError};
+pub use identity::IdentityError;
+pub use node::{Node, NodeError};
+pub use storage::StorageError;
+pub use telemetry::init_tracing;

@@ -1,0 +1,80 @@
+//! The file in `deploy/` names every key with its default, and nothing else.
+
+use super::*;
+
+const DOCUMENTED: &str = include_str!("../../../deploy/piton.toml");
+
+#[test]
+fn the_documented_file_says_exactly_the_defaults() {
+    let documented: toml::Table = toml::from_str(DOCUMENTED).unwrap();
+    let defaults = toml::Table::try_from(Config::default()).unwrap();
+    assert_eq!(documented, defaults);
+    let parsed: Config = toml::from_str(DOCUMENTED).unwrap();
+    assert_eq!(parsed, Config::default());
+}
+
+#[test]
+fn every_key_of_the_documented_file_has_a_comment_above_it() {
+    let lines: Vec<&str> = DOCUMENTED.lines().collect();
+    for (number, line) in lines.iter().enumerate() {
+        let is_key = line.contains(" = ") && !line.starts_with('#');
+        if is_key {
+            assert!(lines[number - 1].starts_with('#'), "line {}: {line}", number + 1);
+        }
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_by_name() {
+    let error = toml::from_str::<Config>("[listen]\nprot = 1\n").unwrap_err();
+    assert!(error.to_string().contains("prot"), "{error}");
+}
+
+#[test]
+fn defaults_pass_the_check() {
+    Config::default().check().unwrap();
+}
+
+#[test]
+fn a_limit_is_set_by_name_and_an_unknown_one_is_refused() {
+    let mut config = Config::default();
+    config.set_limit("signals_max = 12_000").unwrap();
+    assert_eq!(config.limits.signals_max, 12_000);
+    for (given, text) in [
+        ("signals_maxx=1", "no limit called `signals_maxx`"),
+        ("signals_max", "not of the form key=number"),
+        ("signals_max=many", "not of the form key=number"),
+        ("signals_max=-1", "not of the form key=number"),
+    ] {
+        let error = config.set_limit(given).unwrap_err().to_string();
+        assert!(error.contains(text), "{given}: {error}");
+    }
+}
+
+#[test]
+fn a_search_attribute_needs_a_name_and_a_known_type() {
+    let mut config = Config::default();
+    config.add_search_attribute("Customer=Keyword").unwrap();
+    config.check().unwrap();
+    assert!(config.add_search_attribute("=Keyword").is_err());
+    assert!(config.add_search_attribute("Customer").is_err());
+    config.add_search_attribute("Amount=Money").unwrap();
+    let error = config.check().unwrap_err().to_string();
+    assert!(error.contains("`Money` is not a type"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_right_is_refused_before_anything_is_opened() {
+    let refused = |change: fn(&mut Config)| {
+        let mut config = Config::default();
+        change(&mut config);
+        config.check().is_err()
+    };
+    assert!(refused(|c| c.shards.count = 0));
+    assert!(refused(|c| c.shards.count = 1025));
+    assert!(refused(|c| c.admission.requests_max = 0));
+    assert!(refused(|c| c.admission.held_requests_max = 0));
+    assert!(refused(|c| c.admission.connection_streams_max = 0));
+    assert!(refused(|c| c.listen.http_port = c.listen.port));
+    assert!(refused(|c| c.namespaces.names.push(String::new())));
+}

@@ -1,0 +1,260 @@
+//! Activity tasks: polls, heartbeats and answers, by task token and by activity id.
+
+use std::sync::Arc;
+
+use piton_core::id::{RunId, WorkflowKey};
+use piton_core::limits::Limits;
+use piton_core::request::{ActivityRef, RunRequest};
+use piton_core::run::Reply;
+use piton_proto::common::Payloads;
+use piton_proto::failure::Failure;
+use piton_proto::workflowservice::{
+    PollActivityTaskQueueRequest, PollActivityTaskQueueResponse,
+    RecordActivityTaskHeartbeatByIdRequest, RecordActivityTaskHeartbeatByIdResponse,
+    RecordActivityTaskHeartbeatRequest, RecordActivityTaskHeartbeatResponse,
+    RespondActivityTaskCanceledByIdRequest, RespondActivityTaskCanceledByIdResponse,
+    RespondActivityTaskCanceledRequest, RespondActivityTaskCanceledResponse,
+    RespondActivityTaskCompletedByIdRequest, RespondActivityTaskCompletedByIdResponse,
+    RespondActivityTaskCompletedRequest, RespondActivityTaskCompletedResponse,
+    RespondActivityTaskFailedByIdRequest, RespondActivityTaskFailedByIdResponse,
+    RespondActivityTaskFailedRequest, RespondActivityTaskFailedResponse,
+};
+use piton_shard::{Poll, ShardError, TaskToken};
+use tokio::time::Instant;
+
+use super::error::ApiError;
+use super::oversize;
+use super::worker::{check_token_namespace, decode_token, wrong_token};
+use super::{Call, Frontend, validate};
+
+pub(super) async fn poll(
+    frontend: &Frontend,
+    call: Call<PollActivityTaskQueueRequest>,
+) -> Result<PollActivityTaskQueueResponse, ApiError> {
+    let request = call.message;
+    let limits = frontend.limits();
+    let deadline = validate::poll_deadline(call.deadline, Instant::now(), &limits)?;
+    let namespace = frontend.namespace(&request.namespace)?;
+    let queue = validate::queue(request.task_queue.as_ref(), &limits)?;
+    validate::optional("Identity", &request.identity, &limits)?;
+    validate::unversioned(request.deployment_options.as_ref())?;
+    #[expect(deprecated, reason = "old workers still send it")]
+    validate::no_version_sets(request.worker_version_capabilities.as_ref())?;
+    let rate = request.task_queue_metadata.and_then(|m| m.max_tasks_per_second);
+    validate::no_rate_limit(rate)?;
+    let poll = Poll {
+        queue,
+        identity: request.identity,
+        worker_instance_key: request.worker_instance_key,
+        deadline,
+    };
+    let task = frontend.cluster.poll_activity_task(&namespace, poll);
+    Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
+}
+
+/// The activity that an answer is for.
+struct Target {
+    key: WorkflowKey,
+    run_id: Option<RunId>,
+    activity: ActivityRef,
+}
+
+impl Target {
+    fn by_token(frontend: &Frontend, namespace: &str, token: &[u8]) -> Result<Self, ApiError> {
+        let TaskToken::Activity(token) = decode_token(token)? else {
+            return Err(wrong_token());
+        };
+        check_token_namespace(frontend, namespace, &token.namespace)?;
+        let (key, activity) = (token.key(), token.reference());
+        Ok(Self { key, run_id: Some(token.run_id), activity })
+    }
+
+    fn by_id(
+        frontend: &Frontend,
+        namespace: &str,
+        workflow_id: &str,
+        run_id: &str,
+        activity_id: String,
+    ) -> Result<Self, ApiError> {
+        let limits = frontend.limits();
+        let namespace = frontend.namespace(namespace)?;
+        let key = validate::workflow_key(&namespace.id, workflow_id, &limits)?;
+        let run_id = validate::run_id(run_id)?;
+        validate::required("ActivityId", &activity_id, &limits)?;
+        Ok(Self { key, run_id, activity: ActivityRef::Id(activity_id) })
+    }
+}
+
+/// Whether the worker asked for was told to stop: the answer to a heartbeat.
+async fn record_heartbeat(
+    frontend: &Frontend,
+    target: Target,
+    details: Option<Payloads>,
+    identity: String,
+) -> Result<bool, ApiError> {
+    let limits = frontend.limits();
+    if validate::is_oversized(details.as_ref(), &limits) {
+        let failure = oversize::failure(oversize::HEARTBEAT);
+        record_failure(frontend, target, Some(failure), None, identity).await?;
+        return Ok(true);
+    }
+    let Target { key, run_id, activity } = target;
+    let request = RunRequest::HeartbeatActivity { activity, details };
+    match frontend.cluster.request(key, run_id, request).await? {
+        Reply::Heartbeat { cancel_requested } => Ok(cancel_requested),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(reply: &Reply) -> ApiError {
+    let kind = std::mem::discriminant(reply);
+    ShardError::Internal(format!("a heartbeat was answered with another reply ({kind:?})")).into()
+}
+
+async fn record_result(
+    frontend: &Frontend,
+    target: Target,
+    result: Option<Payloads>,
+    identity: String,
+) -> Result<(), ApiError> {
+    if validate::is_oversized(result.as_ref(), &frontend.limits()) {
+        let failure = oversize::failure(oversize::RESULT);
+        return record_failure(frontend, target, Some(failure), None, identity).await.map(drop);
+    }
+    let Target { key, run_id, activity } = target;
+    let request = RunRequest::CompleteActivity { activity, result, identity };
+    frontend.cluster.request(key, run_id, request).await?;
+    Ok(())
+}
+
+/// The failures answered say what was left out of the record.
+async fn record_failure(
+    frontend: &Frontend,
+    target: Target,
+    failure: Option<Failure>,
+    last_heartbeat_details: Option<Payloads>,
+    identity: String,
+) -> Result<Vec<Failure>, ApiError> {
+    let limits: Arc<Limits> = frontend.limits();
+    validate::optional("Identity", &identity, &limits)?;
+    let mut left_out = Vec::new();
+    let mut details = last_heartbeat_details;
+    if validate::is_oversized(details.as_ref(), &limits) {
+        details = None;
+        left_out.push(oversize::failure(oversize::HEARTBEAT));
+    }
+    let failure = failure.map(|failure| match oversize::cut(failure, &limits) {
+        oversize::Cut::Whole(failure) => failure,
+        oversize::Cut::Replaced(failure) => {
+            left_out.push(oversize::failure(oversize::FAILURE));
+            failure
+        }
+    });
+    let Target { key, run_id, activity } = target;
+    let request =
+        RunRequest::FailActivity { activity, failure, last_heartbeat_details: details, identity };
+    frontend.cluster.request(key, run_id, request).await?;
+    Ok(left_out)
+}
+
+async fn record_cancel(
+    frontend: &Frontend,
+    target: Target,
+    details: Option<Payloads>,
+    identity: String,
+) -> Result<(), ApiError> {
+    if validate::is_oversized(details.as_ref(), &frontend.limits()) {
+        let failure = oversize::failure(oversize::CANCEL_DETAILS);
+        return record_failure(frontend, target, Some(failure), None, identity).await.map(drop);
+    }
+    let Target { key, run_id, activity } = target;
+    let request = RunRequest::CancelActivity { activity, details, identity };
+    frontend.cluster.request(key, run_id, request).await?;
+    Ok(())
+}
+
+pub(super) async fn heartbeat(
+    frontend: &Frontend,
+    call: Call<RecordActivityTaskHeartbeatRequest>,
+) -> Result<RecordActivityTaskHeartbeatResponse, ApiError> {
+    let request = call.message;
+    let target = Target::by_token(frontend, &request.namespace, &request.task_token)?;
+    let cancel_requested =
+        record_heartbeat(frontend, target, request.details, request.identity).await?;
+    Ok(RecordActivityTaskHeartbeatResponse { cancel_requested, ..Default::default() })
+}
+
+pub(super) async fn heartbeat_by_id(
+    frontend: &Frontend,
+    call: Call<RecordActivityTaskHeartbeatByIdRequest>,
+) -> Result<RecordActivityTaskHeartbeatByIdResponse, ApiError> {
+    let r = call.message;
+    let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
+    let cancel_requested = record_heartbeat(frontend, target, r.details, r.identity).await?;
+    Ok(RecordActivityTaskHeartbeatByIdResponse { cancel_requested, ..Default::default() })
+}
+
+pub(super) async fn complete(
+    frontend: &Frontend,
+    call: Call<RespondActivityTaskCompletedRequest>,
+) -> Result<RespondActivityTaskCompletedResponse, ApiError> {
+    let request = call.message;
+    validate::unversioned(request.deployment_options.as_ref())?;
+    let target = Target::by_token(frontend, &request.namespace, &request.task_token)?;
+    record_result(frontend, target, request.result, request.identity).await?;
+    Ok(RespondActivityTaskCompletedResponse {})
+}
+
+pub(super) async fn complete_by_id(
+    frontend: &Frontend,
+    call: Call<RespondActivityTaskCompletedByIdRequest>,
+) -> Result<RespondActivityTaskCompletedByIdResponse, ApiError> {
+    let r = call.message;
+    let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
+    record_result(frontend, target, r.result, r.identity).await?;
+    Ok(RespondActivityTaskCompletedByIdResponse {})
+}
+
+pub(super) async fn fail(
+    frontend: &Frontend,
+    call: Call<RespondActivityTaskFailedRequest>,
+) -> Result<RespondActivityTaskFailedResponse, ApiError> {
+    let r = call.message;
+    validate::unversioned(r.deployment_options.as_ref())?;
+    let target = Target::by_token(frontend, &r.namespace, &r.task_token)?;
+    let failures =
+        record_failure(frontend, target, r.failure, r.last_heartbeat_details, r.identity).await?;
+    Ok(RespondActivityTaskFailedResponse { failures })
+}
+
+pub(super) async fn fail_by_id(
+    frontend: &Frontend,
+    call: Call<RespondActivityTaskFailedByIdRequest>,
+) -> Result<RespondActivityTaskFailedByIdResponse, ApiError> {
+    let r = call.message;
+    let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
+    let failures =
+        record_failure(frontend, target, r.failure, r.last_heartbeat_details, r.identity).await?;
+    Ok(RespondActivityTaskFailedByIdResponse { failures })
+}
+
+pub(super) async fn cancel(
+    frontend: &Frontend,
+    call: Call<RespondActivityTaskCanceledRequest>,
+) -> Result<RespondActivityTaskCanceledResponse, ApiError> {
+    let request = call.message;
+    validate::unversioned(request.deployment_options.as_ref())?;
+    let target = Target::by_token(frontend, &request.namespace, &request.task_token)?;
+    record_cancel(frontend, target, request.details, request.identity).await?;
+    Ok(RespondActivityTaskCanceledResponse {})
+}
+
+pub(super) async fn cancel_by_id(
+    frontend: &Frontend,
+    call: Call<RespondActivityTaskCanceledByIdRequest>,
+) -> Result<RespondActivityTaskCanceledByIdResponse, ApiError> {
+    let r = call.message;
+    let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
+    record_cancel(frontend, target, r.details, r.identity).await?;
+    Ok(RespondActivityTaskCanceledByIdResponse {})
+}

@@ -1,0 +1,254 @@
+//! Checks a start and fills in its defaults (semantics.md 2.1, 2.3, 2.5), in the official server's
+//! order. What it lets through, the workflow's actor decides by its id policies.
+
+use piton_core::limits::Limits;
+use piton_core::time::Span;
+use piton_proto::common::RetryPolicy;
+use piton_proto::enums::{TaskQueueKind, WorkflowIdConflictPolicy, WorkflowIdReusePolicy};
+use piton_proto::workflowservice::{
+    SignalWithStartWorkflowExecutionRequest, StartWorkflowExecutionRequest,
+};
+use prost_types::Duration;
+
+use super::error::ApiError;
+use super::validate;
+
+/// Which RPC a start came by; their defaults and refusals differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Start,
+    SignalWithStart,
+}
+
+/// The maximum interval is this many initial intervals unless given.
+const MAXIMUM_INTERVAL_FACTOR: i64 = 100;
+
+/// Checks all but the search attributes, which need the namespace, and fills in what was left out.
+///
+/// # Errors
+/// The first rule that the request breaks, or the first field in it that is not built.
+pub(crate) fn check(
+    request: &mut StartWorkflowExecutionRequest,
+    origin: Origin,
+    limits: &Limits,
+) -> Result<(), ApiError> {
+    validate::required("WorkflowId", &request.workflow_id, limits)?;
+    check_retry_policy(request.retry_policy.as_mut())?;
+    let has_delay = Span::from_proto(request.workflow_start_delay.as_ref());
+    if has_delay.0 < 0 {
+        return Err(ApiError::invalid("An invalid WorkflowStartDelaySeconds is set on request."));
+    }
+    if !request.cron_schedule.is_empty() && has_delay.0 > 0 {
+        return Err(ApiError::invalid(
+            "CronSchedule and WorkflowStartDelay may not be used together.",
+        ));
+    }
+    let workflow_type = request.workflow_type.as_ref().map_or("", |t| t.name.as_str());
+    validate::required("WorkflowType", workflow_type, limits)?;
+    check_queue(request, limits)?;
+    check_timeouts(request, limits)?;
+    validate::optional("Identity", &request.identity, limits)?;
+    validate::request_id(&mut request.request_id, limits)?;
+    check_policies(request, origin)?;
+    validate::blob(request.input.as_ref(), limits)?;
+    validate::memo(request.memo.as_ref(), limits)?;
+    validate::header(request.header.as_ref(), limits)?;
+    validate::user_metadata(request.user_metadata.as_ref(), limits)?;
+    validate::links(&request.links)?;
+    validate::priority(request.priority.as_ref())?;
+    refuse_not_built(request)
+}
+
+fn check_queue(
+    request: &mut StartWorkflowExecutionRequest,
+    limits: &Limits,
+) -> Result<(), ApiError> {
+    let queue = request.task_queue.get_or_insert_default();
+    validate::queue_name(&queue.name, limits)?;
+    // Whatever the client says: workflows are not started on a worker's sticky queue.
+    queue.kind = TaskQueueKind::Normal.into();
+    queue.normal_name.clear();
+    Ok(())
+}
+
+fn check_timeouts(
+    request: &mut StartWorkflowExecutionRequest,
+    limits: &Limits,
+) -> Result<(), ApiError> {
+    let read = |name: &str, given: &Option<Duration>| {
+        let span = Span::from_proto(given.as_ref());
+        if span.0 < 0 {
+            return Err(ApiError::invalid(format!("An invalid {name} is set on request.")));
+        }
+        Ok(span)
+    };
+    let execution = read("WorkflowExecutionTimeoutSeconds", &request.workflow_execution_timeout)?;
+    let run = read("WorkflowRunTimeoutSeconds", &request.workflow_run_timeout)?;
+    let task = read("WorkflowTaskTimeoutSeconds", &request.workflow_task_timeout)?;
+
+    let run = run.min_given(execution);
+    let task = task.given().unwrap_or(Span(limits.workflow_task_timeout_ms as i64));
+    let task = task.min(Span(limits.workflow_task_timeout_ms_max as i64)).min_given(run);
+    request.workflow_execution_timeout = Some(execution.to_proto());
+    request.workflow_run_timeout = Some(run.to_proto());
+    request.workflow_task_timeout = Some(task.to_proto());
+    Ok(())
+}
+
+fn check_policies(
+    request: &mut StartWorkflowExecutionRequest,
+    origin: Origin,
+) -> Result<(), ApiError> {
+    use WorkflowIdConflictPolicy as Conflict;
+    use WorkflowIdReusePolicy as Reuse;
+
+    let unknown = |what: &str| ApiError::invalid(format!("{what} is unknown."));
+    let reuse = Reuse::try_from(request.workflow_id_reuse_policy)
+        .map_err(|_| unknown("WorkflowIdReusePolicy"))?;
+    let conflict = Conflict::try_from(request.workflow_id_conflict_policy)
+        .map_err(|_| unknown("WorkflowIdConflictPolicy"))?;
+
+    #[expect(deprecated, reason = "old clients still send it")]
+    let terminate_if_running = reuse == Reuse::TerminateIfRunning;
+    if terminate_if_running && conflict != Conflict::Unspecified {
+        return Err(ApiError::invalid(
+            "Invalid WorkflowIDReusePolicy: WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING cannot \
+             be used together with a WorkflowIDConflictPolicy",
+        ));
+    }
+    if origin == Origin::SignalWithStart && conflict == Conflict::Fail {
+        return Err(ApiError::invalid(
+            "Invalid WorkflowIDConflictPolicy: WORKFLOW_ID_CONFLICT_POLICY_FAIL is not supported \
+             for this operation.",
+        ));
+    }
+    if reuse == Reuse::RejectDuplicate && conflict == Conflict::TerminateExisting {
+        return Err(ApiError::invalid(
+            "Invalid WorkflowIDReusePolicy: WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE cannot be \
+             used together with WorkflowIdConflictPolicy WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING",
+        ));
+    }
+    let (reuse, conflict) = match (reuse, conflict) {
+        _ if terminate_if_running => (Reuse::AllowDuplicate, Conflict::TerminateExisting),
+        (reuse, Conflict::Unspecified) if origin == Origin::SignalWithStart => {
+            (reuse, Conflict::UseExisting)
+        }
+        (reuse, Conflict::Unspecified) => (reuse, Conflict::Fail),
+        given => given,
+    };
+    let reuse = if reuse == Reuse::Unspecified { Reuse::AllowDuplicate } else { reuse };
+    request.workflow_id_reuse_policy = reuse.into();
+    request.workflow_id_conflict_policy = conflict.into();
+    Ok(())
+}
+
+/// Checks a retry policy and fills in what was left out.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub(crate) fn check_retry_policy(policy: Option<&mut RetryPolicy>) -> Result<(), ApiError> {
+    let Some(policy) = policy else { return Ok(()) };
+    let refuse = |text: &str| Err(ApiError::invalid(text));
+    let mut initial = Span::from_proto(policy.initial_interval.as_ref());
+    if initial == Span::ZERO {
+        initial = Span::from_secs(1);
+        policy.initial_interval = Some(initial.to_proto());
+    }
+    let mut maximum = Span::from_proto(policy.maximum_interval.as_ref());
+    if maximum == Span::ZERO {
+        maximum = Span(initial.0.saturating_mul(MAXIMUM_INTERVAL_FACTOR)).min(Span::MAX);
+        policy.maximum_interval = Some(maximum.to_proto());
+    }
+    if policy.backoff_coefficient == 0.0 {
+        policy.backoff_coefficient = 2.0;
+    }
+    if policy.maximum_attempts == 1 {
+        return Ok(());
+    }
+    if initial.0 < 0 {
+        return refuse("InitialInterval cannot be negative on retry policy.");
+    }
+    if policy.backoff_coefficient.is_nan() || policy.backoff_coefficient < 1.0 {
+        return refuse("BackoffCoefficient cannot be less than 1 on retry policy.");
+    }
+    if maximum.0 < 0 {
+        return refuse("MaximumInterval cannot be negative on retry policy.");
+    }
+    if maximum < initial {
+        return refuse("MaximumInterval cannot be less than InitialInterval on retry policy.");
+    }
+    if policy.maximum_attempts < 0 {
+        return refuse("MaximumAttempts cannot be negative on retry policy.");
+    }
+    check_timeout_types(&policy.non_retryable_error_types)
+}
+
+fn check_timeout_types(types: &[String]) -> Result<(), ApiError> {
+    const TYPES: &[&str] = &["StartToClose", "ScheduleToStart", "ScheduleToClose", "Heartbeat"];
+    let named = types.iter().filter_map(|t| t.strip_prefix("TemporalTimeout:"));
+    match named.into_iter().find(|name| !TYPES.contains(name)) {
+        Some(name) => Err(ApiError::invalid(format!("Invalid timeout type value: {name}."))),
+        None => Ok(()),
+    }
+}
+
+/// Fields of the API that this server does not have. They are refused by name: a workflow that
+/// silently ran without them would be worse than none.
+fn refuse_not_built(request: &StartWorkflowExecutionRequest) -> Result<(), ApiError> {
+    let retries = request.retry_policy.as_ref().is_some_and(|p| p.maximum_attempts != 1);
+    let delayed = Span::from_proto(request.workflow_start_delay.as_ref()).0 > 0;
+    let attaches = request
+        .on_conflict_options
+        .as_ref()
+        .is_some_and(|o| o.attach_request_id || o.attach_completion_callbacks || o.attach_links);
+    let skips = request.time_skipping_config.as_ref().is_some_and(|c| c.enabled);
+    let used = [
+        (!request.cron_schedule.is_empty(), "cron_schedule"),
+        (retries, "retry_policy"),
+        (delayed, "workflow_start_delay"),
+        (!request.completion_callbacks.is_empty(), "completion_callbacks"),
+        (request.versioning_override.is_some(), "versioning_override"),
+        (attaches, "on_conflict_options"),
+        (skips, "time_skipping_config"),
+    ];
+    if let Some((_, field)) = used.into_iter().find(|(is_used, _)| *is_used) {
+        return Err(ApiError::FieldNotBuilt { field });
+    }
+    validate::unversioned(request.eager_worker_deployment_options.as_ref())
+}
+
+/// The start that a SignalWithStart asks for; its signal stays behind.
+pub(crate) fn of_signal_with_start(
+    request: &mut SignalWithStartWorkflowExecutionRequest,
+) -> StartWorkflowExecutionRequest {
+    StartWorkflowExecutionRequest {
+        namespace: std::mem::take(&mut request.namespace),
+        workflow_id: std::mem::take(&mut request.workflow_id),
+        workflow_type: request.workflow_type.take(),
+        task_queue: request.task_queue.take(),
+        input: request.input.take(),
+        workflow_execution_timeout: request.workflow_execution_timeout.take(),
+        workflow_run_timeout: request.workflow_run_timeout.take(),
+        workflow_task_timeout: request.workflow_task_timeout.take(),
+        identity: request.identity.clone(),
+        request_id: request.request_id.clone(),
+        workflow_id_reuse_policy: request.workflow_id_reuse_policy,
+        workflow_id_conflict_policy: request.workflow_id_conflict_policy,
+        retry_policy: request.retry_policy.take(),
+        cron_schedule: std::mem::take(&mut request.cron_schedule),
+        memo: request.memo.take(),
+        search_attributes: request.search_attributes.take(),
+        header: request.header.clone(),
+        workflow_start_delay: request.workflow_start_delay.take(),
+        user_metadata: request.user_metadata.take(),
+        links: request.links.clone(),
+        versioning_override: request.versioning_override.take(),
+        priority: request.priority.take(),
+        time_skipping_config: request.time_skipping_config.take(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+#[path = "start_tests.rs"]
+mod tests;

@@ -1,0 +1,292 @@
+//! The binary `piton`: flags and variables to a configuration, a node, and an orderly end.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use piton_core::limits::Limits;
+use piton_node::config::{Config, LogFormat};
+use piton_node::{Node, init_tracing};
+use tokio::signal::unix::{SignalKind, signal};
+
+const EXAMPLES: &str = "\
+Examples:
+  piton dev
+      A cluster of one on 127.0.0.1:7233, data in ./piton-data.
+  piton dev --ephemeral --port 7300 --http-port 8300
+      Another one beside it, gone when it ends.
+  piton dev --namespace orders --search-attribute Customer=Keyword
+      Also has the namespace `orders`; all namespaces know the attribute.
+  piton dev --limit signals_max=20000 --limit history_events_max=100000
+      With two limits of its own.
+  piton server --config deploy/piton.toml --data-dir /var/lib/piton
+      From a file; flags and PITON_* variables win over it.
+
+Every flag can be given as a variable: --data-dir as PITON_DATA_DIR; several values of one flag are
+separated by commas there.
+";
+
+/// A durable-execution server that speaks the Temporal API.
+#[derive(Parser)]
+#[command(name = "piton", version, after_long_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a cluster of one, for development: same code, same storage, same guarantees.
+    #[command(after_long_help = long_help())]
+    Dev(Flags),
+    /// Runs a node from a configuration file.
+    #[command(after_long_help = long_help())]
+    Server {
+        /// TOML; deploy/piton.toml has every key.
+        #[arg(long, value_name = "FILE", env = "PITON_CONFIG")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Flags,
+    },
+}
+
+#[derive(Args)]
+struct Flags {
+    /// Address to listen on [default: 127.0.0.1].
+    #[arg(long, env = "PITON_IP")]
+    ip: Option<IpAddr>,
+    /// Port of the API; 0 takes any free one [default: 7233].
+    #[arg(long, env = "PITON_PORT")]
+    port: Option<u16>,
+    /// Port of /metrics, /healthz and /readyz; 0 takes any free one [default: 8233].
+    #[arg(long, env = "PITON_HTTP_PORT")]
+    http_port: Option<u16>,
+    /// Where everything is kept [default: ./piton-data].
+    #[arg(long, value_name = "DIR", env = "PITON_DATA_DIR", conflicts_with = "ephemeral")]
+    data_dir: Option<PathBuf>,
+    /// Keep everything in a temporary directory that is removed at exit.
+    #[arg(long, env = "PITON_EPHEMERAL")]
+    ephemeral: bool,
+    /// Namespace to register besides `default`; may be repeated.
+    #[arg(long, value_name = "NAME", env = "PITON_NAMESPACE", value_delimiter = ',')]
+    namespace: Vec<String>,
+    /// Search attribute to add to the namespaces named at start; may be repeated.
+    #[arg(long, value_name = "NAME=TYPE", env = "PITON_SEARCH_ATTRIBUTE", value_delimiter = ',')]
+    search_attribute: Vec<String>,
+    /// Limit of the API to set; may be repeated. The cluster keeps it. All are listed below.
+    #[arg(long, value_name = "KEY=VALUE", env = "PITON_LIMIT", value_delimiter = ',')]
+    limit: Vec<String>,
+    /// How long a workflow with nothing to do stays in memory; 0: not at all [default: 10000].
+    #[arg(long, value_name = "MS", env = "PITON_IDLE_MS")]
+    idle_ms: Option<u64>,
+    /// Rows kept in memory before they must be in the store [default: 67108864].
+    #[arg(long, value_name = "BYTES", env = "PITON_TABLE_BYTES")]
+    table_bytes: Option<u64>,
+    /// Shards of a cluster that is first started [default: 16].
+    #[arg(long, value_name = "COUNT", env = "PITON_SHARDS")]
+    shards: Option<u32>,
+    /// What is logged, for example `info` or `warn,piton_shard=debug`.
+    #[arg(long, value_name = "FILTER", env = "PITON_LOG")]
+    log: Option<String>,
+    /// How it is logged [default: text].
+    #[arg(long, value_name = "FORMAT", env = "PITON_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+fn long_help() -> String {
+    let mut text = format!("{EXAMPLES}\nLimits for --limit, with their defaults (bytes, ms):\n");
+    for (name, default, what) in Limits::ALL {
+        text.push_str(&format!("  {name:<34} {default:>11}  {}\n", what.trim()));
+    }
+    text
+}
+
+impl Flags {
+    fn overlay(self, config: &mut Config) -> anyhow::Result<()> {
+        fn set<T>(place: &mut T, given: Option<T>) {
+            if let Some(given) = given {
+                *place = given;
+            }
+        }
+        set(&mut config.listen.ip, self.ip);
+        set(&mut config.listen.port, self.port);
+        set(&mut config.listen.http_port, self.http_port);
+        set(&mut config.data.directory, self.data_dir);
+        set(&mut config.data.table_bytes, self.table_bytes);
+        set(&mut config.shards.idle_ms, self.idle_ms);
+        set(&mut config.shards.count, self.shards);
+        set(&mut config.log.filter, self.log);
+        set(&mut config.log.format, self.log_format);
+        config.data.ephemeral |= self.ephemeral;
+        self.namespace.into_iter().for_each(|name| config.add_namespace(name));
+        for given in &self.search_attribute {
+            config.add_search_attribute(given).context("--search-attribute")?;
+        }
+        for given in &self.limit {
+            config.set_limit(given).context("--limit")?;
+        }
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // `{:#}` prints the whole chain of causes on one line.
+            let _ = writeln!(std::io::stderr(), "piton: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let (mut config, flags) = match cli.command {
+        Command::Dev(flags) => (Config::default(), flags),
+        Command::Server { config: Some(path), flags } => (Config::read(&path)?, flags),
+        Command::Server { config: None, flags } => (Config::default(), flags),
+    };
+    flags.overlay(&mut config)?;
+    config.check()?;
+    init_tracing(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("piton")
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(run_node(config))
+}
+
+async fn run_node(config: Config) -> anyhow::Result<()> {
+    // Asked for before anything is opened, so that no signal is missed while starting.
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let node = tokio::select! {
+        node = Node::start(config) => node?,
+        // What is half open is durable anyway.
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
+    say_ready(&node);
+    tokio::select! {
+        reason = node.failed() => {
+            // ORDER: ends at once. A node that cannot make anything durable must not go on, and an
+            // orderly stop would write.
+            anyhow::bail!("stopped, since nothing can be made durable any more: {reason}");
+        }
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    let _ = writeln!(std::io::stdout(), "Stopping.");
+    tokio::select! {
+        () = node.stop() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Says where the node is and what to do next.
+fn say_ready(node: &Node) {
+    let kept = if node.is_ephemeral() { "removed at exit" } else { "kept" };
+    let text = format!(
+        "\
+Piton {version} is ready.
+
+  API         {grpc}
+  HTTP        http://{http}/metrics, /healthz, /readyz
+  Data        {data} ({kept})
+  Namespaces  {namespaces}
+
+Run a first workflow: see examples/typescript/README.md, or point any Temporal SDK at {grpc}.
+Ctrl-C stops.
+",
+        version = env!("CARGO_PKG_VERSION"),
+        grpc = node.grpc_address(),
+        http = node.http_address(),
+        data = node.data_directory().display(),
+        namespaces = node.namespaces().join(", "),
+    );
+    // Nobody may be reading; that is no reason to stop.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> anyhow::Result<Config> {
+        let cli = Cli::try_parse_from([&["piton"], arguments].concat())?;
+        let mut config = Config::default();
+        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command;
+        flags.overlay(&mut config)?;
+        Ok(config)
+    }
+
+    #[test]
+    fn flags_are_declared_without_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_win_over_defaults_and_repeat() {
+        let config = parse(&[
+            "dev",
+            "--ip",
+            "::1",
+            "--port",
+            "0",
+            "--http-port",
+            "9",
+            "--namespace",
+            "a",
+            "--namespace",
+            "b,default",
+            "--search-attribute",
+            "Customer=Keyword",
+            "--limit",
+            "signals_max=5",
+            "--limit",
+            "blob_bytes_max=7",
+            "--idle-ms",
+            "0",
+            "--table-bytes",
+            "65536",
+            "--ephemeral",
+        ]);
+        let config = config.unwrap();
+        assert_eq!(config.listen.grpc(), "[::1]:0".parse().unwrap());
+        assert_eq!(config.listen.http_port, 9);
+        assert_eq!(config.namespaces.names, ["default", "a", "b"]);
+        assert_eq!(config.namespaces.search_attributes["Customer"], "Keyword");
+        assert_eq!((config.limits.signals_max, config.limits.blob_bytes_max), (5, 7));
+        assert_eq!((config.shards.idle_ms, config.data.table_bytes), (0, 65_536));
+        assert!(config.data.ephemeral);
+    }
+
+    #[test]
+    fn wrong_flags_are_refused_with_their_name() {
+        for (arguments, text) in [
+            (&["dev", "--limit", "x=1"][..], "no limit called `x`"),
+            (&["dev", "--search-attribute", "x"][..], "name=Type"),
+            (&["dev", "--port", "70000"][..], "--port"),
+            (&["dev", "--ephemeral", "--data-dir", "x"][..], "--data-dir"),
+        ] {
+            let error = format!("{:#}", parse(arguments).unwrap_err());
+            assert!(error.contains(text), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_long_help_lists_every_limit_with_its_default() {
+        let help = long_help();
+        for (name, default, _) in Limits::ALL {
+            let line = help.lines().find(|line| line.trim().starts_with(name));
+            assert!(line.is_some_and(|l| l.contains(&default.to_string())), "{name}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Wires the log, the store, Raft and the shards of one node together, from its data directory up,
+//! and takes them apart again in the other order. The composition root's lower half.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use piton_raft::{Disk, Groups, MemoryNetwork, NodeConfig, NodeId, RaftError, Tuning};
+use piton_shard::{
+    Clock, Cluster, HostParts, NoPeers, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
+};
+use piton_store::{Opened, SledStore, Store, StoreError};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::log_metrics::LogCollector;
+
+/// Where the store lies in the data directory; the log and the snapshots are named by Raft.
+const STORE_DIRECTORY: &str = "store";
+/// How often a node that starts looks whether its shards are led.
+const READY_CHECK: Duration = Duration::from_millis(2);
+/// A node alone that is not ready by then will not be.
+const READY_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Why the node's state cannot be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    #[error("open the store")]
+    Store(#[from] StoreError),
+    #[error("open the log")]
+    Log(#[from] RaftError),
+    #[error("start the shards")]
+    Shards(#[from] ShardError),
+    #[error("not all shards were led after {} s", READY_TIME_MAX.as_secs())]
+    NotReady,
+    #[error("a storage thread ended early")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// A node's state, led and ready for requests.
+pub(crate) struct Storage {
+    pub(crate) cluster: Cluster,
+    pub(crate) clock: Clock,
+    groups: Groups,
+    serving: Serving,
+}
+
+impl Storage {
+    /// Opens everything in `directory` and takes up the duties of the shards led here.
+    ///
+    /// # Errors
+    /// When something there cannot be used. Nothing is thrown away but a store that can be rebuilt.
+    pub(crate) async fn open(
+        config: &Config,
+        directory: &Path,
+        node: NodeId,
+        disk: Arc<dyn Disk>,
+        registry: &mut Registry,
+    ) -> Result<Self, StorageError> {
+        let store = open_store(config, directory).await?;
+        let groups = open_groups(directory, node, disk).await?;
+        registry.register_collector(Box::new(LogCollector(groups.log().clone())));
+        let clock = Clock::start();
+        let parts = HostParts {
+            node,
+            members: BTreeSet::from([node]),
+            config: shard_config(config),
+            groups: groups.clone(),
+            store,
+            clock,
+            metrics: ShardMetrics::register(registry),
+        };
+        let host = ShardHost::start(parts).await?;
+        let cluster = Cluster::new(host, Arc::new(NoPeers));
+        let serving = cluster.serve().await?;
+        let storage = Self { cluster, clock, groups, serving };
+        storage.wait_until_ready().await?;
+        Ok(storage)
+    }
+
+    async fn wait_until_ready(&self) -> Result<(), StorageError> {
+        let ready = async {
+            let mut look = tokio::time::interval(READY_CHECK);
+            while !self.cluster.is_ready() {
+                look.tick().await;
+            }
+        };
+        tokio::time::timeout(READY_TIME_MAX, ready).await.map_err(|_| StorageError::NotReady)
+    }
+
+    /// What becomes `Some(reason)` when nothing can be acknowledged any more.
+    pub(crate) fn failures(&self) -> [watch::Receiver<Option<String>>; 2] {
+        [self.groups.failed(), self.cluster.host().failed()]
+    }
+
+    /// Lays everything down. What was acknowledged is durable whether this is called or not.
+    pub(crate) async fn close(self) {
+        // ORDER: actors stop before their groups, so that none proposes to a group that is gone;
+        // the last checkpoint comes between, while the log still says what is synced.
+        self.serving.stop().await;
+        let host = Arc::clone(self.cluster.host());
+        if tokio::task::spawn_blocking(move || host.stop_checkpoints()).await.is_err() {
+            tracing::warn!("the last checkpoint was not written; the log has it all");
+        }
+        self.groups.shutdown().await;
+    }
+}
+
+fn shard_config(config: &Config) -> ShardConfig {
+    ShardConfig {
+        shards: config.shards.count,
+        idle: Duration::from_millis(config.shards.idle_ms),
+        table_bytes: usize::try_from(config.data.table_bytes).unwrap_or(usize::MAX),
+        ..ShardConfig::default()
+    }
+}
+
+async fn open_store(config: &Config, directory: &Path) -> Result<Arc<dyn Store>, StorageError> {
+    let directory = directory.join(STORE_DIRECTORY);
+    let cache_bytes = config.data.store_cache_bytes;
+    let open = move || -> Result<(SledStore, Opened), StoreError> {
+        let boot_id = piton_store::sled::machine_boot_id()?;
+        piton_store::sled::open_or_rebuild(&directory, &boot_id, cache_bytes)
+    };
+    let (store, opened) = tokio::task::spawn_blocking(open).await??;
+    if let Opened::Discarded { reason } = opened {
+        tracing::info!(reason, "the store is rebuilt from snapshots and the log");
+    }
+    Ok(Arc::new(store))
+}
+
+async fn open_groups(
+    directory: &Path,
+    node: NodeId,
+    disk: Arc<dyn Disk>,
+) -> Result<Groups, StorageError> {
+    let config = NodeConfig {
+        node,
+        dir: directory.to_owned(),
+        disk,
+        // A cluster of one sends nothing; a transport to other nodes comes with them.
+        transport: MemoryNetwork::new().transport(node),
+        tuning: Tuning::default(),
+    };
+    Ok(tokio::task::spawn_blocking(move || Groups::open(config)).await??)
+}
