@@ -159,6 +159,34 @@ fn those_who_wait_while_a_sync_runs_share_the_next_one() {
     assert_eq!(log.synced_index(GroupId(7)), 1);
 }
 
+/// Goal: entries that replace others while those are being synced do not count as durable with them.
+#[test]
+fn the_synced_index_does_not_cover_entries_that_replaced_others_meanwhile() {
+    let disk = FaultyDisk::new(1);
+    let log = open_threaded(&disk, LogConfig { preallocate_bytes: 0, ..large() });
+    disk.set_faults(Faults::default());
+    disk.hold_syncs(true);
+    let (tx, rx) = mpsc::channel();
+    let synced = |tx: mpsc::Sender<u64>| {
+        let log = log.clone();
+        move |outcome: Result<(), LogError>| {
+            outcome.expect("append");
+            tx.send(log.synced_index(GROUP)).expect("the test waits");
+        }
+    };
+    log.append(GROUP, entries(1..6), synced(tx.clone()));
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while disk.changes() == 0 {
+        assert!(std::time::Instant::now() < deadline, "the batch is never written");
+        std::thread::yield_now();
+    }
+    log.truncate(GROUP, 3, |outcome| outcome.expect("truncate"));
+    log.append(GROUP, entries(3..9), synced(tx));
+    disk.hold_syncs(false);
+    assert!(rx.recv().expect("an answer") < 3);
+    assert_eq!(rx.recv().expect("an answer"), 8);
+}
+
 #[test]
 fn an_append_beyond_what_may_wait_is_refused() {
     let disk = FaultyDisk::new(1);
