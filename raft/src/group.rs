@@ -13,6 +13,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
     ClientWriteError, Fatal, LinearizableReadError, RaftError as OpenraftError,
 };
+use openraft::raft::TransferLeaderRequest;
 use openraft::{LinearizerOption, ReadPolicy, ServerState};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -316,6 +317,23 @@ impl Running {
         if let Some(to) = target {
             // A group that has stopped leads nothing.
             let _ = self.raft.trigger().transfer_leader(to).await;
+        }
+    }
+
+    /// Stands for election if `peer` leads, as if it had handed its leadership over: the others
+    /// then do not wait for its lease to end. Safe, since answers do not rest on leases (D5a).
+    pub(crate) async fn take_over_from(&self, peer: NodeId) {
+        let vote = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let is_voter = metrics.membership_config.voter_ids().any(|voter| voter == self.node);
+            let led_by_peer = metrics.current_leader == Some(peer);
+            (led_by_peer && is_voter).then_some(metrics.vote)
+        };
+        if let Some(vote) = vote {
+            let request = TransferLeaderRequest::new(vote, self.node, None);
+            // A refusal means that somebody else was quicker.
+            let _ = self.raft.handle_transfer_leader(request).await;
         }
     }
 

@@ -10,6 +10,8 @@ pub mod log;
 mod config;
 mod error;
 mod frame;
+#[cfg(test)]
+mod frame_tests;
 mod group;
 mod groups;
 mod log_store;

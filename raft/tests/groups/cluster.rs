@@ -317,3 +317,35 @@ async fn leader_whose_disk_hangs_hands_over_and_rejoins() {
     assert!(times <= 1);
     assert!(told.is_err() || times == 1, "acknowledged, so it is there");
 }
+
+/// With election timeouts longer than the test waits, only the notice of the loss can help.
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_whose_loss_was_noticed_is_replaced_without_a_timeout() {
+    let mut tuning = tuning();
+    tuning.election_min = Duration::from_secs(60);
+    tuning.election_max = Duration::from_secs(90);
+    let mut cluster = Cluster::start(3, tuning).await;
+    let first = cluster.nodes[0].group().clone();
+    // The others may have come too late for the first member's vote request.
+    let mut old = None;
+    while old.is_none() {
+        first.elect().await;
+        let elected = first.leadership();
+        let waited = tokio::time::timeout(Duration::from_millis(200), async {
+            elected.clone().wait_for(|now| now.serving).await.map(drop)
+        });
+        old = waited.await.ok().map(|served| served.expect("the group runs"));
+    }
+    let last = propose_anywhere(&cluster, &ALL, "before").await;
+    await_all_hold(&cluster, last).await;
+    drop(first);
+    let lost = cluster.nodes[0].id;
+    cluster.stop_node(0).await;
+    let begun = std::time::Instant::now();
+    for index in [1, 2] {
+        let (groups, _) = cluster.nodes[index].running.as_ref().expect("runs");
+        groups.peer_lost(lost);
+    }
+    propose_anywhere(&cluster, &[1, 2], "after").await;
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}

@@ -2,4 +2,5 @@
 
 mod cluster;
 mod single;
+mod speed;
 mod support;
