@@ -99,19 +99,19 @@ impl ShardMetrics {
         let m = &metrics;
         let s = || Unit::Seconds;
         let r = registry;
-        r.register_with_unit("piton_workflow", "From start to close of a run", s(), m.workflow_latency.clone());
-        r.register_with_unit("piton_workflow_task", "From schedule to answer", s(), m.workflow_task_latency.clone());
-        r.register_with_unit("piton_activity", "From schedule to close, all attempts", s(), m.activity_latency.clone());
-        r.register_with_unit("piton_task_queue_age", "Age of the oldest waiting task", s(), m.queue_age.clone());
-        r.register_with_unit("piton_commit", "From proposal to applied", s(), m.commit_latency.clone());
-        r.register_with_unit("piton_checkpoint", "Writing a shard's changes to the store", s(), m.checkpoint_latency.clone());
-        r.register("piton_activity_retries", "Attempts that will be repeated", m.activity_retries.clone());
-        r.register("piton_activity_failures", "Activities that failed or timed out for good", m.activity_failures.clone());
-        r.register("piton_task_queue_depth", "Tasks that wait for a worker", m.queue_depth.clone());
-        r.register("piton_transitions", "Transitions committed", m.transitions.clone());
-        r.register("piton_entries", "Raft entries proposed", m.entries.clone());
-        r.register("piton_actors", "Workflows in memory", m.actors.clone());
-        r.register("piton_shard_leader", "1 where this node leads the shard", m.leads.clone());
+        r.register_with_unit("workflow", "From start to close of a run", s(), m.workflow_latency.clone());
+        r.register_with_unit("workflow_task", "From schedule to answer", s(), m.workflow_task_latency.clone());
+        r.register_with_unit("activity", "From schedule to close, all attempts", s(), m.activity_latency.clone());
+        r.register_with_unit("task_queue_age", "Age of the oldest waiting task", s(), m.queue_age.clone());
+        r.register_with_unit("commit", "From proposal to applied", s(), m.commit_latency.clone());
+        r.register_with_unit("checkpoint", "Writing a shard's changes to the store", s(), m.checkpoint_latency.clone());
+        r.register("activity_retries", "Attempts that will be repeated", m.activity_retries.clone());
+        r.register("activity_failures", "Activities that failed or timed out for good", m.activity_failures.clone());
+        r.register("task_queue_depth", "Tasks that wait for a worker", m.queue_depth.clone());
+        r.register("transitions", "Transitions committed", m.transitions.clone());
+        r.register("entries", "Raft entries proposed", m.entries.clone());
+        r.register("actors", "Workflows in memory", m.actors.clone());
+        r.register("shard_leader", "1 where this node leads the shard", m.leads.clone());
         Self(Arc::new(metrics))
     }
 
