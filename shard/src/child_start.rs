@@ -34,7 +34,11 @@ impl ParentState {
         let call = Call::Describe { key: key.clone(), run_id: Some(run_id.clone()) };
         let described = match shard.answer(call).await? {
             Answer::Describe(described) => described,
-            _ => return Err(ShardError::Internal("describe was answered with something else".into())),
+            _ => {
+                return Err(ShardError::Internal(
+                    "describe was answered with something else".into(),
+                ));
+            }
         };
         let root = described.workflow_execution_info.and_then(|info| info.root_execution);
         let this = WorkflowExecution {

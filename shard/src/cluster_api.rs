@@ -145,7 +145,8 @@ impl Cluster {
                 worker_instance_key: poll.worker_instance_key.clone(),
             };
             self.send(self.shard_of_queue(&queue), Call::Poll(request));
-            let delivered = tokio::time::timeout_at(poll.deadline, &mut waiting.open.delivery).await;
+            let delivered =
+                tokio::time::timeout_at(poll.deadline, &mut waiting.open.delivery).await;
             waiting.is_over = matches!(delivered, Ok(Ok(_)));
             match delivered {
                 Ok(Ok(Delivery::Again)) => {

@@ -40,7 +40,9 @@ impl ShardError {
         matches!(
             self,
             Self::Rejected(
-                Rejection::NotFound(_) | Rejection::AlreadyCompleted | Rejection::ActivityNotFound(_)
+                Rejection::NotFound(_)
+                    | Rejection::AlreadyCompleted
+                    | Rejection::ActivityNotFound(_)
             ) | Self::NamespaceNotFound { .. }
         )
     }

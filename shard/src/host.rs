@@ -8,6 +8,7 @@ use piton_core::id::ShardId;
 use piton_core::placement;
 use piton_raft::{Group, GroupId, Groups, NodeId};
 use piton_store::{Store, Table};
+use tokio::sync::watch;
 
 use crate::checkpoint::{CheckpointConfig, Checkpoints};
 use crate::clock::Clock;
@@ -74,7 +75,8 @@ impl ShardHost {
         };
         let table = open(META_GROUP)?;
         checkpoints.add(table.clone());
-        let (replica, view) = MetaReplica::open(table).map_err(|e| failed("open the meta state")(&e))?;
+        let (replica, view) =
+            MetaReplica::open(table).map_err(|e| failed("open the meta state")(&e))?;
         let started = groups.start(META_GROUP, &members, Box::new(replica)).await;
         let meta_group = started.map_err(|e| failed("start the meta group")(&e))?;
         let mut shards = Vec::new();
@@ -113,7 +115,17 @@ impl ShardHost {
         &self.groups
     }
 
-    pub fn checkpoints(&self) -> &Checkpoints {
+    /// Writes a last checkpoint of each shard and ends the thread. Blocks.
+    pub fn stop_checkpoints(&self) {
+        self.checkpoints.stop();
+    }
+
+    /// Becomes `Some(reason)` when the store failed: the node must stop.
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.checkpoints.failed()
+    }
+
+    pub(crate) fn checkpoints(&self) -> &Checkpoints {
         &self.checkpoints
     }
 

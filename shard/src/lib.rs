@@ -29,6 +29,7 @@ mod queue;
 mod replica;
 mod retention;
 mod row_codes;
+mod row_values;
 mod row_writes;
 mod rows;
 mod search_attribute;

@@ -149,7 +149,11 @@ impl Actor for MatchingActor {
     type State = Matching;
     type Arguments = Matching;
 
-    async fn pre_start(&self, _: ActorRef<Look>, m: Matching) -> Result<Matching, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<Look>,
+        m: Matching,
+    ) -> Result<Matching, ActorProcessingErr> {
         Ok(m)
     }
 
@@ -252,7 +256,8 @@ impl Matching {
             return;
         }
         let is_row = matches!(offer.task, OfferedTask::Task(_));
-        if is_row && (self.tasks.len() >= shard.config.matching_window || !self.declined.is_empty()) {
+        if is_row && (self.tasks.len() >= shard.config.matching_window || !self.declined.is_empty())
+        {
             self.declined.insert(offer.origin);
             return;
         }
@@ -302,8 +307,10 @@ impl Matching {
         let now = shard.clock.now();
         let memory = shard.config.poller_memory.as_millis() as i64;
         self.pollers.retain(|_, seen| (now - *seen).0 <= memory);
-        let poller =
-            |(identity, seen): (&String, &Timestamp)| Poller { identity: identity.clone(), last_access: *seen };
+        let poller = |(identity, seen): (&String, &Timestamp)| Poller {
+            identity: identity.clone(),
+            last_access: *seen,
+        };
         TaskQueueView {
             pollers: self.pollers.iter().map(poller).collect(),
             backlog_count: self.tasks.len() as u64,
@@ -327,7 +334,8 @@ impl Matching {
         self.tasks.is_empty()
             && self.polls.is_empty()
             && self.declined.is_empty()
-            && (shard.clock.now() - self.last_poll).0 > shard.config.poller_memory.as_millis() as i64
+            && (shard.clock.now() - self.last_poll).0
+                > shard.config.poller_memory.as_millis() as i64
     }
 }
 

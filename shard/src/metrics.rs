@@ -99,14 +99,47 @@ impl ShardMetrics {
         let m = &metrics;
         let s = || Unit::Seconds;
         let r = registry;
-        r.register_with_unit("workflow", "From start to close of a run", s(), m.workflow_latency.clone());
-        r.register_with_unit("workflow_task", "From schedule to answer", s(), m.workflow_task_latency.clone());
-        r.register_with_unit("activity", "From schedule to close, all attempts", s(), m.activity_latency.clone());
-        r.register_with_unit("task_queue_age", "Age of the oldest waiting task", s(), m.queue_age.clone());
+        r.register_with_unit(
+            "workflow",
+            "From start to close of a run",
+            s(),
+            m.workflow_latency.clone(),
+        );
+        r.register_with_unit(
+            "workflow_task",
+            "From schedule to answer",
+            s(),
+            m.workflow_task_latency.clone(),
+        );
+        r.register_with_unit(
+            "activity",
+            "From schedule to close, all attempts",
+            s(),
+            m.activity_latency.clone(),
+        );
+        r.register_with_unit(
+            "task_queue_age",
+            "Age of the oldest waiting task",
+            s(),
+            m.queue_age.clone(),
+        );
         r.register_with_unit("commit", "From proposal to applied", s(), m.commit_latency.clone());
-        r.register_with_unit("checkpoint", "Writing a shard's changes to the store", s(), m.checkpoint_latency.clone());
-        r.register("activity_retries", "Attempts that will be repeated", m.activity_retries.clone());
-        r.register("activity_failures", "Activities that failed or timed out for good", m.activity_failures.clone());
+        r.register_with_unit(
+            "checkpoint",
+            "Writing a shard's changes to the store",
+            s(),
+            m.checkpoint_latency.clone(),
+        );
+        r.register(
+            "activity_retries",
+            "Attempts that will be repeated",
+            m.activity_retries.clone(),
+        );
+        r.register(
+            "activity_failures",
+            "Activities that failed or timed out for good",
+            m.activity_failures.clone(),
+        );
         r.register("task_queue_depth", "Tasks that wait for a worker", m.queue_depth.clone());
         r.register("transitions", "Transitions committed", m.transitions.clone());
         r.register("entries", "Raft entries proposed", m.entries.clone());
@@ -134,7 +167,13 @@ impl ShardMetrics {
         self.0.leads.get_or_create(&ShardLabels { shard: shard.0 }).set(i64::from(leads));
     }
 
-    pub(crate) fn workflow_closed(&self, namespace: &str, workflow_type: &str, outcome: &'static str, latency: Duration) {
+    pub(crate) fn workflow_closed(
+        &self,
+        namespace: &str,
+        workflow_type: &str,
+        outcome: &'static str,
+        latency: Duration,
+    ) {
         let labels = WorkflowLabels {
             namespace: namespace.to_owned(),
             workflow_type: workflow_type.to_owned(),
@@ -143,12 +182,23 @@ impl ShardMetrics {
         self.0.workflow_latency.get_or_create(&labels).observe(latency.as_secs_f64());
     }
 
-    pub(crate) fn workflow_task_done(&self, namespace: &str, workflow_type: &str, latency: Duration) {
+    pub(crate) fn workflow_task_done(
+        &self,
+        namespace: &str,
+        workflow_type: &str,
+        latency: Duration,
+    ) {
         let labels = of_type(namespace, workflow_type);
         self.0.workflow_task_latency.get_or_create(&labels).observe(latency.as_secs_f64());
     }
 
-    pub(crate) fn activity_closed(&self, namespace: &str, activity_type: &str, latency: Duration, failed: bool) {
+    pub(crate) fn activity_closed(
+        &self,
+        namespace: &str,
+        activity_type: &str,
+        latency: Duration,
+        failed: bool,
+    ) {
         let labels = of_type(namespace, activity_type);
         self.0.activity_latency.get_or_create(&labels).observe(latency.as_secs_f64());
         if failed {

@@ -99,7 +99,9 @@ fn target_of(errand: &Errand) -> WorkflowKey {
     };
     let of = |e: &Option<WorkflowExecution>| e.as_ref().map_or("", |e| &*e.workflow_id).to_owned();
     match errand {
-        Errand::StartChild { attributes, .. } => key(&attributes.namespace_id, &attributes.workflow_id),
+        Errand::StartChild { attributes, .. } => {
+            key(&attributes.namespace_id, &attributes.workflow_id)
+        }
         Errand::Signal { attributes, .. } => {
             key(&attributes.namespace_id, &of(&attributes.workflow_execution))
         }
@@ -150,7 +152,12 @@ impl Sender {
             Errand::StartChild { initiated, attributes, user_metadata } => {
                 let parent = self.state_of_parent(attributes.namespace.as_str()).await?;
                 let request = child_start::request(
-                    &self.key, &self.run_id, *initiated, attributes, user_metadata.clone(), parent,
+                    &self.key,
+                    &self.run_id,
+                    *initiated,
+                    attributes,
+                    user_metadata.clone(),
+                    parent,
                     &self.request_id(initiated.0),
                 );
                 let refusal = if self.knows(&target.namespace) {
@@ -161,7 +168,9 @@ impl Sender {
                 };
                 // A started child reports by itself; see `RunRequest::ChildStarted`.
                 match refusal {
-                    Some(cause) => self.record(RunRequest::ChildRefused { initiated: *initiated, cause }).await,
+                    Some(cause) => {
+                        self.record(RunRequest::ChildRefused { initiated: *initiated, cause }).await
+                    }
                     None => Ok(()),
                 }
             }
@@ -223,8 +232,7 @@ impl Sender {
             header: None,
         };
         let key = parent_key(parent);
-        let call =
-            Call::Run { key: key.clone(), run_id: Some(parent.run_id.clone()), request };
+        let call = Call::Run { key: key.clone(), run_id: Some(parent.run_id.clone()), request };
         let goes_on = match self.shard.cluster.call(&key, call).await {
             Ok(Answer::Reply(reply)) => matches!(*reply, Reply::ChildRecorded(true)),
             Ok(_) => false,
@@ -307,9 +315,7 @@ fn run_of(execution: Option<&WorkflowExecution>) -> Option<RunId> {
     execution.filter(|e| !e.run_id.is_empty()).map(|e| RunId::from(e.run_id.as_str()))
 }
 
-fn child_refusal(
-    answer: Result<Answer, ShardError>,
-) -> Result<Option<ChildRefusal>, ShardError> {
+fn child_refusal(answer: Result<Answer, ShardError>) -> Result<Option<ChildRefusal>, ShardError> {
     match answer {
         Ok(_) => Ok(None),
         // Refused for good: by a policy, or by a rule that no try will change.

@@ -4,12 +4,9 @@
 //! are function calls. Calls may be lost or repeated; no logic relies on their order.
 
 use async_trait::async_trait;
-use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::effect::{QueueName, TaskKey};
+use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::list_filter::ListFilter;
-use piton_core::request::{RunRequest, StartRequest};
-use piton_core::run::Reply;
-use piton_core::time::Timestamp;
 use piton_core::proto::enums::QueryRejectCondition;
 use piton_core::proto::history::HistoryEvent;
 use piton_core::proto::query::WorkflowQuery;
@@ -20,6 +17,9 @@ use piton_core::proto::workflowservice::{
     RespondWorkflowTaskCompletedRequest, RespondWorkflowTaskCompletedResponse,
     StartWorkflowExecutionResponse,
 };
+use piton_core::request::{RunRequest, StartRequest};
+use piton_core::run::Reply;
+use piton_core::time::Timestamp;
 use piton_raft::NodeId;
 use tokio::time::Instant;
 
@@ -57,35 +57,92 @@ impl Peer for NoPeers {
 /// A request to the leader of a shard.
 #[derive(Clone, Debug)]
 pub enum Call {
-    Start { key: WorkflowKey, request: StartRequest },
-    Run { key: WorkflowKey, run_id: Option<RunId>, request: RunRequest },
-    CompleteWorkflowTask { token: WorkflowTaskToken, answer: Box<RespondWorkflowTaskCompletedRequest> },
-    Query { key: WorkflowKey, run_id: Option<RunId>, query: WorkflowQuery, reject: QueryRejectCondition, deadline: Instant },
-    AnswerQuery { token: QueryToken, answer: Box<RespondQueryTaskCompletedRequest> },
-    Describe { key: WorkflowKey, run_id: Option<RunId> },
-    History { key: WorkflowKey, run_id: Option<RunId>, page: HistoryPage },
-    List { namespace: NamespaceId, filter: ListFilter, after: Option<Vec<u8>>, limit: usize },
-    Count { namespace: NamespaceId, filter: ListFilter },
+    Start {
+        key: WorkflowKey,
+        request: StartRequest,
+    },
+    Run {
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        request: RunRequest,
+    },
+    CompleteWorkflowTask {
+        token: WorkflowTaskToken,
+        answer: Box<RespondWorkflowTaskCompletedRequest>,
+    },
+    Query {
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        query: WorkflowQuery,
+        reject: QueryRejectCondition,
+        deadline: Instant,
+    },
+    AnswerQuery {
+        token: QueryToken,
+        answer: Box<RespondQueryTaskCompletedRequest>,
+    },
+    Describe {
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+    },
+    History {
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        page: HistoryPage,
+    },
+    List {
+        namespace: NamespaceId,
+        filter: ListFilter,
+        after: Option<Vec<u8>>,
+        limit: usize,
+    },
+    Count {
+        namespace: NamespaceId,
+        filter: ListFilter,
+    },
 
     /// To the leader of a queue's shard: a task seeks a worker.
     Offer(Offer),
     /// To the leader of a queue's shard: the task is settled, or must not be taken any more.
-    Withdraw { queue: QueueKey, origin: ShardId, key: WorkflowKey, run_id: RunId, task: OfferedTask },
+    Withdraw {
+        queue: QueueKey,
+        origin: ShardId,
+        key: WorkflowKey,
+        run_id: RunId,
+        task: OfferedTask,
+    },
     /// To the leader of a queue's shard: a worker seeks a task.
     Poll(PollRequest),
     /// To the leader of a queue's shard: the worker has gone away.
-    WithdrawPoll { queue: QueueKey, node: NodeId, poll: PollId },
+    WithdrawPoll {
+        queue: QueueKey,
+        node: NodeId,
+        poll: PollId,
+    },
     /// To the leader of a queue's shard: forget this worker's polls and its sticky queue.
-    ShutdownWorker { queue: QueueKey, worker_instance_key: String },
-    DescribeQueue { queue: QueueKey },
+    ShutdownWorker {
+        queue: QueueKey,
+        worker_instance_key: String,
+    },
+    DescribeQueue {
+        queue: QueueKey,
+    },
     /// To every shard: how many tasks of the queue wait here, and since when the oldest.
-    Backlog { queue: QueueKey },
+    Backlog {
+        queue: QueueKey,
+    },
     /// To a workflow's shard: an offer met a poll.
     Ticket(Ticket),
     /// To a workflow's shard: the queue has room again.
-    Room { queue: QueueKey },
+    Room {
+        queue: QueueKey,
+    },
     /// To a workflow's shard: nobody polls the queue this task or query was offered to.
-    NoPoller { key: WorkflowKey, run_id: RunId, task: OfferedTask },
+    NoPoller {
+        key: WorkflowKey,
+        run_id: RunId,
+        task: OfferedTask,
+    },
 }
 
 /// What a call is answered with.

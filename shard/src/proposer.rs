@@ -2,13 +2,18 @@
 //! each workflow has one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use piton_raft::{Group, ProposeError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::checkpoint::Checkpoints;
 use crate::config::ShardConfig;
 use crate::entry::{self, TransitionRecord, Verdict};
 use crate::metrics::ShardMetrics;
+
+/// How often a proposer that waits for checkpoints looks again.
+const SLOWED_PAUSE: Duration = Duration::from_millis(1);
 
 /// What became of a transition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,10 +37,21 @@ pub(crate) struct Proposer {
 }
 
 impl Proposer {
-    pub(crate) fn start(group: Group, config: &ShardConfig, metrics: ShardMetrics) -> Self {
+    pub(crate) fn start(
+        group: Group,
+        config: &ShardConfig,
+        checkpoints: Checkpoints,
+        metrics: ShardMetrics,
+    ) -> Self {
         let (proposals, waiting) = mpsc::unbounded_channel();
-        let in_flight = Arc::new(Semaphore::new(config.proposals_in_flight_max));
-        tokio::spawn(gather(group, waiting, in_flight, config.entry_bytes_max, metrics));
+        let gather = Gather {
+            group,
+            in_flight: Arc::new(Semaphore::new(config.proposals_in_flight_max)),
+            entry_bytes_max: config.entry_bytes_max,
+            checkpoints,
+            metrics,
+        };
+        tokio::spawn(gather.run(waiting));
         Self { proposals }
     }
 
@@ -52,33 +68,46 @@ impl Proposer {
 }
 
 /// Takes whatever waits, up to an entry's size, and proposes it; no delay when alone.
-async fn gather(
+struct Gather {
     group: Group,
-    mut waiting: mpsc::UnboundedReceiver<Proposal>,
     in_flight: Arc<Semaphore>,
     entry_bytes_max: usize,
+    checkpoints: Checkpoints,
     metrics: ShardMetrics,
-) {
-    let mut next = waiting.recv().await;
-    while let Some(first) = next.take() {
-        let permit = Arc::clone(&in_flight).acquire_owned().await.expect("never closed");
-        let mut bytes = first.bytes;
-        let mut batch = vec![first];
-        while let Ok(proposal) = waiting.try_recv() {
-            if bytes + proposal.bytes > entry_bytes_max {
-                next = Some(proposal);
-                break;
+}
+
+impl Gather {
+    async fn run(self, mut waiting: mpsc::UnboundedReceiver<Proposal>) {
+        let mut next = waiting.recv().await;
+        while let Some(first) = next.take() {
+            let permit = Arc::clone(&self.in_flight).acquire_owned().await.expect("never closed");
+            self.wait_for_checkpoints().await;
+            let mut bytes = first.bytes;
+            let mut batch = vec![first];
+            while let Ok(proposal) = waiting.try_recv() {
+                if bytes + proposal.bytes > self.entry_bytes_max {
+                    next = Some(proposal);
+                    break;
+                }
+                bytes += proposal.bytes;
+                batch.push(proposal);
             }
-            bytes += proposal.bytes;
-            batch.push(proposal);
+            let (group, metrics) = (self.group.clone(), self.metrics.clone());
+            tokio::spawn(async move {
+                replicate(&group, batch, &metrics).await;
+                drop(permit);
+            });
+            if next.is_none() {
+                next = waiting.recv().await;
+            }
         }
-        let (group, metrics) = (group.clone(), metrics.clone());
-        tokio::spawn(async move {
-            replicate(&group, batch, &metrics).await;
-            drop(permit);
-        });
-        if next.is_none() {
-            next = waiting.recv().await;
+    }
+
+    /// While too much waits for the store nothing new is proposed (architecture D13): requests
+    /// pile up in the bounded queues before it, and are refused there.
+    async fn wait_for_checkpoints(&self) {
+        while self.checkpoints.is_admission_slowed() {
+            tokio::time::sleep(SLOWED_PAUSE).await;
         }
     }
 }

@@ -15,7 +15,9 @@ use prost::Message;
 use crate::entry::SlotRange;
 use crate::peer::{Offer, OfferedTask, QueueKey, QueueType};
 use crate::row_codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
-use crate::rows::{Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow};
+use crate::row_values::{
+    Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow,
+};
 
 /// Tag of `History.events` on the wire: field 1, length-delimited.
 const EVENTS_TAG: u8 = 0x0a;

@@ -377,12 +377,7 @@ async fn own_slots(host: &ShardHost, id: ShardId) -> Result<(), ShardError> {
 }
 
 /// Starts the duties of a term: timers, waiting tasks and errands are found in the rows.
-fn take_up(
-    host: &Arc<ShardHost>,
-    cluster: &Cluster,
-    id: ShardId,
-    term: u64,
-) -> Arc<ShardRuntime> {
+fn take_up(host: &Arc<ShardHost>, cluster: &Cluster, id: ShardId, term: u64) -> Arc<ShardRuntime> {
     let group = host.group(id).clone();
     let metrics = host.metrics().clone();
     let runtime = Arc::new(ShardRuntime {
@@ -393,7 +388,12 @@ fn take_up(
         config: Arc::clone(host.config()),
         clock: host.clock(),
         began: host.clock().now(),
-        proposer: Proposer::start(group.clone(), host.config(), metrics.clone()),
+        proposer: Proposer::start(
+            group.clone(),
+            host.config(),
+            host.checkpoints().clone(),
+            metrics.clone(),
+        ),
         group,
         timers: Timers::default(),
         queues: Queues::default(),
@@ -424,7 +424,10 @@ impl ShardRuntime {
         match self.rows.runs_with_errands() {
             Ok(runs) => {
                 for (key, run_id) in runs {
-                    self.ask(&key, Envelope { ask: Ask::Resume { run_id }, reply: ReplyTo::nobody() });
+                    self.ask(
+                        &key,
+                        Envelope { ask: Ask::Resume { run_id }, reply: ReplyTo::nobody() },
+                    );
                 }
             }
             Err(error) => tracing::error!(shard = %self.id, %error, "cannot read errand rows"),

@@ -102,7 +102,9 @@ impl TimerActor {
                 let _ = actor.cast(TimerMessage::Look);
                 *shard.timers.actor.lock() = Some(actor);
             }
-            Err(error) => tracing::error!(shard = %shard.id, %error, "cannot start the timer actor"),
+            Err(error) => {
+                tracing::error!(shard = %shard.id, %error, "cannot start the timer actor")
+            }
         }
     }
 }
@@ -179,8 +181,12 @@ fn load_window(shard: &ShardRuntime, now: Timestamp) {
         Ok(rows) => {
             let mut near = shard.timers.near.lock();
             for row in rows {
-                let alarm =
-                    Alarm { due: row.due, key: row.key, run_id: row.run_id, what: Wake::Row(row.kind) };
+                let alarm = Alarm {
+                    due: row.due,
+                    key: row.key,
+                    run_id: row.run_id,
+                    what: Wake::Row(row.kind),
+                };
                 near.alarms.insert(alarm, ());
             }
         }
@@ -203,7 +209,8 @@ fn fire(shard: &Arc<ShardRuntime>, now: Timestamp) -> Timestamp {
             due.extend(near.alarms.pop_first());
         }
         let half_window = Timestamp(now.0 + shard.config.timer_window.as_millis() as i64 / 2);
-        let next = near.alarms.first_key_value().map_or(half_window, |(a, ())| a.due.min(half_window));
+        let next =
+            near.alarms.first_key_value().map_or(half_window, |(a, ())| a.due.min(half_window));
         near.looks_at = Some(next);
         next
     };
@@ -212,7 +219,9 @@ fn fire(shard: &Arc<ShardRuntime>, now: Timestamp) -> Timestamp {
     let mut woken = None;
     for (alarm, ()) in due {
         let request = match alarm.what {
-            Wake::Row(_) if woken.as_ref() == Some(&(alarm.key.clone(), alarm.run_id.clone())) => continue,
+            Wake::Row(_) if woken.as_ref() == Some(&(alarm.key.clone(), alarm.run_id.clone())) => {
+                continue;
+            }
             Wake::Row(_) => RunRequest::Due,
             Wake::HeldTask(number) => RunRequest::WorkflowTaskTimedOut { number },
         };

@@ -47,9 +47,14 @@ impl Envelope {
 pub(crate) enum Ask {
     Call(Call),
     /// Follow a run's history.
-    Subscribe { run_id: RunId, tell: oneshot::Sender<Result<watch::Receiver<Subscription>, ShardError>> },
+    Subscribe {
+        run_id: RunId,
+        tell: oneshot::Sender<Result<watch::Receiver<Subscription>, ShardError>>,
+    },
     /// Carry out a run's errands, which an earlier leader left.
-    Resume { run_id: RunId },
+    Resume {
+        run_id: RunId,
+    },
     /// Remove a closed run whose retention is over, or a request id that is old enough.
     Expire(crate::retention::ExpireRow),
 }
@@ -162,7 +167,11 @@ impl Actor for WorkflowActor {
     type State = Hosted;
     type Arguments = Hosted;
 
-    async fn pre_start(&self, _: ActorRef<Look>, hosted: Hosted) -> Result<Hosted, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<Look>,
+        hosted: Hosted,
+    ) -> Result<Hosted, ActorProcessingErr> {
         Ok(hosted)
     }
 

@@ -86,7 +86,9 @@ impl Hosted {
                 let answer = self.completed(reference, &run_id, results, completed);
                 reply.send(answer.map(|c| Answer::WorkflowTaskCompleted(Box::new(c))));
             }
-            Pending::DeliverWorkflowTask(ticket, task) => self.deliver_workflow_task(ticket, &task).await,
+            Pending::DeliverWorkflowTask(ticket, task) => {
+                self.deliver_workflow_task(ticket, &task).await
+            }
             Pending::DeliverActivity(ticket, task) => self.deliver_activity(ticket, *task).await,
             Pending::DeliverQuery(ticket, id) => self.deliver_query(ticket, id).await,
             Pending::DeliverNothing(ticket) => {
@@ -127,7 +129,9 @@ impl Hosted {
         }
         self.queries.detach();
         let Reply::WorkflowTaskCompleted { next, eager_activities } = completed else {
-            return Err(ShardError::Internal("a completion was answered with something else".into()));
+            return Err(ShardError::Internal(
+                "a completion was answered with something else".into(),
+            ));
         };
         let next = next.map(|task| self.workflow_task_response(&task)).transpose()?;
         if next.is_none() {
@@ -285,7 +289,11 @@ impl Hosted {
         })
     }
 
-    fn activity_response(&self, run_id: &RunId, task: ActivityTask) -> PollActivityTaskQueueResponse {
+    fn activity_response(
+        &self,
+        run_id: &RunId,
+        task: ActivityTask,
+    ) -> PollActivityTaskQueueResponse {
         let mut response = *task.response;
         let name = response.activity_type.as_ref().map(|t| t.name.clone());
         let token = TaskToken::Activity(ActivityToken {

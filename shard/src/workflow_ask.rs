@@ -243,7 +243,8 @@ impl Hosted {
         let results = std::mem::take(&mut answer.query_results);
         let names = answer.commands.iter().filter_map(|c| named_namespace(c.attributes.as_ref()));
         let draw = self.draw(names.collect());
-        let request = RunRequest::CompleteWorkflowTask { token: reference, answer: Box::new(answer) };
+        let request =
+            RunRequest::CompleteWorkflowTask { token: reference, answer: Box::new(answer) };
         let decided = self.run(Some(&token.run_id)).and_then(|run_id| {
             let drawn = draw.drawn(self.now(), self.shard.term);
             Ok((run_id.clone(), self.runs[&run_id].decide(request, &drawn)?))

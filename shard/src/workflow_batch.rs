@@ -7,11 +7,11 @@ use std::sync::Arc;
 use piton_core::effect::{Effect, EffectKey, TaskKey};
 use piton_core::error::Rejection;
 use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
+use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
 use piton_core::request::WorkflowTaskRef;
 use piton_core::run::{Decided, RunState};
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::Change;
-use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
 use prost::Message;
 use tokio::sync::watch;
 
@@ -146,7 +146,8 @@ impl Hosted {
 
     /// The run that a request addresses: the given one or the current one. Loads it if it has to.
     pub(crate) fn run(&mut self, run_id: Option<&RunId>) -> Result<RunId, ShardError> {
-        let not_found = || Rejection::NotFound(format!("workflow not found for ID: {}", self.key.workflow_id));
+        let not_found =
+            || Rejection::NotFound(format!("workflow not found for ID: {}", self.key.workflow_id));
         let run_id = match run_id {
             Some(run_id) => run_id.clone(),
             None => self.current_run().ok_or_else(not_found)?,
@@ -255,8 +256,12 @@ impl Hosted {
         current.position = Position(self.position.0 + 1);
         current.run.last_time = now;
         writes.push(rows::current_write(&self.key, &current).map_err(unencodable)?);
-        let transition =
-            TransitionRecord { term: self.shard.term, key: self.key.clone(), base: self.position, writes };
+        let transition = TransitionRecord {
+            term: self.shard.term,
+            key: self.key.clone(),
+            base: self.position,
+            writes,
+        };
         match self.shard.proposer.propose(transition).await {
             Outcome::Committed => {
                 self.position = current.position;
@@ -311,16 +316,34 @@ impl Hosted {
         for effect in change.owed.values() {
             match effect {
                 Effect::Timer(due, kind) => self.shard.timers.arm(alarm(due, kind)),
+                // Held since the same batch: its worker has it already.
+                Effect::Task(offer) if self.is_held(&change.run_id, &offer.key) => {}
                 Effect::Task(offer) => {
-                    self.shard.cluster.offer(rows::offer_of(self.shard.id, &self.key, &change.run_id, offer));
+                    self.shard.cluster.offer(rows::offer_of(
+                        self.shard.id,
+                        &self.key,
+                        &change.run_id,
+                        offer,
+                    ));
                 }
                 Effect::Errand(key, errand) => {
-                    self.shard.outbox.run(&self.shard, &self.key, &change.run_id, *key, errand.clone());
+                    self.shard.outbox.run(
+                        &self.shard,
+                        &self.key,
+                        &change.run_id,
+                        *key,
+                        errand.clone(),
+                    );
                 }
             }
         }
         self.announce(&change.run_id);
         self.measure(before, change);
+    }
+
+    fn is_held(&self, run_id: &RunId, task: &TaskKey) -> bool {
+        matches!(task, TaskKey::Workflow { .. })
+            && self.runs.get(run_id).is_some_and(|run| run.held.is_some())
     }
 
     fn view(&self, run_id: &RunId) -> Option<Subscription> {
@@ -368,7 +391,11 @@ impl Hosted {
     }
 
     /// Whether this request id has been taken before, by a committed transition or this batch.
-    pub(crate) fn known_request(&self, id: &str, batch: &Batch) -> Result<Option<RequestRow>, ShardError> {
+    pub(crate) fn known_request(
+        &self,
+        id: &str,
+        batch: &Batch,
+    ) -> Result<Option<RequestRow>, ShardError> {
         if id.is_empty() {
             return Ok(None);
         }
@@ -379,7 +406,14 @@ impl Hosted {
         self.shard.rows.request(&self.key, &id).map_err(|e| ShardError::Internal(e.to_string()))
     }
 
-    pub(crate) fn note_request(&self, id: &str, run: &RunId, event: EventId, kind: RequestKind, batch: &mut Batch) {
+    pub(crate) fn note_request(
+        &self,
+        id: &str,
+        run: &RunId,
+        event: EventId,
+        kind: RequestKind,
+        batch: &mut Batch,
+    ) {
         if !id.is_empty() {
             let row = RequestRow { run_id: run.clone(), event_id: event, at: self.now(), kind };
             batch.request_rows.insert(RequestId::from(id), row);

@@ -38,7 +38,8 @@ impl Hosted {
                     metrics.activity_closed(namespace, name, took, failed);
                 }
             }
-            if matches!(event.attributes, Some(Attributes::WorkflowTaskCompletedEventAttributes(_))) {
+            if matches!(event.attributes, Some(Attributes::WorkflowTaskCompletedEventAttributes(_)))
+            {
                 let scheduled = before.and_then(|b| b.note.workflow_task.as_ref());
                 if let Some(task) = scheduled {
                     let took = duration(at - task.scheduled_at);
@@ -50,7 +51,12 @@ impl Hosted {
     }
 
     /// An attempt that is one higher than before is a retry; it leaves no event.
-    pub(crate) fn measure_retries(&self, before: Option<&RunState>, change: &Change, namespace: &str) {
+    pub(crate) fn measure_retries(
+        &self,
+        before: Option<&RunState>,
+        change: &Change,
+        namespace: &str,
+    ) {
         for (key, note) in &change.notes {
             let (NoteKey::Activity(id), Some(Note::Activity(note))) = (key, note) else { continue };
             let Some(activity) = before.and_then(|b| b.activities.get(id)) else { continue };

@@ -47,13 +47,15 @@ impl ShardRuntime {
             }
             Call::List { namespace, filter, after, limit } => {
                 self.confirm().await?;
-                let listed = visibility::list(&self.rows, &namespace, &filter, after.as_deref(), limit);
+                let listed =
+                    visibility::list(&self.rows, &namespace, &filter, after.as_deref(), limit);
                 let rows = listed.map_err(unreadable)?;
                 Ok(Answer::List { rows, covered: self.covered()? })
             }
             Call::Count { namespace, filter } => {
                 self.confirm().await?;
-                let counts = visibility::count(&self.rows, &namespace, &filter).map_err(unreadable)?;
+                let counts =
+                    visibility::count(&self.rows, &namespace, &filter).map_err(unreadable)?;
                 Ok(Answer::Count { counts, covered: self.covered()? })
             }
             Call::DescribeQueue { queue } => {
@@ -148,7 +150,8 @@ impl Hosted {
         suffix: &[HistoryEvent],
     ) -> Result<(History, Vec<u8>), ShardError> {
         let limits = self.shard.cluster.limits();
-        let page = history::task_page(&self.shard.rows, &self.key, run_id, from..end, suffix, &limits);
+        let page =
+            history::task_page(&self.shard.rows, &self.key, run_id, from..end, suffix, &limits);
         let (events, token) = page.map_err(refused)?;
         Ok((History { events }, token))
     }
