@@ -88,7 +88,7 @@ struct Flags {
     /// Shards of a cluster that is first started [default: 16].
     #[arg(long, value_name = "COUNT", env = "PITON_SHARDS")]
     shards: Option<u32>,
-    /// What is logged, for example `info` or `warn,piton_shard=debug`.
+    /// What is logged, such as `info` or `warn,piton_shard=debug` [default: info; of `dev`: warn].
     #[arg(long, value_name = "FILTER", env = "PITON_LOG")]
     log: Option<String>,
     /// How it is logged [default: text].
@@ -145,7 +145,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let (mut config, flags) = match cli.command {
-        Command::Dev(flags) => (Config::default(), flags),
+        Command::Dev(flags) => (dev_config(), flags),
         Command::Server { config: Some(path), flags } => (Config::read(&path)?, flags),
         Command::Server { config: None, flags } => (Config::default(), flags),
     };
@@ -186,6 +186,13 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// What is being developed is not this server: it keeps to what is unexpected.
+fn dev_config() -> Config {
+    let mut config = Config::default();
+    "warn".clone_into(&mut config.log.filter);
+    config
 }
 
 /// Says where the node is and what to do next.

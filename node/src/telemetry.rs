@@ -3,6 +3,7 @@
 //! registry that [`Metrics::new`] is given. Never logs a payload, a header or a credential.
 
 use std::future::Future;
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,7 +29,10 @@ use crate::config::{LogConfig, LogFormat};
 /// that several nodes may run in one test.
 pub fn init_tracing(config: &LogConfig) {
     let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // An error means that a subscriber is set already, which is what we want.
     let _ = match config.format {
         LogFormat::Text => lines.try_init(),
