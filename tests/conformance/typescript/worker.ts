@@ -4,6 +4,7 @@ import { DefaultLogger, NativeConnection, Runtime, Worker } from '@temporalio/wo
 import { orderActivities } from '../src/order/activities';
 import { researchActivities } from '../src/research/activities';
 import { Journal } from './journal';
+import { parcelActivities } from './parcel';
 import { services } from './services';
 import type { WorkerSpec } from './harness';
 
@@ -15,8 +16,7 @@ async function main() {
     connection: await NativeConnection.connect({ address: process.env.TEMPORAL_ADDRESS! }),
     namespace: spec.namespace ?? 'default',
     taskQueue: spec.taskQueue,
-    // The parcel workflows call the shop itself.
-    activities: spec.activities === false ? undefined : { ...shop, ...orderActivities(shop), ...researchActivities(desk) },
+    activities: spec.activities === false ? undefined : { ...orderActivities(shop), ...researchActivities(desk), ...parcelActivities(shop) },
     workflowBundle: spec.bundle && { codePath: path.join(__dirname, 'bundles', `${spec.bundle}.js`) },
     maxConcurrentActivityTaskExecutions: spec.activitiesMax ?? 100,
     // How long a task waits for a dead worker's own queue.

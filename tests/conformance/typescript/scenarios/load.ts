@@ -54,7 +54,8 @@ async function serverKilled(stage: Stage) {
   void supervise();
   const acknowledged = new Map<string, string>();
   const one = async (order: Order, index: number) => {
-    await pause(index * 400);
+    // A start every so often, for as long as the kills go on.
+    await pause(index * 800);
     const handle = await persist(`start of ${order.id}`, async () => {
       try {
         const started = await stage.startOrder(order);
@@ -75,7 +76,7 @@ async function serverKilled(stage: Stage) {
     // In turn: right after an acknowledged start, and right after a payment that the server has not heard of.
     const moment = () => (kill % 2 === 0 ? acknowledged.size : stage.journal.count('money', '', 'done'));
     const seen = moment();
-    await until('a moment to kill', 5, () => moment() > seen, 3).catch(() => {});
+    await until('a moment to kill', 3, () => moment() > seen, 3).catch(() => {});
     check(stage.journal.count('mail', '', 'done') < orders.length, `orders are in progress at kill ${kill + 1}`);
     await shell(process.env.SERVER_KILL!);
     await shell(process.env.SERVER_START!);

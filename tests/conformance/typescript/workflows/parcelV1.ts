@@ -1,11 +1,11 @@
 // A small workflow in three versions, for changes of code under running workflows. This is the first.
 import { proxyActivities } from '@temporalio/workflow';
-import type { Shop } from '../../src/order/activities';
+import type { ParcelActivities } from '../parcel';
 
-const { tellWarehouse, mail } = proxyActivities<Pick<Shop, 'tellWarehouse' | 'mail'>>({ startToCloseTimeout: '5 seconds' });
+const { pack, post } = proxyActivities<ParcelActivities>({ startToCloseTimeout: '5 seconds' });
 
 export async function parcel(id: string): Promise<string> {
-  await tellWarehouse(`${id}/warehouse`, id);
-  await mail(`${id}/mail`, id, 'sent');
+  await pack(id);
+  await post(id);
   return 'v1';
 }

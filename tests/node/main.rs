@@ -1,0 +1,13 @@
+//! Whole nodes in this process: what is promised under power cuts, lost leaders, passivation and
+//! refusals, checked by what clients see and by the rows on each replica.
+//!
+//! `client` is what a client asks, over gRPC or by function calls; `worker` is a small worker and
+//! the workload that it runs; `nodes` starts nodes, `members` a cluster of three without gRPC. The
+//! other modules hold the tests.
+
+mod client;
+mod members;
+mod nodes;
+mod worker;
+
+mod three_nodes;

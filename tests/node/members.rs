@@ -1,0 +1,545 @@
+//! Three nodes of one cluster in this process, without gRPC: shards, Raft and storage are real, the
+//! network and the disks are in memory, and what goes between shards are function calls. Nodes can
+//! be killed, cut off and started again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use piton_core::effect::QueueName;
+use piton_core::id::{RunId, ShardId, WorkflowKey};
+use piton_core::request::{RunRequest, Signal, StartRequest};
+use piton_core::time::Span;
+use piton_proto::command::Command;
+use piton_proto::common::WorkflowExecution;
+use piton_proto::enums::{WorkflowIdConflictPolicy, WorkflowIdReusePolicy};
+use piton_proto::history::HistoryEvent;
+use piton_proto::workflowservice::{
+    PollActivityTaskQueueResponse, PollWorkflowTaskQueueResponse,
+    RespondWorkflowTaskCompletedRequest, SignalWorkflowExecutionRequest,
+    StartWorkflowExecutionRequest,
+};
+use piton_raft::log::fault::FaultyDisk;
+use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
+use piton_shard::{
+    Answer, Call, Clock, Cluster, Delivery, HistoryPage, HostParts, META_GROUP, Namespace,
+    NewNamespace, Peer, Poll, PollId, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
+    TaskToken,
+};
+use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Code;
+
+use crate::client::{Api, IDENTITY, NAMESPACE, Refused, payloads};
+use crate::worker::await_until;
+
+pub(crate) const SHARDS: u32 = 4;
+/// As long as real workers poll: longer than the tests' patience, so a poll that is forgotten by
+/// the cluster fails its test.
+const POLL_TIME: Duration = Duration::from_secs(60);
+const CALL_TIME: Duration = Duration::from_secs(10);
+
+/// Which nodes can be reached: what a peer's connection is made of.
+#[derive(Default)]
+struct Links {
+    clusters: RwLock<BTreeMap<NodeId, (Cluster, watch::Receiver<bool>)>>,
+    cut_off: RwLock<BTreeSet<NodeId>>,
+}
+
+impl Links {
+    fn reach(&self, from: NodeId, to: NodeId) -> Option<(Cluster, watch::Receiver<bool>)> {
+        let cut_off = self.cut_off.read().unwrap();
+        let is_cut = from != to && (cut_off.contains(&from) || cut_off.contains(&to));
+        drop(cut_off);
+        self.clusters.read().unwrap().get(&to).filter(|_| !is_cut).cloned()
+    }
+}
+
+/// A node's way to the others.
+struct LinkedPeer {
+    node: NodeId,
+    links: Arc<Links>,
+}
+
+#[async_trait]
+impl Peer for LinkedPeer {
+    async fn call(&self, node: NodeId, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
+        let unreachable = || ShardError::Unavailable(format!("node {node} cannot be reached"));
+        let (cluster, mut gone) = self.links.reach(self.node, node).ok_or_else(unreachable)?;
+        tokio::select! {
+            answer = cluster.answer_peer(shard, call) => answer,
+            // A connection that breaks tells nothing about what became of the call.
+            _ = gone.wait_for(|gone| *gone) => Err(unreachable()),
+        }
+    }
+
+    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> bool {
+        let reached = self.links.reach(self.node, node);
+        reached.is_some_and(|(cluster, _)| cluster.accept_delivery(poll, delivery))
+    }
+}
+
+/// What of a node outlives its process.
+struct Member {
+    disk: FaultyDisk,
+    store: Arc<MemoryStore>,
+    running: Option<RunningMember>,
+}
+
+struct RunningMember {
+    cluster: Cluster,
+    groups: Groups,
+    serving: Serving,
+    gone: watch::Sender<bool>,
+}
+
+/// Three nodes.
+pub(crate) struct Members {
+    network: MemoryNetwork,
+    links: Arc<Links>,
+    members: BTreeMap<NodeId, Member>,
+}
+
+impl Members {
+    /// Starts three new nodes, and waits until the namespace is known to each.
+    pub(crate) async fn start(seed: u64) -> Self {
+        println!("seed {seed}");
+        let member = |node: u64| {
+            let disk = FaultyDisk::new(seed.wrapping_mul(31).wrapping_add(node));
+            let store = Arc::new(MemoryStore::new());
+            (NodeId(node), Member { disk, store, running: None })
+        };
+        let mut started = Self {
+            network: MemoryNetwork::new(),
+            links: Arc::default(),
+            members: (1..=3).map(member).collect(),
+        };
+        for node in started.nodes() {
+            started.start_node(node).await;
+        }
+        started.await_ready().await;
+        started.bootstrap().await;
+        started
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        self.members.keys().copied().collect()
+    }
+
+    /// Starts a node that does not run, on what it has on its disk.
+    pub(crate) async fn start_node(&mut self, node: NodeId) {
+        let members = self.members.keys().copied().collect();
+        let Member { disk, store, .. } = &self.members[&node];
+        let config = NodeConfig {
+            node,
+            dir: PathBuf::from("/node"),
+            disk: Arc::new(disk.clone()),
+            transport: self.network.transport(node),
+            tuning: tuning(),
+        };
+        let groups = tokio::task::spawn_blocking(move || Groups::open(config));
+        let groups = groups.await.unwrap().unwrap();
+        let parts = HostParts {
+            node,
+            members,
+            config: shard_config(),
+            groups: groups.clone(),
+            store: Arc::clone(store) as Arc<dyn Store>,
+            clock: Clock::start(),
+            metrics: ShardMetrics::register(&mut Registry::default()),
+        };
+        let host = ShardHost::start(parts).await.unwrap();
+        let peer = LinkedPeer { node, links: Arc::clone(&self.links) };
+        let cluster = Cluster::new(host, Arc::new(peer));
+        let serving = cluster.serve().await.unwrap();
+        let (gone, watch_gone) = watch::channel(false);
+        self.links.cut_off.write().unwrap().remove(&node);
+        self.links.clusters.write().unwrap().insert(node, (cluster.clone(), watch_gone));
+        let running = RunningMember { cluster, groups, serving, gone };
+        self.members.get_mut(&node).unwrap().running = Some(running);
+    }
+
+    /// Waits until every running node knows a leader of every group, and leaders serve.
+    pub(crate) async fn await_ready(&self) {
+        await_until("every group has a leader", || async {
+            let knows = |running: &RunningMember| {
+                let meta = running.groups.group(META_GROUP);
+                let leader = meta.and_then(|group| group.leadership().borrow().leader);
+                leader.is_some() && running.cluster.is_ready()
+            };
+            self.running().all(|(_, running)| knows(running)).then_some(())
+        })
+        .await;
+    }
+
+    async fn bootstrap(&self) {
+        // Changes of the meta state are made where its leader is: there is no forwarding yet.
+        await_until("the namespace is registered", || async {
+            for (_, running) in self.running() {
+                let meta = running.cluster.meta();
+                if meta.bootstrap_routes(SHARDS).await.is_err() {
+                    continue;
+                }
+                let new = NewNamespace {
+                    name: NAMESPACE.to_owned(),
+                    retention: Span::from_secs(86_400),
+                    created: running.cluster.host().clock().now(),
+                    ..NewNamespace::default()
+                };
+                let registered = meta.namespace(NAMESPACE).is_some()
+                    || meta.register_namespace(new).await.is_ok();
+                if registered {
+                    return Some(());
+                }
+            }
+            None
+        })
+        .await;
+        await_until("every node knows the namespace", || async {
+            let knows = |running: &RunningMember| {
+                let meta = running.cluster.meta();
+                meta.namespace(NAMESPACE).is_some() && meta.shards() == SHARDS as usize
+            };
+            self.running().all(|(_, running)| knows(running)).then_some(())
+        })
+        .await;
+    }
+
+    fn running(&self) -> impl Iterator<Item = (NodeId, &RunningMember)> {
+        let members = self.members.iter();
+        members.filter_map(|(node, member)| Some((*node, member.running.as_ref()?)))
+    }
+
+    /// The leader of a workflow's shard, as the nodes that run know it.
+    pub(crate) async fn leader_of(&self, workflow_id: &str) -> NodeId {
+        await_until("the shard has a leader", || async {
+            self.running().find_map(|(node, running)| {
+                let namespace = running.cluster.meta().namespace(NAMESPACE)?;
+                let key = key(&namespace, workflow_id);
+                let group = GroupId(running.cluster.shard_of(&key).0 + 1);
+                let leadership = *running.groups.group(group)?.leadership().borrow();
+                (leadership.serving && leadership.leader == Some(node)).then_some(node)
+            })
+        })
+        .await
+    }
+
+    /// The leader of a workflow's shard, as nodes other than `without` know it.
+    pub(crate) fn leader_of_majority(&self, workflow_id: &str, without: NodeId) -> Option<NodeId> {
+        let (_, running) = self.running().find(|(node, _)| *node != without)?;
+        let namespace = running.cluster.meta().namespace(NAMESPACE)?;
+        let group = GroupId(running.cluster.shard_of(&key(&namespace, workflow_id)).0 + 1);
+        let leader = running.groups.group(group)?.leadership().borrow().leader;
+        leader
+    }
+
+    /// Ends a node as SIGKILL and a power cut together would: what it did not sync is lost. With
+    /// `noticed`, the others hear at once that its process is gone.
+    pub(crate) async fn kill(&mut self, node: NodeId, noticed: bool) {
+        let member = self.members.get_mut(&node).unwrap();
+        let running = member.running.take().expect("only a node that runs is killed");
+        // ORDER: nothing leaves the node any more before its disk loses what it may have promised.
+        self.network.isolate(node);
+        self.links.clusters.write().unwrap().remove(&node);
+        running.gone.send_replace(true);
+        member.disk = member.disk.cut_power();
+        running.serving.stop().await;
+        let host = Arc::clone(running.cluster.host());
+        tokio::task::spawn_blocking(move || host.stop_checkpoints()).await.unwrap();
+        running.groups.shutdown().await;
+        member.store.crash();
+        self.network.remove(node);
+        for other in self.nodes() {
+            self.network.heal(node, other);
+        }
+        if noticed {
+            for (_, other) in self.running() {
+                other.groups.peer_lost(node);
+            }
+        }
+    }
+
+    /// Cuts a node off from the others; clients may still reach it.
+    pub(crate) fn cut_off(&self, node: NodeId) {
+        self.network.isolate(node);
+        self.links.cut_off.write().unwrap().insert(node);
+    }
+
+    pub(crate) fn heal(&self, node: NodeId) {
+        self.network.heal_all();
+        self.links.cut_off.write().unwrap().remove(&node);
+    }
+
+    /// Empties a node's store, as if its files were lost; the node must not run.
+    pub(crate) fn empty_store(&mut self, node: NodeId) {
+        let member = self.members.get_mut(&node).unwrap();
+        assert!(member.running.is_none(), "the store of a node that runs is in use");
+        member.store = Arc::new(MemoryStore::new());
+    }
+
+    /// Writes a snapshot of every group of a node, and purges its log as far as that allows.
+    pub(crate) async fn snapshot(&self, node: NodeId) {
+        let running = self.members[&node].running.as_ref().unwrap();
+        for group in groups_of(running) {
+            await_until("a snapshot covers the log", || async {
+                let index = group.snapshot_now().await.unwrap();
+                (index > 0 && group.metrics().purged_index > 0).then_some(())
+            })
+            .await;
+        }
+    }
+
+    pub(crate) fn purged(&self, node: NodeId) -> u64 {
+        let running = self.members[&node].running.as_ref().unwrap();
+        groups_of(running).iter().map(|group| group.metrics().purged_index).sum()
+    }
+
+    /// Waits until all replicas have applied the same entries, and there are no more.
+    pub(crate) async fn await_same_index(&self) {
+        await_until("all replicas have applied the same", || async {
+            let places = |running: &RunningMember| -> Vec<(u64, u64)> {
+                let place = |group: &Group| {
+                    let metrics = group.metrics();
+                    (metrics.applied_index, metrics.last_index)
+                };
+                groups_of(running).iter().map(place).collect()
+            };
+            let places: Vec<_> = self.running().map(|(_, running)| places(running)).collect();
+            let is_settled = places.iter().flatten().all(|(applied, last)| applied == last);
+            let first = places.first()?;
+            (is_settled && places.iter().all(|other| other == first)).then_some(())
+        })
+        .await;
+    }
+
+    /// Stops all nodes in order, and answers the rows in each one's store.
+    pub(crate) async fn stop(mut self) -> BTreeMap<NodeId, Vec<Row>> {
+        for member in self.members.values_mut() {
+            let Some(running) = member.running.take() else { continue };
+            running.serving.stop().await;
+            let host = Arc::clone(running.cluster.host());
+            tokio::task::spawn_blocking(move || host.stop_checkpoints()).await.unwrap();
+            running.gone.send_replace(true);
+            running.groups.shutdown().await;
+        }
+        let rows = |member: &Member| {
+            member.store.scan(KeyRange::all(), Order::Ascending, usize::MAX).unwrap()
+        };
+        self.members.iter().map(|(node, member)| (*node, rows(member))).collect()
+    }
+
+    /// A client that knows all nodes; each of its requests goes to the next one that runs.
+    pub(crate) fn client(&self) -> Arc<dyn Api> {
+        self.client_to(None)
+    }
+
+    /// A client that knows one node only.
+    pub(crate) fn client_of(&self, node: NodeId) -> Arc<dyn Api> {
+        self.client_to(Some(node))
+    }
+
+    fn client_to(&self, only: Option<NodeId>) -> Arc<dyn Api> {
+        let links = Arc::clone(&self.links);
+        Arc::new(MembersClient { links, only, next: AtomicUsize::new(0) })
+    }
+}
+
+fn groups_of(running: &RunningMember) -> Vec<Group> {
+    (0..=SHARDS).filter_map(|group| running.groups.group(GroupId(group))).collect()
+}
+
+/// Quick elections, but not so quick that a busy machine elects all the time.
+fn tuning() -> Tuning {
+    Tuning {
+        heartbeat: Duration::from_millis(100),
+        election_min: Duration::from_millis(500),
+        election_max: Duration::from_millis(900),
+        propose_timeout: Duration::from_secs(3),
+        ..Tuning::default()
+    }
+}
+
+fn shard_config() -> ShardConfig {
+    ShardConfig {
+        shards: SHARDS,
+        checkpoint_interval: Duration::from_millis(50),
+        ..ShardConfig::default()
+    }
+}
+
+/// The API by function calls.
+struct MembersClient {
+    links: Arc<Links>,
+    /// The one node that it asks; `None`: all in turn.
+    only: Option<NodeId>,
+    next: AtomicUsize,
+}
+
+impl MembersClient {
+    /// Asks the next node; a node that ends meanwhile answers nothing.
+    async fn ask<T, F>(&self, ask: impl FnOnce(Cluster, Arc<Namespace>) -> F) -> Result<T, Refused>
+    where
+        F: Future<Output = Result<T, ShardError>>,
+    {
+        let unavailable = |text: &str| Refused { code: Code::Unavailable, text: text.to_owned() };
+        let (cluster, mut gone) = {
+            let clusters = self.links.clusters.read().unwrap();
+            let turn = self.next.fetch_add(1, Ordering::Relaxed);
+            let found = match self.only {
+                Some(node) => clusters.get(&node),
+                None => clusters.values().nth(turn % clusters.len().max(1)),
+            };
+            found.cloned().ok_or_else(|| unavailable("no node runs"))?
+        };
+        let namespace = cluster.meta().namespace(NAMESPACE);
+        let namespace = namespace.ok_or_else(|| unavailable("the node does not know it yet"))?;
+        tokio::select! {
+            answer = ask(cluster, namespace) => answer.map_err(Refused::from),
+            _ = gone.wait_for(|gone| *gone) => Err(unavailable("the node is gone")),
+        }
+    }
+}
+
+impl From<ShardError> for Refused {
+    fn from(error: ShardError) -> Self {
+        use piton_core::error::Rejection as R;
+        let code = match &error {
+            ShardError::Rejected(
+                R::NotFound(_) | R::WorkflowTaskNotFound | R::ActivityNotFound(_) | R::AlreadyCompleted,
+            ) => Code::NotFound,
+            ShardError::Rejected(_) | ShardError::BadToken(_) => Code::InvalidArgument,
+            ShardError::NamespaceNotFound { .. } => Code::NotFound,
+            ShardError::Unavailable(_) => Code::Unavailable,
+            ShardError::Overloaded(_) => Code::ResourceExhausted,
+            ShardError::DeadlineExceeded(_) => Code::DeadlineExceeded,
+            // A fault of a node, which no test here provokes.
+            ShardError::Internal(_) => Code::DataLoss,
+        };
+        Self { code, text: error.to_string() }
+    }
+}
+
+fn key(namespace: &Namespace, workflow_id: &str) -> WorkflowKey {
+    WorkflowKey { namespace: namespace.id.clone(), workflow_id: workflow_id.into() }
+}
+
+fn poll(queue: &str) -> Poll {
+    Poll {
+        queue: QueueName::normal(queue),
+        identity: IDENTITY.to_owned(),
+        worker_instance_key: String::new(),
+        deadline: Instant::now() + POLL_TIME,
+    }
+}
+
+#[async_trait]
+impl Api for MembersClient {
+    async fn start(&self, mut start: StartWorkflowExecutionRequest) -> Result<String, Refused> {
+        // What the frontend fills in.
+        start.workflow_id_reuse_policy = WorkflowIdReusePolicy::AllowDuplicate.into();
+        start.workflow_id_conflict_policy = WorkflowIdConflictPolicy::Fail.into();
+        start.workflow_execution_timeout.get_or_insert_default();
+        start.workflow_run_timeout.get_or_insert_default();
+        self.ask(async |cluster, namespace| {
+            let request = StartRequest { start: Box::new(start), signal: None, parent: None };
+            Ok(cluster.start_workflow(&namespace, request).await?.run_id)
+        })
+        .await
+    }
+
+    async fn signal(&self, request: SignalWorkflowExecutionRequest) -> Result<(), Refused> {
+        self.ask(async |cluster, namespace| {
+            let workflow = request.workflow_execution.unwrap_or_default();
+            let signal = Signal {
+                name: request.signal_name,
+                identity: request.identity,
+                request_id: request.request_id,
+                ..Signal::default()
+            };
+            let key = key(&namespace, &workflow.workflow_id);
+            cluster.request(key, None, RunRequest::Signal(signal)).await.map(drop)
+        })
+        .await
+    }
+
+    async fn poll_workflow_task(
+        &self,
+        queue: &str,
+    ) -> Result<PollWorkflowTaskQueueResponse, Refused> {
+        let poll = poll(queue);
+        self.ask(async |cluster, namespace| cluster.poll_workflow_task(&namespace, poll).await)
+            .await
+    }
+
+    async fn complete_workflow_task(
+        &self,
+        token: &[u8],
+        commands: Vec<Command>,
+    ) -> Result<(), Refused> {
+        let Ok(TaskToken::Workflow(decoded)) = TaskToken::decode(token) else {
+            panic!("a workflow task came with another token");
+        };
+        let answer = RespondWorkflowTaskCompletedRequest {
+            task_token: token.to_vec().into(),
+            commands,
+            identity: IDENTITY.to_owned(),
+            ..RespondWorkflowTaskCompletedRequest::default()
+        };
+        self.ask(async |cluster, _| {
+            cluster.complete_workflow_task(decoded, answer).await.map(drop)
+        })
+        .await
+    }
+
+    async fn poll_activity_task(
+        &self,
+        queue: &str,
+    ) -> Result<PollActivityTaskQueueResponse, Refused> {
+        let poll = poll(queue);
+        self.ask(async |cluster, namespace| cluster.poll_activity_task(&namespace, poll).await)
+            .await
+    }
+
+    async fn complete_activity_task(&self, token: &[u8]) -> Result<(), Refused> {
+        let Ok(TaskToken::Activity(token)) = TaskToken::decode(token) else {
+            panic!("an activity task came with another token");
+        };
+        self.ask(async |cluster, _| {
+            let request = RunRequest::CompleteActivity {
+                activity: token.reference(),
+                result: Some(payloads("done")),
+                identity: IDENTITY.to_owned(),
+            };
+            let run_id = Some(token.run_id.clone());
+            cluster.request(token.key(), run_id, request).await.map(drop)
+        })
+        .await
+    }
+
+    async fn history_page(
+        &self,
+        execution: &WorkflowExecution,
+        token: Vec<u8>,
+    ) -> Result<(Vec<HistoryEvent>, Vec<u8>), Refused> {
+        let page = HistoryPage {
+            token,
+            max_events: 0,
+            wait: false,
+            close_only: false,
+            reverse: false,
+            deadline: Instant::now() + CALL_TIME,
+        };
+        self.ask(async |cluster, namespace| {
+            let key = key(&namespace, &execution.workflow_id);
+            let run_id = Some(execution.run_id.as_str()).filter(|id| !id.is_empty());
+            let page = cluster.history(key, run_id.map(RunId::from), page).await?;
+            Ok((page.events, page.next_page_token))
+        })
+        .await
+    }
+}

@@ -1,0 +1,59 @@
+//! Whole nodes as tests start them: few shards, any free ports, a quick end.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use piton_node::config::Config;
+use piton_node::{Node, NodeError};
+use piton_raft::Disk;
+
+use crate::client::{Api, GrpcClient};
+
+/// A small node's configuration; its data lies in `directory`, or in a temporary one.
+pub(crate) fn config(directory: Option<&Path>) -> Config {
+    let mut config = Config::default();
+    (config.listen.port, config.listen.http_port) = (0, 0);
+    config.shards.count = 2;
+    config.admission.stop_ms_max = 500;
+    config.data.ephemeral = directory.is_none();
+    if let Some(directory) = directory {
+        config.data.directory = directory.to_owned();
+    }
+    config
+}
+
+/// A node and a connection to it.
+pub(crate) struct Running {
+    pub(crate) node: Node,
+    pub(crate) client: GrpcClient,
+}
+
+impl Running {
+    pub(crate) async fn start(config: Config) -> Self {
+        let node = Node::start(config).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        Self::of(node).await
+    }
+
+    pub(crate) async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, NodeError> {
+        Ok(Self::of(Node::start_on(config, disk).await?).await)
+    }
+
+    async fn of(node: Node) -> Self {
+        let client = GrpcClient::connect(node.grpc_address()).await;
+        Self { node, client }
+    }
+
+    pub(crate) fn api(&self) -> Arc<dyn Api> {
+        Arc::new(self.client.clone())
+    }
+
+    pub(crate) async fn stop(self) {
+        self.node.stop().await;
+    }
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

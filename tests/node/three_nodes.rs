@@ -1,0 +1,162 @@
+//! Three nodes in memory: what clients were acknowledged survives the loss of leaders, and the
+//! replicas hold the same rows (issue 3, "must be shown" 5; architecture P1, P2, D3, D4, D8).
+
+use std::sync::Arc;
+
+use piton_raft::NodeId;
+
+use crate::client::Api;
+use crate::members::Members;
+use crate::worker::{
+    Ledger, Worker, await_completed, await_orders, await_until, check_against, history_of,
+    place_order, place_orders,
+};
+
+const QUEUE: &str = "orders";
+
+fn orders(phase: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{phase}-{number}")).collect()
+}
+
+/// Waits until some, but not all, of what is asked has been acknowledged.
+async fn await_load(ledger: &Ledger, acknowledged: usize) {
+    await_until("requests are acknowledged", || async {
+        (ledger.len() >= acknowledged).then_some(())
+    })
+    .await;
+}
+
+/// Replicas that have applied the same hold the same rows, byte for byte.
+async fn check_replicas(members: Members) {
+    members.await_same_index().await;
+    let rows = members.stop().await;
+    let (_, first) = rows.first_key_value().unwrap();
+    assert!(first.len() > 100, "the stores are almost empty");
+    for (node, rows) in &rows {
+        for (one, other) in first.iter().zip(rows) {
+            assert_eq!(one, other, "node {node} holds another row");
+        }
+        assert_eq!(first.len(), rows.len(), "node {node} holds another number of rows");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_acknowledged_is_lost_when_leaders_are_killed_under_load() {
+    let mut members = Members::start(1).await;
+    let api = members.client();
+    let ledger = Ledger::default();
+    let _worker = Worker::start(&api, QUEUE, 6);
+
+    place_orders(&api, &ledger, QUEUE, orders("before", 6)).join_all().await;
+    let mut before = await_orders(api.as_ref(), &ledger).await;
+    for (phase, noticed) in [("first", true), ("second", false)] {
+        let load = place_orders(&api, &ledger, QUEUE, orders(phase, 12));
+        await_load(&ledger, ledger.len() + 6).await;
+        let killed = members.leader_of(&format!("{phase}-0")).await;
+        members.kill(killed, noticed).await;
+        load.join_all().await;
+        let after = await_orders(api.as_ref(), &ledger).await;
+        // What the new leader reads is what the old one had answered.
+        for (workflow_id, events) in &before {
+            assert_eq!(after.get(workflow_id), Some(events), "{workflow_id}, read again");
+        }
+        before = after;
+        members.start_node(killed).await;
+        members.await_ready().await;
+    }
+    check_replicas(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_leader_that_is_cut_off_acknowledges_nothing_that_is_lost() {
+    let members = Members::start(2).await;
+    let api = members.client();
+    let ledger = Ledger::default();
+    let _worker = Worker::start(&api, QUEUE, 6);
+
+    let load = place_orders(&api, &ledger, QUEUE, orders("cut", 12));
+    await_load(&ledger, 8).await;
+    let leader = members.leader_of("cut-0").await;
+    members.cut_off(leader);
+    // Clients still reach the one that is cut off; the others elect a leader without it.
+    let elected = await_until("another node leads", || async {
+        let leads = members.leader_of_majority("cut-0", leader);
+        leads.filter(|node| *node != leader)
+    })
+    .await;
+    assert_ne!(elected, leader);
+    members.heal(leader);
+    load.join_all().await;
+    await_orders(api.as_ref(), &ledger).await;
+    check_replicas(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_acknowledged_is_lost_when_the_power_of_all_nodes_is_cut() {
+    let mut members = Members::start(3).await;
+    let api = members.client();
+    let ledger = Ledger::default();
+    let _worker = Worker::start(&api, QUEUE, 6);
+
+    for phase in ["one", "two"] {
+        let load = place_orders(&api, &ledger, QUEUE, orders(phase, 8));
+        await_load(&ledger, ledger.len() + 5).await;
+        for node in members.nodes() {
+            members.kill(node, false).await;
+        }
+        let acknowledged = ledger.entries();
+        for node in members.nodes() {
+            members.start_node(node).await;
+        }
+        members.await_ready().await;
+        for (workflow_id, entry) in acknowledged {
+            let events = history_of(api.as_ref(), &workflow_id).await;
+            check_against(&workflow_id, &entry, &events);
+        }
+        load.join_all().await;
+        await_orders(api.as_ref(), &ledger).await;
+    }
+    check_replicas(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_without_its_store_rebuilds_it_from_snapshot_and_log() {
+    let mut members = Members::start(4).await;
+    let api = members.client();
+    let ledger = Ledger::default();
+    let _worker = Worker::start(&api, QUEUE, 6);
+
+    place_orders(&api, &ledger, QUEUE, orders("in-snapshot", 6)).join_all().await;
+    await_orders(api.as_ref(), &ledger).await;
+    let node = NodeId(2);
+    members.snapshot(node).await;
+    assert!(members.purged(node) > 0);
+    place_orders(&api, &ledger, QUEUE, orders("in-log", 4)).join_all().await;
+    await_orders(api.as_ref(), &ledger).await;
+
+    members.kill(node, true).await;
+    members.empty_store(node);
+    members.start_node(node).await;
+    members.await_ready().await;
+    check_replicas(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn any_node_serves_any_client() {
+    let members = Members::start(5).await;
+    let ledger = Ledger::default();
+    for node in members.nodes() {
+        let api: Arc<dyn Api> = members.client_of(node);
+        // Its own queue: polls, offers and tickets cross nodes, wherever the queue is owned.
+        let queue = format!("queue-{node}");
+        let _worker = Worker::start(&api, &queue, 2);
+        for number in 0..4 {
+            let workflow_id = format!("by-{node}-{number}");
+            place_order(api.clone(), ledger.clone(), workflow_id.clone(), queue.clone()).await;
+            await_completed(api.as_ref(), &workflow_id).await;
+        }
+    }
+    let api = members.client();
+    await_orders(api.as_ref(), &ledger).await;
+    check_replicas(members).await;
+}
