@@ -2,29 +2,29 @@
 //! invariants hold, the fold of what is stored equals the live state, and what the fold owes equals
 //! what the changes said. Histories are well formed, and a worker got what was stored later.
 
+mod flow;
+
 use std::collections::BTreeMap;
 
+use flow::{AllKnown, check_history, command as of, queue};
 use piton_core::effect::{Effect, EffectKey, TaskKey};
 use piton_core::id::{EventId, NamespaceId, RunId, WorkflowKey};
 use piton_core::limits::Limits;
 use piton_core::note::{Note, NoteKey};
 use piton_core::proto::command::command::Attributes as C;
 use piton_core::proto::command::{self, Command};
-use piton_core::proto::common::{
-    ActivityType, Payloads, RetryPolicy, SearchAttributes, WorkflowType,
-};
+use piton_core::proto::common::{ActivityType, Payloads, RetryPolicy, WorkflowType};
 use piton_core::proto::enums::{CommandType, ParentClosePolicy, WorkflowIdConflictPolicy};
 use piton_core::proto::failure::Failure;
 use piton_core::proto::history::HistoryEvent;
-use piton_core::proto::history::history_event::Attributes as A;
 use piton_core::proto::taskqueue::{StickyExecutionAttributes, TaskQueue};
 use piton_core::proto::workflowservice::{
     RespondWorkflowTaskCompletedRequest, RespondWorkflowTaskFailedRequest,
     StartWorkflowExecutionRequest,
 };
 use piton_core::request::{
-    ActivityRef, CancelRequest, ChildRefusal, Drawn, ExternalRefusal, RunRequest,
-    SearchAttributeCheck, Signal, StartRequest, Taker, TerminateRequest, WorkflowTaskRef,
+    ActivityRef, CancelRequest, ChildRefusal, Drawn, ExternalRefusal, RunRequest, Signal,
+    StartRequest, Taker, TerminateRequest, WorkflowTaskRef,
 };
 use piton_core::run::{Decided, Reply, RunState, StartedTask, decide_start};
 use piton_core::time::{Span, Timestamp};
@@ -51,14 +51,6 @@ impl Random {
 
     fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
         (!from.is_empty()).then(|| from[self.below(from.len())].clone())
-    }
-}
-
-struct AllKnown;
-
-impl SearchAttributeCheck for AllKnown {
-    fn check(&self, _: &mut SearchAttributes) -> Result<(), String> {
-        Ok(())
     }
 }
 
@@ -564,63 +556,10 @@ impl World {
     }
 }
 
-fn queue(name: &str) -> TaskQueue {
-    TaskQueue { name: name.into(), ..TaskQueue::default() }
-}
-
 fn execution() -> piton_core::proto::common::WorkflowExecution {
     piton_core::proto::common::WorkflowExecution {
         workflow_id: "other".into(),
         run_id: String::new(),
-    }
-}
-
-fn of(kind: CommandType, attributes: C) -> Command {
-    Command { command_type: kind.into(), attributes: Some(attributes), ..Command::default() }
-}
-
-/// Each event names those that it follows from, and times never go back.
-fn check_history(events: &[HistoryEvent]) {
-    let at = |id: i64| events[id as usize - 1].attributes.as_ref().expect("events have attributes");
-    let mut last = None;
-    for event in events {
-        let time = event.event_time.as_ref().map(|t| (t.seconds, t.nanos));
-        assert!(last <= time, "time went back at event {}", event.event_id);
-        last = time;
-        let id = event.event_id;
-        match event.attributes.as_ref().expect("events have attributes") {
-            A::WorkflowTaskStartedEventAttributes(a) => {
-                let scheduled = at(a.scheduled_event_id);
-                assert!(matches!(scheduled, A::WorkflowTaskScheduledEventAttributes(_)));
-            }
-            A::WorkflowTaskCompletedEventAttributes(a) => {
-                assert_eq!(a.started_event_id, id - 1);
-                assert!(matches!(at(id - 1), A::WorkflowTaskStartedEventAttributes(_)));
-            }
-            A::WorkflowTaskFailedEventAttributes(a) => {
-                assert_eq!(a.started_event_id, id - 1);
-            }
-            A::ActivityTaskCompletedEventAttributes(a) => {
-                let A::ActivityTaskStartedEventAttributes(started) = at(a.started_event_id) else {
-                    panic!("event {id} names no Started event");
-                };
-                assert_eq!(started.scheduled_event_id, a.scheduled_event_id);
-            }
-            A::ActivityTaskFailedEventAttributes(a) => {
-                let A::ActivityTaskStartedEventAttributes(started) = at(a.started_event_id) else {
-                    panic!("event {id} names no Started event");
-                };
-                assert_eq!(started.scheduled_event_id, a.scheduled_event_id);
-            }
-            A::ChildWorkflowExecutionTerminatedEventAttributes(a) => {
-                let A::ChildWorkflowExecutionStartedEventAttributes(s) = at(a.started_event_id)
-                else {
-                    panic!("event {id} names no Started event");
-                };
-                assert_eq!(s.initiated_event_id, a.initiated_event_id);
-            }
-            _ => {}
-        }
     }
 }
 

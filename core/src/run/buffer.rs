@@ -110,7 +110,7 @@ impl RunState {
     pub(crate) fn add_whole_event(
         &mut self,
         drawn: &Drawn<'_>,
-        mut event: HistoryEvent,
+        event: HistoryEvent,
     ) -> Option<EventId> {
         let waits = event.attributes.as_ref().is_some_and(waits_for_task);
         if !waits || !self.is_task_held() {
