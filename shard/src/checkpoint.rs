@@ -33,7 +33,7 @@ pub(crate) type CheckpointObserver = Arc<dyn Fn(Duration, usize, usize) + Send +
 
 /// Runs the checkpoints of this node. Clones share it; the thread ends with [`Checkpoints::stop`].
 #[derive(Clone)]
-pub struct Checkpoints {
+pub(crate) struct Checkpoints {
     shared: Arc<Shared>,
 }
 
@@ -86,22 +86,22 @@ impl Checkpoints {
     }
 
     /// Whether so much waits for the store that new requests must be refused.
-    pub fn is_admission_slowed(&self) -> bool {
+    pub(crate) fn is_admission_slowed(&self) -> bool {
         self.shared.is_admission_slowed.load(Ordering::Relaxed)
     }
 
     /// Bytes not yet checkpointed, as of the last look.
-    pub fn dirty_bytes(&self) -> usize {
+    pub(crate) fn dirty_bytes(&self) -> usize {
         self.shared.dirty_bytes.load(Ordering::Relaxed)
     }
 
     /// Becomes `Some(reason)` when the store failed: the node must stop and rebuild it.
-    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+    pub(crate) fn failed(&self) -> watch::Receiver<Option<String>> {
         self.shared.failed.subscribe()
     }
 
     /// Writes a last checkpoint of each group and ends the thread. Blocks.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         *self.shared.stop.lock() = true;
         self.shared.stopped.notify_all();
         let thread = self.shared.thread.lock().take();
