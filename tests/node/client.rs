@@ -37,8 +37,11 @@ pub(crate) struct Refused {
 impl Refused {
     /// Whether an SDK would send the same request again: the outcome is unknown.
     pub(crate) fn is_retriable(&self) -> bool {
-        use Code::{Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown};
-        let codes = [Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown];
+        use Code::{
+            Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown,
+        };
+        let codes =
+            [Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown];
         codes.contains(&self.code)
     }
 }

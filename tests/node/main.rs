@@ -2,12 +2,19 @@
 //! refusals, checked by what clients see and by the rows on each replica.
 //!
 //! `client` is what a client asks, over gRPC or by function calls; `worker` is a small worker and
-//! the workload that it runs; `nodes` starts nodes, `members` a cluster of three without gRPC. The
-//! other modules hold the tests.
+//! the workload that it runs; `nodes` starts nodes, `members` a cluster of three without gRPC;
+//! `refusal` looks at refusals. The other modules hold the tests.
 
 mod client;
 mod members;
 mod nodes;
+mod refusal;
 mod worker;
 
+mod metrics;
+mod passivation;
+mod power_cut;
+mod refused_limits;
+mod refused_requests;
 mod three_nodes;
+mod transport;

@@ -22,7 +22,7 @@ use piton_proto::workflowservice::{
     RespondWorkflowTaskCompletedRequest, SignalWorkflowExecutionRequest,
     StartWorkflowExecutionRequest,
 };
-use piton_raft::log::fault::FaultyDisk;
+use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
     Answer, Call, Clock, Cluster, Delivery, HistoryPage, HostParts, META_GROUP, Namespace,
@@ -410,7 +410,10 @@ impl From<ShardError> for Refused {
         use piton_core::error::Rejection as R;
         let code = match &error {
             ShardError::Rejected(
-                R::NotFound(_) | R::WorkflowTaskNotFound | R::ActivityNotFound(_) | R::AlreadyCompleted,
+                R::NotFound(_)
+                | R::WorkflowTaskNotFound
+                | R::ActivityNotFound(_)
+                | R::AlreadyCompleted,
             ) => Code::NotFound,
             ShardError::Rejected(_) | ShardError::BadToken(_) => Code::InvalidArgument,
             ShardError::NamespaceNotFound { .. } => Code::NotFound,
@@ -490,10 +493,8 @@ impl Api for MembersClient {
             identity: IDENTITY.to_owned(),
             ..RespondWorkflowTaskCompletedRequest::default()
         };
-        self.ask(async |cluster, _| {
-            cluster.complete_workflow_task(decoded, answer).await.map(drop)
-        })
-        .await
+        self.ask(async |cluster, _| cluster.complete_workflow_task(decoded, answer).await.map(drop))
+            .await
     }
 
     async fn poll_activity_task(

@@ -70,11 +70,7 @@ fn duration(span: Duration) -> Option<prost_types::Duration> {
 }
 
 pub(crate) fn command(kind: CommandType, attributes: Attributes) -> Command {
-    Command {
-        command_type: kind.into(),
-        attributes: Some(attributes),
-        ..Command::default()
-    }
+    Command { command_type: kind.into(), attributes: Some(attributes), ..Command::default() }
 }
 
 pub(crate) fn complete() -> Command {

@@ -20,19 +20,22 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        self.cut()
+        await self.cut()
 
     @property
     def connections(self) -> int:
         return len(self._open) // 2
 
-    def cut(self) -> None:
-        """Resets every connection, on both sides, as a cable that is pulled and noticed."""
-        for writer in list(self._open):
-            linger = struct.pack("ii", 1, 0)  # close with RST
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            writer.transport.abort()
+    async def cut(self) -> None:
+        """Resets every connection, on both sides; they are gone when this returns."""
+        ends = list(self._open)
         self._open.clear()
+        for end in ends:
+            linger = struct.pack("ii", 1, 0)  # close with RST
+            end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            end.transport.abort()
+        # Aborted transports close their sockets in the loop's next turn.
+        await asyncio.gather(*(end.wait_closed() for end in ends), return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -128,7 +128,11 @@ async def continue_as_new(stage: Stage) -> None:
 async def fan_out(stage: Stage) -> None:
     count = 1000
     async with stage.worker():
-        handle = await stage.start(workflows.FanOut.run, "fan", [count])
+        # A thousand coroutines take the SDK seconds on a busy machine; a task that times out over
+        # and over would say nothing of the server.
+        handle = await stage.start(
+            workflows.FanOut.run, "fan", [count], task_timeout=timedelta(seconds=60)
+        )
         same(await handle.result(), sum(number * number for number in range(count)), "sum of squares")
         history = await events(handle)
         same(len(of_kind(history, "ACTIVITY_TASK_COMPLETED")), count, "completed activities")
@@ -273,13 +277,13 @@ async def parked_poll_is_cut(stage: Stage) -> str:
                 await until("the worker is connected", 20, lambda: proxy.connections > 0)
                 cut_first = number % 2 == 0
                 if cut_first:
-                    proxy.cut()
+                    await proxy.cut()
                 task_timeout = timedelta(seconds=30 if cut_first else 3)
                 handle = await stage.start(
                     workflows.Hello.run, f"cut{number}", ["Ada"], task_timeout=task_timeout
                 )
                 if not cut_first:
-                    proxy.cut()
+                    await proxy.cut()
                 try:
                     result = await asyncio.wait_for(handle.result(), 20)
                 except asyncio.TimeoutError:

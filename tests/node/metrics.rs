@@ -1,0 +1,157 @@
+//! Every metric that an operator is promised is seen to move (issue 3, "what to build" 8).
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use piton_proto::common::RetryPolicy;
+use piton_proto::failure::Failure;
+use piton_proto::workflowservice::RespondActivityTaskFailedRequest;
+
+use crate::client::{Api, NAMESPACE, soon, start_of};
+use crate::nodes::{Running, config};
+use crate::worker::{
+    Ledger, ORDER, Worker, await_orders, await_until, complete, place_orders, schedule,
+};
+
+/// `/metrics`, as name with labels -> value.
+async fn metrics(address: SocketAddr) -> BTreeMap<String, f64> {
+    let read = move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let text = tokio::task::spawn_blocking(read).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
+    let lines = text.lines().filter(|line| line.starts_with("piton_"));
+    let value = |line: &str| {
+        let (name, value) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    lines.filter_map(value).collect()
+}
+
+/// The sum of all values whose name begins so and whose labels contain these.
+fn sum(metrics: &BTreeMap<String, f64>, name: &str, labels: &[&str]) -> f64 {
+    let is_it = |key: &str| {
+        let rest = key.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
+            && labels.iter().all(|label| key.contains(label))
+    };
+    metrics.iter().filter(|(key, _)| is_it(key)).map(|(_, value)| value).sum()
+}
+
+/// An activity that fails once and is repeated, and then fails for good.
+async fn fail_an_activity(running: &Running) {
+    let api = running.api();
+    api.start(start_of("fails", "failing", "failing")).await.unwrap();
+    let task = api.poll_workflow_task("failing").await.unwrap();
+    let mut activity = schedule("a", "failing");
+    let Some(piton_proto::command::command::Attributes::ScheduleActivityTaskCommandAttributes(of)) =
+        &mut activity.attributes
+    else {
+        panic!("an activity is scheduled by another command");
+    };
+    of.retry_policy = Some(RetryPolicy {
+        initial_interval: Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 }),
+        backoff_coefficient: 1.0,
+        maximum_attempts: 2,
+        ..RetryPolicy::default()
+    });
+    api.complete_workflow_task(&task.task_token, vec![activity]).await.unwrap();
+    for attempt in 1..=2 {
+        let task = api.poll_activity_task("failing").await.unwrap();
+        assert_eq!(task.attempt, attempt);
+        let failed = RespondActivityTaskFailedRequest {
+            namespace: NAMESPACE.to_owned(),
+            task_token: task.task_token,
+            failure: Some(Failure { message: "no".to_owned(), ..Failure::default() }),
+            ..RespondActivityTaskFailedRequest::default()
+        };
+        running.client.service().respond_activity_task_failed(soon(failed)).await.unwrap();
+    }
+    let task = api.poll_workflow_task("failing").await.unwrap();
+    api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_is_seen_to_move() {
+    let mut config = config(None);
+    config.shards.idle_ms = 200;
+    let running = Running::start(config).await;
+    let (api, address) = (running.api(), running.node.http_address());
+    let before = metrics(address).await;
+    assert_eq!(sum(&before, "piton_actors", &[]), 0.0);
+
+    let ledger = Ledger::default();
+    let worker = Worker::start(&api, "orders", 2);
+    place_orders(&api, &ledger, "orders", ["one".to_owned()]).join_all().await;
+    await_orders(api.as_ref(), &ledger).await;
+    drop(worker);
+    fail_an_activity(&running).await;
+    // Nobody has ever polled this queue.
+    api.start(start_of("waits", ORDER, "unpolled")).await.unwrap();
+    let _ = api.signal(crate::client::signal_of("nowhere", "s")).await.unwrap_err();
+
+    await_until("the queue's age and a checkpoint show", || async {
+        let now = metrics(address).await;
+        let aged = sum(&now, "piton_task_queue_age_seconds", &[r#"task_queue="unpolled""#]) > 0.0;
+        (aged && sum(&now, "piton_checkpoint_seconds_count", &[]) > 0.0).then_some(())
+    })
+    .await;
+    let after = metrics(address).await;
+    let unpolled = [r#"task_queue="unpolled""#, r#"kind="workflow""#];
+    assert_eq!(sum(&after, "piton_task_queue_depth", &unpolled), 1.0);
+    assert_eq!(sum(&after, "piton_shard_leader", &[]), 2.0);
+    assert!(sum(&after, "piton_actors", &[]) >= 1.0, "an actor was here a moment ago");
+    for (name, labels) in [
+        ("piton_workflow_seconds_count", &[r#"workflow_type="order""#, r#"outcome="#][..]),
+        ("piton_workflow_task_seconds_count", &[r#"type="order""#]),
+        ("piton_activity_seconds_count", &[r#"type="step""#]),
+        ("piton_activity_retries_total", &[r#"type="step""#]),
+        ("piton_activity_failures_total", &[r#"type="step""#]),
+        ("piton_commit_seconds_count", &[]),
+        ("piton_transitions_total", &[]),
+        ("piton_entries_total", &[]),
+        ("piton_log_sync_duration_seconds_count", &[]),
+        ("piton_log_batches_total", &[]),
+        ("piton_log_bytes_total", &[]),
+        ("piton_rpcs_total", &[r#"method="StartWorkflowExecution""#, r#"code="OK""#]),
+        ("piton_rpcs_total", &[r#"method="SignalWorkflowExecution""#, r#"code="NOT_FOUND""#]),
+        (
+            "piton_rpc_duration_seconds_count",
+            &[r#"method="PollWorkflowTaskQueue""#, r#"code="OK""#],
+        ),
+    ] {
+        let (was, is) = (sum(&before, name, labels), sum(&after, name, labels));
+        assert!(is > was, "{name} {labels:?} was {was} and is {is}: {after:#?}");
+    }
+    assert_eq!(sum(&after, "piton_activity_retries_total", &[]), 1.0);
+    assert_eq!(sum(&after, "piton_activity_failures_total", &[]), 1.0);
+
+    // A task that is taken leaves the queue, and idle actors leave memory.
+    let task = api.poll_workflow_task("unpolled").await.unwrap();
+    api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
+    await_until("the queue is empty and no actor is left", || async {
+        let now = metrics(address).await;
+        let is_empty = sum(&now, "piton_task_queue_depth", &unpolled) == 0.0;
+        (is_empty && sum(&now, "piton_actors", &[]) == 0.0).then_some(())
+    })
+    .await;
+
+    let waiting = tokio::spawn({
+        let api = api.clone();
+        async move { api.poll_workflow_task("orders").await }
+    });
+    await_until("a poll is seen to wait", || async {
+        let held = sum(&metrics(address).await, "piton_rpcs_in_flight", &[r#"kind="held""#]);
+        (held == 1.0).then_some(())
+    })
+    .await;
+    waiting.abort();
+    tokio::time::timeout(Duration::from_secs(10), running.stop()).await.unwrap();
+}
