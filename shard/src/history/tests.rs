@@ -67,14 +67,12 @@ fn all_pages_together_are_the_history_in_either_direction() {
     let last = view(&driver).next_event_id.0 - 1;
     let forward: Vec<i64> = (1..=last).collect();
     let backward: Vec<i64> = (1..=last).rev().collect();
-    for (max_events, least_pages) in [(0, 1), (1, 21), (5, 5), (1_000, 1)] {
-        let (all, pages) = read_all(&driver, HistoryPage { max_events, ..page() });
-        assert_eq!(all, forward);
-        let (all, pages_back) =
-            read_all(&driver, HistoryPage { max_events, reverse: true, ..page() });
-        assert_eq!(all, backward);
-        assert!(pages >= least_pages.min(21) - 1 && pages_back >= least_pages.min(21) - 1);
-        assert!(max_events != 1_000 || pages == 1);
+    // The first batch has two events, each of the twenty behind it one.
+    for (max_events, pages) in [(0, 1), (1, 21), (5, 5), (1_000, 1)] {
+        let page = HistoryPage { max_events, ..page() };
+        assert_eq!(read_all(&driver, page.clone()), (forward.clone(), pages));
+        let reversed = HistoryPage { reverse: true, ..page };
+        assert_eq!(read_all(&driver, reversed), (backward.clone(), pages));
     }
 }
 

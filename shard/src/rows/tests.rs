@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use piton_core::effect::{Effect, EffectKey, QueueName};
+use piton_core::effect::{Effect, EffectKey, ErrandKey, QueueName};
 use piton_core::id::RequestId;
 use piton_core::limits::Limits;
 use piton_core::proto::command::command::Attributes as C;
@@ -20,6 +20,7 @@ use piton_core::transition::Change;
 
 use super::*;
 use crate::entry::{TransitionRecord, Verdict};
+use crate::peer::QueueType;
 use crate::replica::tests::{TestShard, key};
 
 struct AllKnown;
