@@ -141,6 +141,7 @@ pub struct ParentLink {
 
 /// How a child ended, as its parent's event will say it.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "short-lived, and never many at a time")]
 pub enum ChildResult {
     Completed(Option<piton_proto::common::Payloads>),
     Failed(Option<piton_proto::failure::Failure>, i32),

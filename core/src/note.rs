@@ -26,6 +26,7 @@ pub enum NoteKey {
 
 /// A note's content.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "short-lived, and never many at a time")]
 pub enum Note {
     Run(RunNote),
     Activity(ActivityNote),

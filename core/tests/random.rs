@@ -17,7 +17,7 @@ use piton_core::proto::common::{ActivityType, Payloads, RetryPolicy, WorkflowTyp
 use piton_core::proto::enums::{CommandType, ParentClosePolicy, WorkflowIdConflictPolicy};
 use piton_core::proto::failure::Failure;
 use piton_core::proto::history::HistoryEvent;
-use piton_core::proto::taskqueue::{StickyExecutionAttributes, TaskQueue};
+use piton_core::proto::taskqueue::StickyExecutionAttributes;
 use piton_core::proto::workflowservice::{
     RespondWorkflowTaskCompletedRequest, RespondWorkflowTaskFailedRequest,
     StartWorkflowExecutionRequest,

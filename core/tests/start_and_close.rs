@@ -113,7 +113,8 @@ fn a_signal_with_start_signals_an_open_run() {
 
 #[test]
 fn a_closed_run_is_followed_as_the_reuse_policy_says() {
-    let (complete, fail): (fn() -> Command, fn() -> Command) = (complete_workflow, fail_workflow);
+    type Close = fn() -> Command;
+    let (complete, fail): (Close, Close) = (complete_workflow, fail_workflow);
     for (close, reuse, allowed) in [
         (complete, Reuse::AllowDuplicate, true),
         (complete, Reuse::AllowDuplicateFailedOnly, false),

@@ -193,7 +193,7 @@ fn completed_attributes(
         binary_checksum: answer.binary_checksum.clone(),
         worker_version: answer.worker_version_stamp.clone(),
         sdk_metadata: answer.sdk_metadata.clone(),
-        metering_metadata: answer.metering_metadata.clone(),
+        metering_metadata: answer.metering_metadata,
         deployment: answer.deployment.clone(),
         ..Default::default()
     })
