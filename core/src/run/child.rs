@@ -181,7 +181,8 @@ impl Timeouts {
 /// The parent's side.
 impl RunState {
     /// A child asks whether its start is recorded here. This records it, unless that was done for
-    /// the same run, or may not be done at all.
+    /// the same run, or may not be done at all. A closed run still knows the children that live on:
+    /// one whose answer got lost must not be taken for one that may not run.
     pub(super) fn child_started(
         mut self,
         initiated: EventId,

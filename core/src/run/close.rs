@@ -36,8 +36,8 @@ impl RunState {
         self.note.sticky = None;
         self.note.waits_for_parent = false;
         self.note.first_task_at = None;
-        self.children.retain(|&id, _| owed.contains(&ErrandKey::CloseChild(id)));
         self.note.owed = owed;
+        self.forget_children();
     }
 
     pub(super) fn fold_closed(&mut self, event: &HistoryEvent, status: Status) {
@@ -112,8 +112,8 @@ impl RunState {
     /// Settles an errand of a closed run.
     pub(super) fn errand_done(mut self, errand: ErrandKey) -> Result<Decided, Rejection> {
         self.note.owed.retain(|&owed| owed != errand);
-        if let (ErrandKey::CloseChild(initiated), false) = (errand, self.status.is_open()) {
-            self.children.remove(&initiated);
+        if !self.status.is_open() {
+            self.forget_children();
         }
         Ok(Decided::done(self))
     }

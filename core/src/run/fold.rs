@@ -9,7 +9,6 @@ use piton_proto::history::history_event::Attributes as A;
 
 use super::buffer::Ending;
 use super::{RunState, Status};
-use crate::effect::ErrandKey;
 use crate::id::{EventId, RunId, WorkflowKey};
 use crate::note::{Note, NoteKey, RunNote};
 use crate::time::Timestamp;
@@ -111,8 +110,7 @@ impl RunState {
         }
         run.overlay(notes)?;
         if !run.status.is_open() {
-            let owed = &run.note.owed;
-            run.children.retain(|&id, _| owed.contains(&ErrandKey::CloseChild(id)));
+            run.forget_children();
         }
         Ok(run)
     }

@@ -117,7 +117,7 @@ pub struct RunState {
     pub activities: BTreeMap<EventId, Arc<Activity>>,
     /// By the event that started it.
     pub timers: BTreeMap<EventId, Arc<Timer>>,
-    /// By its Initiated event; after close, those whose parent close policy is still owed.
+    /// By its Initiated event; after close, those that the run still has to know.
     pub children: BTreeMap<EventId, Arc<Child>>,
     pub external_signals: BTreeMap<EventId, Arc<SignalExternalWorkflowExecutionInitiatedEventAttributes>>,
     pub external_cancels: BTreeMap<EventId, Arc<RequestCancelExternalWorkflowExecutionInitiatedEventAttributes>>,
@@ -151,7 +151,7 @@ pub struct Timer {
     pub fires_at: Timestamp,
 }
 
-/// A pending child, or a closed run's child that its parent close policy is still owed to.
+/// A pending child, or a closed run's child that it owes something or that lives on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Child {
     pub initiated_event_id: EventId,

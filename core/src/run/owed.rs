@@ -130,6 +130,17 @@ impl RunState {
         owed
     }
 
+    /// Drops the children that a closed run need not know any more. Those remain that it owes
+    /// something, and started ones that live on: each may ask again whether its start was recorded.
+    pub(super) fn forget_children(&mut self) {
+        let owed = &self.note.owed;
+        self.children.retain(|&initiated, child| {
+            let policy = child.attributes.parent_close_policy();
+            let lives_on = child.started.is_some() && policy != ParentClosePolicy::Terminate;
+            lives_on || owed.contains(&ErrandKey::CloseChild(initiated))
+        });
+    }
+
     /// When the run may run until: its own timeout or that of the whole chain.
     pub(crate) fn expires_at(&self) -> Option<Timestamp> {
         let backoff = Span::from_proto(self.started.first_workflow_task_backoff.as_ref());
