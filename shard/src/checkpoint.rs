@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,6 @@ struct Shared {
     synced: SyncedIndex,
     observer: CheckpointObserver,
     tables: Mutex<Vec<Table>>,
-    dirty_bytes: AtomicUsize,
     is_admission_slowed: AtomicBool,
     failed: watch::Sender<Option<String>>,
     stop: Mutex<bool>,
@@ -65,7 +64,6 @@ impl Checkpoints {
             synced,
             observer,
             tables: Mutex::new(Vec::new()),
-            dirty_bytes: AtomicUsize::new(0),
             is_admission_slowed: AtomicBool::new(false),
             failed: watch::Sender::new(None),
             stop: Mutex::new(false),
@@ -88,11 +86,6 @@ impl Checkpoints {
     /// Whether so much waits for the store that new requests must be refused.
     pub(crate) fn is_admission_slowed(&self) -> bool {
         self.shared.is_admission_slowed.load(Ordering::Relaxed)
-    }
-
-    /// Bytes not yet checkpointed, as of the last look.
-    pub(crate) fn dirty_bytes(&self) -> usize {
-        self.shared.dirty_bytes.load(Ordering::Relaxed)
     }
 
     /// Becomes `Some(reason)` when the store failed: the node must stop and rebuild it.
@@ -159,7 +152,6 @@ impl Shared {
     fn measure(&self) -> usize {
         let dirty = self.tables.lock().iter().map(Table::dirty_bytes).sum();
         let is_slowed = dirty > self.config.table_bytes.saturating_mul(2);
-        self.dirty_bytes.store(dirty, Ordering::Relaxed);
         if self.is_admission_slowed.swap(is_slowed, Ordering::Relaxed) != is_slowed {
             tracing::debug!(dirty, is_slowed, "admission follows the checkpoints");
         }

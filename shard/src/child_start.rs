@@ -17,6 +17,8 @@ use crate::shard::ShardRuntime;
 
 /// What a child takes over from its parent beside the Initiated event.
 pub(crate) struct ParentState {
+    key: WorkflowKey,
+    run_id: RunId,
     namespace_name: Arc<str>,
     root: WorkflowExecution,
 }
@@ -47,19 +49,18 @@ impl ParentState {
         };
         let namespace = shard.cluster.meta().namespace_by_id(&key.namespace);
         let namespace_name = namespace.map_or_else(|| Arc::from(""), |n| n.name.as_str().into());
-        Ok(Self { namespace_name, root: root.unwrap_or(this) })
+        let root = root.unwrap_or(this);
+        Ok(Self { key: key.clone(), run_id: run_id.clone(), namespace_name, root })
     }
 }
 
 /// Makes the request; the same one each time, so that a repetition is recognised.
 pub(crate) fn request(
-    parent: &WorkflowKey,
-    parent_run: &RunId,
+    parent: ParentState,
     initiated: EventId,
     attributes: &StartChildWorkflowExecutionInitiatedEventAttributes,
     user_metadata: Option<UserMetadata>,
-    state: ParentState,
-    request_id: &str,
+    request_id: String,
 ) -> StartRequest {
     let a = attributes.clone();
     let start = StartWorkflowExecutionRequest {
@@ -71,7 +72,7 @@ pub(crate) fn request(
         workflow_execution_timeout: a.workflow_execution_timeout,
         workflow_run_timeout: a.workflow_run_timeout,
         workflow_task_timeout: a.workflow_task_timeout,
-        request_id: request_id.to_owned(),
+        request_id,
         workflow_id_reuse_policy: a.workflow_id_reuse_policy,
         workflow_id_conflict_policy: WorkflowIdConflictPolicy::Fail.into(),
         memo: a.memo,
@@ -82,11 +83,11 @@ pub(crate) fn request(
         ..Default::default()
     };
     let link = ParentLink {
-        namespace_id: parent.namespace.as_str().into(),
-        workflow_id: parent.workflow_id.clone(),
-        run_id: parent_run.clone(),
+        namespace_id: parent.key.namespace.as_str().into(),
+        workflow_id: parent.key.workflow_id,
+        run_id: parent.run_id,
         initiated,
     };
-    let parent = Parent { link, namespace_name: state.namespace_name, root: state.root };
+    let parent = Parent { link, namespace_name: parent.namespace_name, root: parent.root };
     StartRequest { start: Box::new(start), signal: None, parent: Some(parent) }
 }

@@ -26,9 +26,10 @@ use crate::meta::Namespace;
 use crate::metrics::QueueFigure;
 use crate::peer::{
     Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, PollRequest, QueueKey,
-    QueueType, TaskQueueView,
+    QueueType, TaskQueueView, ticket_id,
 };
-use crate::token::{QueryToken, WorkflowTaskToken};
+use crate::polls::PollId;
+use crate::token::{QueryToken, TaskToken, WorkflowTaskToken};
 use crate::visibility;
 
 impl Cluster {
@@ -144,28 +145,77 @@ impl Cluster {
                 identity: poll.identity.clone(),
                 worker_instance_key: poll.worker_instance_key.clone(),
             };
-            self.send(self.shard_of_queue(&queue), Call::Poll(request));
-            let delivered =
-                tokio::time::timeout_at(poll.deadline, &mut waiting.open.delivery).await;
-            waiting.is_over = matches!(delivered, Ok(Ok(_)));
+            let delivered = tokio::select! {
+                biased;
+                delivered = &mut waiting.open.delivery => {
+                    waiting.is_over = true;
+                    delivered
+                }
+                () = self.register_poll(request) => Ok(Delivery::Again),
+                () = tokio::time::sleep_until(poll.deadline) => return Ok(None),
+            };
             match delivered {
-                Ok(Ok(Delivery::Again)) => {
+                Ok(Delivery::Again) => {
                     if self.host().serving(self.shard_of_queue(&queue)).is_none() {
                         // The queue's owner is changing; no need to ask in a tight circle.
                         let soon = Instant::now() + std::time::Duration::from_millis(20);
                         tokio::time::sleep_until(soon.min(poll.deadline)).await;
                     }
                 }
-                Ok(Ok(Delivery::Shutdown)) | Err(_) => return Ok(None),
-                Ok(Ok(task @ (Delivery::WorkflowTask(_) | Delivery::ActivityTask(_)))) => {
+                Ok(Delivery::Shutdown) => return Ok(None),
+                Ok(task @ (Delivery::WorkflowTask(_) | Delivery::ActivityTask(_))) => {
                     return Ok(Some(task));
                 }
-                Ok(Err(_)) => return Err(ShardError::Unavailable("the node is stopping".into())),
+                Err(_) => return Err(ShardError::Unavailable("the node is stopping".into())),
             }
             if Instant::now() >= poll.deadline {
                 return Ok(None);
             }
         }
+    }
+
+    /// Tells a queue's owner of a poll. Returns when the owner cannot know of it any more, since it
+    /// was not reached or another leader has taken its place: an owner whose node dies does not say
+    /// so to the polls it held.
+    async fn register_poll(&self, request: PollRequest) {
+        let shard = self.shard_of_queue(&request.queue);
+        let mut leadership = self.host().group(shard).leadership();
+        let term = leadership.borrow_and_update().term;
+        if self.ask(shard, Call::Poll(request)).await.is_err() {
+            return;
+        }
+        let moves = leadership.wait_for(|now| now.term != term && now.leader.is_some());
+        let has_stopped = moves.await.is_err();
+        if has_stopped {
+            // The group has stopped and the node with it; its frontend ends the poll.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// A poll went away with a task in its hands: puts the task back where it came from.
+    fn put_back(&self, poll: PollId, delivery: &Delivery) {
+        let token = match delivery {
+            Delivery::WorkflowTask(task) => &task.task_token,
+            Delivery::ActivityTask(task) => &task.task_token,
+            Delivery::Again | Delivery::Shutdown => return,
+        };
+        let (key, run_id, request) = match TaskToken::decode(token) {
+            Ok(TaskToken::Workflow(token)) => {
+                let request = RunRequest::WorkflowTaskUndelivered { number: token.number };
+                (token.key(), token.run_id, request)
+            }
+            Ok(TaskToken::Activity(token)) => {
+                let (scheduled, stamp) = (token.scheduled, token.stamp);
+                let request_id = ticket_id(self.host().node(), poll).into();
+                let request = RunRequest::ActivityUndelivered { scheduled, stamp, request_id };
+                (token.key(), token.run_id, request)
+            }
+            // Who asked waits to the end of its time and asks again; no row stands for a query.
+            Ok(TaskToken::Query(_)) => return,
+            Err(error) => return tracing::error!(%error, "a task came with a token not of ours"),
+        };
+        let shard = self.shard_of(&key);
+        self.send(shard, Call::Run { key, run_id: Some(run_id), request });
     }
 
     /// Asks a run's code something.
@@ -396,14 +446,21 @@ struct WaitingPoll<'a> {
 
 impl Drop for WaitingPoll<'_> {
     fn drop(&mut self) {
-        if !self.is_over {
-            let call = Call::WithdrawPoll {
-                queue: self.queue.clone(),
-                node: self.cluster.host().node(),
-                poll: self.open.id,
-            };
-            self.cluster.send(self.cluster.shard_of_queue(self.queue), call);
+        if self.is_over {
+            return;
         }
+        // ORDER: closed before it is looked into, so that whoever delivers later hears that the
+        // poll is gone, and what was delivered before is found here.
+        self.open.delivery.close();
+        if let Ok(delivery) = self.open.delivery.try_recv() {
+            return self.cluster.put_back(self.open.id, &delivery);
+        }
+        let call = Call::WithdrawPoll {
+            queue: self.queue.clone(),
+            node: self.cluster.host().node(),
+            poll: self.open.id,
+        };
+        self.cluster.send(self.cluster.shard_of_queue(self.queue), call);
     }
 }
 

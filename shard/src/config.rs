@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::entry::ENTRY_BYTES_MAX;
+
 /// Every bound and interval of this crate.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
@@ -54,7 +56,7 @@ impl Default for ShardConfig {
             poller_max_age: Duration::from_secs(20),
             poller_memory: Duration::from_secs(300),
             timer_window: Duration::from_secs(120),
-            entry_bytes_max: 4 << 20,
+            entry_bytes_max: ENTRY_BYTES_MAX,
             proposals_in_flight_max: 64,
             errand_retry_min: Duration::from_millis(20),
             errand_retry_max: Duration::from_secs(5),

@@ -50,11 +50,13 @@ pub use config::ShardConfig;
 pub use error::ShardError;
 pub use host::{HostParts, ShardHost};
 pub use meta::{
-    META_GROUP, Meta, MetaError, MetaState, Namespace, NamespaceState, NamespaceUpdate, NewNamespace,
+    META_GROUP, Meta, MetaError, MetaState, Namespace, NamespaceAttributes, NamespaceState,
+    NamespaceUpdate, NewNamespace, Route, SearchAttributeTypes,
 };
 pub use metrics::ShardMetrics;
 pub use peer::{
-    Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, NoPeers, Peer, Poller, QueueType, TaskQueueView,
+    Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, NoPeers, Peer, Poller,
+    QueueType, TaskQueueView,
 };
 pub use polls::PollId;
 pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};

@@ -10,8 +10,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use piton_core::effect::{Errand, ErrandKey, ParentLink};
 use piton_core::error::Rejection;
-use piton_core::id::{NamespaceId, RunId, WorkflowId, WorkflowKey};
+use piton_core::id::{EventId, NamespaceId, RunId, WorkflowId, WorkflowKey};
 use piton_core::proto::common::WorkflowExecution;
+use piton_core::proto::history::{
+    RequestCancelExternalWorkflowExecutionInitiatedEventAttributes,
+    SignalExternalWorkflowExecutionInitiatedEventAttributes,
+    StartChildWorkflowExecutionInitiatedEventAttributes,
+};
+use piton_core::proto::sdk::UserMetadata;
 use piton_core::request::{
     CancelRequest, ChildRefusal, ExternalRefusal, RunRequest, Signal, TerminateRequest,
 };
@@ -150,62 +156,13 @@ impl Sender {
     ) -> Result<(), ShardError> {
         match errand {
             Errand::StartChild { initiated, attributes, user_metadata } => {
-                let parent = self.state_of_parent(attributes.namespace.as_str()).await?;
-                let request = child_start::request(
-                    &self.key,
-                    &self.run_id,
-                    *initiated,
-                    attributes,
-                    user_metadata.clone(),
-                    parent,
-                    &self.request_id(initiated.0),
-                );
-                let refusal = if self.knows(&target.namespace) {
-                    let call = Call::Start { key: target.clone(), request };
-                    child_refusal(self.shard.cluster.call(target, call).await)?
-                } else {
-                    Some(ChildRefusal::NamespaceNotFound)
-                };
-                // A started child reports by itself; see `RunRequest::ChildStarted`.
-                match refusal {
-                    Some(cause) => {
-                        self.record(RunRequest::ChildRefused { initiated: *initiated, cause }).await
-                    }
-                    None => Ok(()),
-                }
+                self.start_child(target, *initiated, attributes, user_metadata.clone()).await
             }
             Errand::Signal { initiated, attributes } => {
-                let signal = Signal {
-                    name: attributes.signal_name.clone(),
-                    input: attributes.input.clone(),
-                    identity: String::new(),
-                    header: attributes.header.clone(),
-                    request_id: self.request_id(initiated.0),
-                    sender: Some(self.execution()),
-                    child_only: attributes.child_workflow_only,
-                    links: Vec::new(),
-                };
-                let run_id = run_of(attributes.workflow_execution.as_ref());
-                let request = RunRequest::Signal(signal);
-                let refusal = self.ask_external(target, run_id, request).await?;
-                self.record(RunRequest::ExternalSignalDone { initiated: *initiated, refusal }).await
+                self.signal(target, *initiated, attributes).await
             }
             Errand::Cancel { initiated, attributes } => {
-                let cancel = CancelRequest {
-                    reason: attributes.reason.clone(),
-                    request_id: self.request_id(initiated.0),
-                    sender: Some((self.execution(), *initiated)),
-                    child_only: attributes.child_workflow_only,
-                    ..Default::default()
-                };
-                let run_id = run_of(attributes.workflow_execution.as_ref());
-                let refusal = if *target == self.key {
-                    Some(ExternalRefusal::NotFound)
-                } else {
-                    let request = RunRequest::RequestCancel(cancel);
-                    self.ask_external(target, run_id, request).await?
-                };
-                self.record(RunRequest::ExternalCancelDone { initiated: *initiated, refusal }).await
+                self.cancel(target, *initiated, attributes).await
             }
             Errand::ReportStart { parent } => self.report_start(parent).await,
             Errand::ReportClose { parent, outcome } => {
@@ -222,6 +179,73 @@ impl Sender {
                 self.record(RunRequest::ErrandDone(key)).await
             }
         }
+    }
+
+    /// A started child reports by itself (see `RunRequest::ChildStarted`); a refusal is recorded here.
+    async fn start_child(
+        &self,
+        target: &WorkflowKey,
+        initiated: EventId,
+        attributes: &StartChildWorkflowExecutionInitiatedEventAttributes,
+        user_metadata: Option<UserMetadata>,
+    ) -> Result<(), ShardError> {
+        if !self.knows(&target.namespace) {
+            let cause = ChildRefusal::NamespaceNotFound;
+            return self.record(RunRequest::ChildRefused { initiated, cause }).await;
+        }
+        let parent = child_start::ParentState::of(&self.shard, &self.key, &self.run_id).await?;
+        let request_id = self.request_id(initiated);
+        let request =
+            child_start::request(parent, initiated, attributes, user_metadata, request_id);
+        let call = Call::Start { key: target.clone(), request };
+        match child_refusal(self.shard.cluster.call(target, call).await)? {
+            Some(cause) => self.record(RunRequest::ChildRefused { initiated, cause }).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn signal(
+        &self,
+        target: &WorkflowKey,
+        initiated: EventId,
+        attributes: &SignalExternalWorkflowExecutionInitiatedEventAttributes,
+    ) -> Result<(), ShardError> {
+        let signal = Signal {
+            name: attributes.signal_name.clone(),
+            input: attributes.input.clone(),
+            identity: String::new(),
+            header: attributes.header.clone(),
+            request_id: self.request_id(initiated),
+            sender: Some(self.execution()),
+            child_only: attributes.child_workflow_only,
+            links: Vec::new(),
+        };
+        let run_id = run_of(attributes.workflow_execution.as_ref());
+        let refusal = self.ask_external(target, run_id, RunRequest::Signal(signal)).await?;
+        self.record(RunRequest::ExternalSignalDone { initiated, refusal }).await
+    }
+
+    async fn cancel(
+        &self,
+        target: &WorkflowKey,
+        initiated: EventId,
+        attributes: &RequestCancelExternalWorkflowExecutionInitiatedEventAttributes,
+    ) -> Result<(), ShardError> {
+        let cancel = CancelRequest {
+            reason: attributes.reason.clone(),
+            request_id: self.request_id(initiated),
+            sender: Some((self.execution(), initiated)),
+            child_only: attributes.child_workflow_only,
+            ..Default::default()
+        };
+        let run_id = run_of(attributes.workflow_execution.as_ref());
+        let refusal = if *target == self.key {
+            // A workflow cannot ask itself to be cancelled.
+            Some(ExternalRefusal::NotFound)
+        } else {
+            self.ask_external(target, run_id, RunRequest::RequestCancel(cancel)).await?
+        };
+        self.record(RunRequest::ExternalCancelDone { initiated, refusal }).await
     }
 
     /// Asks the parent to record the start; goes on, or ends, as it answers.
@@ -290,10 +314,6 @@ impl Sender {
         self.ask_absent_ok(&self.key, Some(self.run_id.clone()), request).await
     }
 
-    async fn state_of_parent(&self, _: &str) -> Result<child_start::ParentState, ShardError> {
-        child_start::ParentState::of(&self.shard, &self.key, &self.run_id).await
-    }
-
     fn knows(&self, namespace: &NamespaceId) -> bool {
         self.shard.cluster.meta().namespace_by_id(namespace).is_some()
     }
@@ -306,7 +326,7 @@ impl Sender {
     }
 
     /// The same for each try of an errand, other than that of any other errand.
-    fn request_id(&self, event: i64) -> String {
+    fn request_id(&self, event: EventId) -> String {
         format!("{}:{event}", self.run_id)
     }
 }
@@ -341,7 +361,7 @@ fn close_child(first_run: &RunId, terminate: bool, parent: WorkflowExecution) ->
         identity: "history-service".into(),
         request_id: format!("{}:close", parent.run_id),
         first_run_id,
-        sender: Some((parent, piton_core::id::EventId(0))),
+        sender: Some((parent, EventId(0))),
         ..Default::default()
     })
 }

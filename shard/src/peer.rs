@@ -274,6 +274,11 @@ pub struct Poller {
 impl Ticket {
     /// Names the pairing: the same text for the same poll of the same task.
     pub(crate) fn id(&self) -> String {
-        format!("{}-{}", self.node.0, self.poll.0)
+        ticket_id(self.node, self.poll)
     }
+}
+
+/// The ticket that a poll of a node was paired by, as text.
+pub(crate) fn ticket_id(node: NodeId, poll: PollId) -> String {
+    format!("{}-{}", node.0, poll.0)
 }

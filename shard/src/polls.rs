@@ -15,7 +15,7 @@ use crate::peer::Delivery;
 pub struct PollId(pub u64);
 
 /// Open polls of this node. Clones share them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Polls {
     open: Arc<Mutex<HashMap<PollId, oneshot::Sender<Delivery>>>>,
     next: Arc<AtomicU64>,
@@ -26,6 +26,15 @@ pub(crate) struct OpenPoll {
     pub(crate) id: PollId,
     pub(crate) delivery: oneshot::Receiver<Delivery>,
     polls: Polls,
+}
+
+impl Default for Polls {
+    fn default() -> Self {
+        // Other nodes may still hold polls of this node's last life; a task for one of those must
+        // not reach another that has the same number by chance.
+        let first = uuid::Uuid::new_v4().as_u64_pair().0 >> 1;
+        Self { open: Arc::default(), next: Arc::new(AtomicU64::new(first)) }
+    }
 }
 
 impl Polls {
@@ -41,14 +50,24 @@ impl Polls {
         let Some(sender) = self.open.lock().remove(&id) else { return Err(delivery) };
         sender.send(delivery)
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.open.lock().len()
-    }
 }
 
 impl Drop for OpenPoll {
     fn drop(&mut self) {
         self.polls.open.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_to_a_poll_of_an_earlier_life_reaches_nobody() {
+        let before = Polls::default().open().id;
+        let now = Polls::default();
+        let mut open: Vec<_> = (0..100).map(|_| now.open()).collect();
+        assert!(now.deliver(before, Delivery::Shutdown).is_err());
+        assert!(open.iter_mut().all(|poll| poll.delivery.try_recv().is_err()));
     }
 }

@@ -96,10 +96,6 @@ impl Queries {
         self.waiting.iter().filter(|(_, q)| waits(q)).map(|(id, _)| *id).collect()
     }
 
-    pub(crate) fn remove(&mut self, id: u64) -> Option<WaitingQuery> {
-        self.waiting.remove(&id)
-    }
-
     /// Answers with what a worker said along with its workflow task.
     pub(crate) fn answered(&mut self, id: u64, result: WorkflowQueryResult) {
         let failed = result.result_type() == QueryResultType::Failed;
@@ -113,15 +109,14 @@ impl Queries {
 
     pub(crate) fn finish(&mut self, id: u64, answer: Result<Answer, ShardError>) {
         if let Some(query) = self.waiting.remove(&id) {
-            // The caller may have gone away.
-            let _ = query.reply.send(answer);
+            query.reply.send(answer);
         }
     }
 
     /// Fails all of a run's queries, or all there are.
     pub(crate) fn fail_all(&mut self, error: &ShardError) {
         for (_, query) in std::mem::take(&mut self.waiting) {
-            let _ = query.reply.send(Err(error.clone()));
+            query.reply.send(Err(error.clone()));
         }
     }
 }

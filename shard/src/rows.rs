@@ -17,8 +17,8 @@ use crate::entry::SlotRange;
 use crate::peer::QueueKey;
 use crate::row_codes::{note_key, queue_code, unsigned};
 pub(crate) use crate::row_values::{
-    Current, CurrentRun, ErrandRow, FORMAT, HistoryBatch, RequestKind, RequestRow, TaskRow,
-    TaskValue, TimerRow, decode_position, end_of, workflow, workflow_key,
+    Current, ErrandRow, FORMAT, HistoryBatch, RequestKind, RequestRow, TaskRow, TaskValue,
+    TimerRow, decode_position, end_of, workflow, workflow_key,
 };
 use crate::row_values::{decode_current, decode_range, errand_row, task_row, timer_row};
 pub(crate) use crate::row_writes::{

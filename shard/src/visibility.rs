@@ -95,7 +95,6 @@ fn status_name(status: Status) -> &'static str {
 /// Merges the answers of all shards, each of which was asked for `limit` rows behind the same key.
 /// The second value is the sort key to go on behind; `None`: there are no more rows.
 /// `None` instead of both: the slots covered do not tile all slots once (architecture D10).
-#[expect(clippy::type_complexity, reason = "rows and where to go on")]
 pub(crate) fn merge_lists(
     answers: Vec<(Vec<ListedRun>, Vec<Range<u16>>)>,
     limit: usize,

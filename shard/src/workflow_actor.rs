@@ -44,6 +44,7 @@ impl Envelope {
 }
 
 /// What an actor may be asked: a call from outside, or something of the shard's own.
+#[expect(clippy::large_enum_variant, reason = "almost all are calls")]
 pub(crate) enum Ask {
     Call(Call),
     /// Follow a run's history.

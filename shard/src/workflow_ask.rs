@@ -185,11 +185,11 @@ impl Hosted {
         signal_id: Option<&str>,
         batch: &mut Batch,
     ) -> Result<Reply, ShardError> {
-        if let Some(row) = self.known_request(id, batch)? {
-            if matches!(row.kind, RequestKind::Start | RequestKind::Attached) {
-                batch.confirm = true;
-                return self.started_before(&row.run_id, row.kind == RequestKind::Start);
-            }
+        if let Some(row) = self.known_request(id, batch)?
+            && matches!(row.kind, RequestKind::Start | RequestKind::Attached)
+        {
+            batch.confirm = true;
+            return self.started_before(&row.run_id, row.kind == RequestKind::Start);
         }
         let current = match self.current_run() {
             Some(_) => Some(self.run(None)?),
@@ -234,11 +234,11 @@ impl Hosted {
         batch: &mut Batch,
     ) {
         let reference = token.reference();
-        if let Some((accepted, response)) = &self.last_accepted {
-            if *accepted == reference {
-                let response = Answer::WorkflowTaskCompleted(Box::new(response.clone()));
-                return batch.answer(reply, Ok(response));
-            }
+        if let Some((accepted, response)) = &self.last_accepted
+            && *accepted == reference
+        {
+            let response = Answer::WorkflowTaskCompleted(Box::new(response.clone()));
+            return batch.answer(reply, Ok(response));
         }
         let results = std::mem::take(&mut answer.query_results);
         let names = answer.commands.iter().filter_map(|c| named_namespace(c.attributes.as_ref()));
@@ -422,6 +422,7 @@ impl Hosted {
 }
 
 /// The other namespace that a command names, if it names one.
+#[expect(deprecated, reason = "workers still send it")]
 fn named_namespace(attributes: Option<&Attributes>) -> Option<String> {
     let name = match attributes? {
         Attributes::StartChildWorkflowExecutionCommandAttributes(a) => &a.namespace,

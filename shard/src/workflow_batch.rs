@@ -102,11 +102,11 @@ impl Hosted {
         }
         let mut batch = Batch::default();
         let mut waiting = waiting;
-        if !self.loaded {
-            if let Err(error) = self.load(&mut batch) {
-                refuse_all(waiting, &self.shard.cluster, &error);
-                return Err(error);
-            }
+        if !self.loaded
+            && let Err(error) = self.load(&mut batch)
+        {
+            refuse_all(waiting, &self.shard.cluster, &error);
+            return Err(error);
         }
         while let Some(envelope) = waiting.pop_front() {
             self.decide(envelope, &mut batch);

@@ -83,10 +83,10 @@ impl ShardRuntime {
         page: HistoryPage,
     ) -> Result<HistoryPageReply, ShardError> {
         let pinned = history::token_run(&page.token).map_err(refused)?;
-        if let (Some(pinned), Some(asked)) = (&pinned, &run_id) {
-            if pinned != asked {
-                return Err(crate::cluster_api::bad_page_token());
-            }
+        if let (Some(pinned), Some(asked)) = (&pinned, &run_id)
+            && pinned != asked
+        {
+            return Err(crate::cluster_api::bad_page_token());
         }
         let run_id = match pinned.or(run_id) {
             Some(run_id) => run_id,

@@ -35,6 +35,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub mod meta;
+
 /// The first key that is not a workflow's.
 pub const WORKFLOWS_END: &[u8] = &[0x40];
 
@@ -477,61 +479,6 @@ pub fn parse_expire(key: &[u8]) -> Option<Expire<String>> {
         };
         Some(Expire { when, workflow, what })
     })
-}
-
-/// Keys of the meta group.
-pub mod meta {
-    use bytes::{BufMut, Bytes};
-
-    use super::{build, parse, put_text, take_tag, take_text};
-
-    const NAMESPACE: u8 = b'n';
-    const ATTRIBUTES: u8 = b'a';
-
-    /// How many commands were applied.
-    pub fn version() -> Bytes {
-        Bytes::from_static(b"v")
-    }
-
-    pub fn limits() -> Bytes {
-        Bytes::from_static(b"l")
-    }
-
-    pub fn routes() -> Bytes {
-        Bytes::from_static(b"s")
-    }
-
-    /// What all namespaces begin with.
-    pub fn namespaces() -> Bytes {
-        Bytes::from_static(&[NAMESPACE])
-    }
-
-    pub fn namespace(id: &str) -> Bytes {
-        build(|key| {
-            key.put_u8(NAMESPACE);
-            put_text(key, id);
-        })
-    }
-
-    /// What the search attributes of all namespaces begin with.
-    pub fn all_search_attributes() -> Bytes {
-        Bytes::from_static(&[ATTRIBUTES])
-    }
-
-    pub fn search_attributes(namespace_id: &str) -> Bytes {
-        build(|key| {
-            key.put_u8(ATTRIBUTES);
-            put_text(key, namespace_id);
-        })
-    }
-
-    /// The namespace id in a key of search attributes.
-    pub fn parse_search_attributes(key: &[u8]) -> Option<String> {
-        parse(key, |rest| {
-            take_tag(rest, ATTRIBUTES)?;
-            take_text(rest)
-        })
-    }
 }
 
 /// The first key after `key`: where a scan goes on.

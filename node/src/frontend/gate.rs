@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tower::{Layer, Service};
@@ -131,7 +130,7 @@ where
 }
 
 fn refuse(refusal: ApiError) -> Response<Body> {
-    Status::from(refusal).into_http()
+    status::response(refusal)
 }
 
 impl Shared {

@@ -188,6 +188,11 @@ pub(crate) fn code_of<B>(response: &http::Response<B>) -> Code {
     header.map_or(Code::Ok, |value| Code::from_bytes(value.as_bytes()))
 }
 
+/// A refusal as the whole response of a call.
+pub(crate) fn response<B: Default>(refusal: ApiError) -> http::Response<B> {
+    Status::from(refusal).into_http()
+}
+
 /// tonic answers OUT_OF_RANGE to a message over the limit and RESOURCE_EXHAUSTED, in its own words,
 /// to one that is over it only when decompressed. SDKs look for the words of gRPC for Go (and then
 /// fail the workflow task instead of sending the same message for ever).
