@@ -204,6 +204,7 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let Checked { kind, attributes, user_metadata: metadata } = command;
+        let fields = |command| Fields::of(command, bad_cause(kind), drawn.limits);
         match attributes {
             C::ScheduleActivityTaskCommandAttributes(a) => {
                 applied.eager.extend(self.schedule_activity(a, metadata, completed, drawn)?);
@@ -234,23 +235,20 @@ impl RunState {
                 self.modify_memo(a, metadata, completed, drawn)?;
             }
             C::CompleteWorkflowExecutionCommandAttributes(a) => {
-                let fields =
-                    Fields::of("CompleteWorkflowExecutionCommand", bad_cause(kind), drawn.limits);
+                let fields = fields("CompleteWorkflowExecutionCommand");
                 fields.blob("Result", a.result.as_ref())?;
                 let attributes = completed_attributes(a.result, completed);
                 self.close_by_command(attributes, metadata, Status::Completed, drawn);
             }
             C::FailWorkflowExecutionCommandAttributes(a) => {
-                let fields =
-                    Fields::of("FailWorkflowExecutionCommand", bad_cause(kind), drawn.limits);
+                let fields = fields("FailWorkflowExecutionCommand");
                 let failure = a.failure.ok_or_else(|| fields.missing("Failure"))?;
                 fields.blob("Failure", Some(&failure))?;
                 let attributes = failed_attributes(failure, completed);
                 self.close_by_command(attributes, metadata, Status::Failed, drawn);
             }
             C::CancelWorkflowExecutionCommandAttributes(a) => {
-                let fields =
-                    Fields::of("CancelWorkflowExecutionCommand", bad_cause(kind), drawn.limits);
+                let fields = fields("CancelWorkflowExecutionCommand");
                 fields.blob("Details", a.details.as_ref())?;
                 let attributes = canceled_attributes(a.details, completed);
                 self.close_by_command(attributes, metadata, Status::Canceled, drawn);
