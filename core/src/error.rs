@@ -23,7 +23,12 @@ pub enum Rejection {
     AlreadyCompleted,
     /// A start was refused by a workflow id policy.
     #[error("{message}")]
-    AlreadyStarted { message: String, start_request_id: RequestId, run_id: RunId, first_run_id: RunId },
+    AlreadyStarted {
+        message: String,
+        start_request_id: RequestId,
+        run_id: RunId,
+        first_run_id: RunId,
+    },
     /// A query or update came before the first workflow task completed, or while tasks keep failing.
     #[error("{0}")]
     WorkflowNotReady(String),

@@ -42,10 +42,7 @@ pub trait SearchAttributeCheck {
     ///
     /// # Errors
     /// The text of the refusal.
-    fn check(
-        &self,
-        attributes: &mut piton_proto::common::SearchAttributes,
-    ) -> Result<(), String>;
+    fn check(&self, attributes: &mut piton_proto::common::SearchAttributes) -> Result<(), String>;
 }
 
 impl std::fmt::Debug for dyn SearchAttributeCheck + '_ {
@@ -96,28 +93,63 @@ pub enum RunRequest {
     ResetSticky,
 
     /// An offer met a poll: hand the task out. Volatile; nothing is recorded.
-    TakeWorkflowTask { scheduled: EventId, stamp: u32, taker: Taker },
-    CompleteWorkflowTask { token: WorkflowTaskRef, answer: Box<RespondWorkflowTaskCompletedRequest> },
-    FailWorkflowTask { token: WorkflowTaskRef, answer: Box<RespondWorkflowTaskFailedRequest> },
+    TakeWorkflowTask {
+        scheduled: EventId,
+        stamp: u32,
+        taker: Taker,
+    },
+    CompleteWorkflowTask {
+        token: WorkflowTaskRef,
+        answer: Box<RespondWorkflowTaskCompletedRequest>,
+    },
+    FailWorkflowTask {
+        token: WorkflowTaskRef,
+        answer: Box<RespondWorkflowTaskFailedRequest>,
+    },
     /// The start-to-close time of the task that this life of the actor handed out is over.
-    WorkflowTaskTimedOut { number: u64 },
+    WorkflowTaskTimedOut {
+        number: u64,
+    },
     /// The node that should have handed out the task could not: offer it again.
-    WorkflowTaskUndelivered { number: u64 },
+    WorkflowTaskUndelivered {
+        number: u64,
+    },
     /// The sticky queue has no poller: offer the task on the normal queue, as it is.
-    StickyUnavailable { stamp: u32 },
+    StickyUnavailable {
+        stamp: u32,
+    },
 
     /// An offer met a poll: record the attempt as started.
-    StartActivity { scheduled: EventId, stamp: u32, taker: Taker },
-    ActivityUndelivered { scheduled: EventId, stamp: u32, request_id: Arc<str> },
-    CompleteActivity { activity: ActivityRef, result: Option<Payloads>, identity: String },
+    StartActivity {
+        scheduled: EventId,
+        stamp: u32,
+        taker: Taker,
+    },
+    ActivityUndelivered {
+        scheduled: EventId,
+        stamp: u32,
+        request_id: Arc<str>,
+    },
+    CompleteActivity {
+        activity: ActivityRef,
+        result: Option<Payloads>,
+        identity: String,
+    },
     FailActivity {
         activity: ActivityRef,
         failure: Option<Failure>,
         last_heartbeat_details: Option<Payloads>,
         identity: String,
     },
-    CancelActivity { activity: ActivityRef, details: Option<Payloads>, identity: String },
-    HeartbeatActivity { activity: ActivityRef, details: Option<Payloads> },
+    CancelActivity {
+        activity: ActivityRef,
+        details: Option<Payloads>,
+        identity: String,
+    },
+    HeartbeatActivity {
+        activity: ActivityRef,
+        details: Option<Payloads>,
+    },
 
     /// Something may be due; fires everything that is.
     Due,
@@ -125,13 +157,29 @@ pub enum RunRequest {
     Rehosted,
 
     /// A child asks whether its start is recorded here; this records it.
-    ChildStarted { initiated: EventId, run_id: RunId, header: Option<Header> },
-    ChildRefused { initiated: EventId, cause: ChildRefusal },
-    ChildClosed { initiated: EventId, outcome: Box<ChildOutcome> },
+    ChildStarted {
+        initiated: EventId,
+        run_id: RunId,
+        header: Option<Header>,
+    },
+    ChildRefused {
+        initiated: EventId,
+        cause: ChildRefusal,
+    },
+    ChildClosed {
+        initiated: EventId,
+        outcome: Box<ChildOutcome>,
+    },
     /// The parent has recorded the start: schedule the first workflow task.
     ParentRecorded,
-    ExternalSignalDone { initiated: EventId, refusal: Option<ExternalRefusal> },
-    ExternalCancelDone { initiated: EventId, refusal: Option<ExternalRefusal> },
+    ExternalSignalDone {
+        initiated: EventId,
+        refusal: Option<ExternalRefusal>,
+    },
+    ExternalCancelDone {
+        initiated: EventId,
+        refusal: Option<ExternalRefusal>,
+    },
     /// An errand of a closed run is done.
     ErrandDone(ErrandKey),
 }

@@ -36,7 +36,10 @@ impl Span {
     /// Negative durations stay negative, so that validation can refuse them.
     pub fn from_proto(duration: Option<&prost_types::Duration>) -> Self {
         let Some(d) = duration else { return Self::ZERO };
-        let millis = d.seconds.saturating_mul(1000).saturating_add((i64::from(d.nanos) + 999_999).div_euclid(1_000_000));
+        let millis = d
+            .seconds
+            .saturating_mul(1000)
+            .saturating_add((i64::from(d.nanos) + 999_999).div_euclid(1_000_000));
         Self(millis.min(Self::MAX.0))
     }
 
@@ -67,7 +70,9 @@ impl Timestamp {
     }
 
     pub fn from_proto(time: Option<&prost_types::Timestamp>) -> Option<Self> {
-        time.map(|t| Self(t.seconds.saturating_mul(1000).saturating_add(i64::from(t.nanos) / 1_000_000)))
+        time.map(|t| {
+            Self(t.seconds.saturating_mul(1000).saturating_add(i64::from(t.nanos) / 1_000_000))
+        })
     }
 }
 

@@ -143,7 +143,9 @@ impl Change {
 
 fn settled_task(effect: Effect, new: &BTreeMap<EffectKey, Effect>) -> Option<TaskOffer> {
     match effect {
-        Effect::Task(offer) if !new.contains_key(&EffectKey::Task(offer.key.clone())) => Some(offer),
+        Effect::Task(offer) if !new.contains_key(&EffectKey::Task(offer.key.clone())) => {
+            Some(offer)
+        }
         Effect::Task(_) | Effect::Timer(..) | Effect::Errand(..) => None,
     }
 }
@@ -160,7 +162,8 @@ fn each_changed<K: Ord + Copy, V>(
         match (old.peek(), new.peek()) {
             (None, None) => return,
             (Some((a, _)), Some((b, _))) if a == b => {
-                let ((key, was), (_, is)) = (old.next().expect("peeked"), new.next().expect("peeked"));
+                let ((key, was), (_, is)) =
+                    (old.next().expect("peeked"), new.next().expect("peeked"));
                 if !Arc::ptr_eq(was, is) {
                     changed(*key, Some(&**was), Some(&**is));
                 }
