@@ -5,6 +5,7 @@ use std::convert::Infallible;
 
 use piton_proto::enums::ResourceExhaustedCause;
 use prometheus_client::registry::Registry;
+use tonic::Status;
 use tonic::Code;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
@@ -30,7 +31,9 @@ fn silent() -> Inner {
 
 /// Answers with a status that is not ours.
 fn answering(code: Code, text: &'static str) -> Inner {
-    BoxCloneSyncService::new(service_fn(async move |_| Ok(Status::new(code, text).into_http())))
+    BoxCloneSyncService::new(service_fn(
+        move |_| async move { Ok(Status::new(code, text).into_http()) },
+    ))
 }
 
 struct Fixture {
