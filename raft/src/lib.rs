@@ -4,6 +4,10 @@
 //! This crate knows bytes, not workflows, and is the only one that names openraft. It never decides
 //! what an entry means, never reads the state that a replica keeps, and never answers before an
 //! entry is committed and applied here.
+//!
+//! Read in this order: `replica` (what entries are applied to), `groups` (starting, and what
+//! survives a restart), `group` (propose, read, lead), `log_store` and `state_machine` (what openraft
+//! asks for), `network`, `switch` and `frame` (what goes between nodes), `snapshot` (files).
 
 pub mod log;
 

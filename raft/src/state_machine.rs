@@ -192,12 +192,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     /// Hands out the snapshot that `Group::snapshot_now` has already written, so that a full disk
-    /// fails that call and not the group. Only if openraft cannot do without one is it written here.
+    /// fails that call and not the group. Only if openraft forces one is it written here.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
-        if self.snapshots.current().is_none() && !force {
-            return None;
+        if force {
+            return Some(self.get_snapshot_builder().await);
         }
-        Some(self.get_snapshot_builder().await)
+        let written = Some(self.snapshots.current()?);
+        Some(SnapshotBuilder { written, ..self.get_snapshot_builder().await })
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
@@ -205,6 +206,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             group: self.group,
             replica: self.replica.clone(),
             snapshots: self.snapshots.clone(),
+            written: None,
         }
     }
 
@@ -253,22 +255,24 @@ pub(crate) async fn write_snapshot(
     };
     let snapshots = snapshots.clone();
     let written = tokio::task::spawn_blocking(move || snapshots.write(&mut *rows)).await;
-    let written = written.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
+    let written =
+        written.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
     written.map(Some).map_err(|source| RaftError::Snapshot { group, source })
 }
 
-/// Hands out the newest snapshot; writes one if there is none.
+/// Hands out a snapshot that is written already, or writes one.
 pub(crate) struct SnapshotBuilder {
     group: GroupId,
     replica: Arc<ReplicaThread>,
     snapshots: Arc<Snapshots>,
+    written: Option<SnapshotFile>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let file = match self.snapshots.current() {
+        let file = match self.written.take() {
             Some(file) => Some(file),
             None => write_snapshot(self.group, &self.replica, &self.snapshots)
                 .await

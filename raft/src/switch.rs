@@ -245,7 +245,7 @@ impl Switch {
     }
 }
 
-/// The inbox holds the switch weakly known to nobody else: a transport may outlive the node.
+/// What a transport holds of a switch. A transport may outlive the node, and must not keep it.
 pub(crate) struct SwitchInbox(pub(crate) std::sync::Weak<Switch>);
 
 impl Inbox for SwitchInbox {

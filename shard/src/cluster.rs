@@ -21,6 +21,9 @@ use crate::polls::PollId;
 use crate::shard::{ShardActor, ShardMessage, ShardState};
 use crate::workflow_actor::ReplyTo;
 
+/// How long to wait before a call that another node did not take is sent again.
+const SEND_PAUSE: Duration = Duration::from_millis(20);
+
 /// A worker's poll.
 #[derive(Clone, Debug)]
 pub struct Poll {
@@ -147,16 +150,27 @@ impl Cluster {
             return;
         }
         let cluster = self.clone();
-        tokio::spawn(async move {
-            let ticket = match &call {
-                Call::Ticket(ticket) => Some((ticket.node, ticket.poll)),
-                _ => None,
-            };
-            if let (Err(error), Some((node, poll))) = (cluster.ask(shard, call).await, ticket) {
-                tracing::debug!(%shard, %error, "a ticket was lost");
-                cluster.deliver(node, poll, Delivery::Again);
+        tokio::spawn(async move { cluster.send_to_peer(shard, call).await });
+    }
+
+    /// Sends until somebody takes it, or for as long as a request waits for a leader.
+    async fn send_to_peer(&self, shard: ShardId, call: Call) {
+        let until = Instant::now() + self.host.config().leader_wait;
+        let error = loop {
+            match self.ask(shard, call.clone()).await {
+                Ok(_) => return,
+                Err(error) if error.is_retriable() && Instant::now() < until => {
+                    tokio::time::sleep(SEND_PAUSE).await;
+                }
+                Err(error) => break error,
             }
-        });
+        };
+        tracing::debug!(%shard, %error, "a call to another node was lost");
+        if let Call::Ticket(ticket) = call {
+            // The pair goes back to where it was made.
+            self.deliver(ticket.node, ticket.poll, Delivery::Again);
+            self.offer(ticket.offer);
+        }
     }
 
     pub(crate) fn offer(&self, offer: Offer) {

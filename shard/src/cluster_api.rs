@@ -395,13 +395,14 @@ impl Cluster {
         }
     }
 
-    /// Whether every shard has a leader that this node knows of.
+    /// Whether the meta group and every shard have a leader that this node knows of.
     pub fn is_ready(&self) -> bool {
         let node = self.host().node();
-        self.host().shard_ids().all(|shard| {
-            let leader = self.host().group(shard).leadership().borrow().leader;
-            leader.is_some_and(|l| l != node) || self.host().serving(shard).is_some()
-        })
+        self.meta().is_led(node)
+            && self.host().shard_ids().all(|shard| {
+                let leader = self.host().group(shard).leadership().borrow().leader;
+                leader.is_some_and(|l| l != node) || self.host().serving(shard).is_some()
+            })
     }
 
     /// Brings the figures of the task queues up to date, before they are read.

@@ -10,7 +10,7 @@ use piton_core::id::{NamespaceId, ShardId};
 use piton_core::limits::Limits;
 use piton_core::placement::Slot;
 use piton_core::time::{Span, Timestamp};
-use piton_raft::{Group, GroupId};
+use piton_raft::{Group, GroupId, NodeId};
 use piton_store::codec;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -131,6 +131,12 @@ impl Meta {
 
     pub fn shard_of(&self, slot: Slot) -> Option<ShardId> {
         self.states.borrow().shard_of(slot)
+    }
+
+    /// Whether the group has a leader; if it is this node, it can make changes already.
+    pub(crate) fn is_led(&self, this: NodeId) -> bool {
+        let leadership = *self.group.leadership().borrow();
+        leadership.serving || leadership.leader.is_some_and(|leader| leader != this)
     }
 
     /// Returns once everything committed before the call is seen here.

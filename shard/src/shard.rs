@@ -208,6 +208,50 @@ impl ShardRuntime {
         }
     }
 
+    /// Offers what waits here in the queues of these owners. What they hold already, or have given
+    /// to a worker, they or the task's workflow drop.
+    fn offer_first_tasks(&self, is_meant: impl Fn(ShardId) -> bool) {
+        match self.rows.first_tasks(self.config.matching_window) {
+            Ok(rows) => {
+                for row in rows {
+                    if is_meant(self.cluster.shard_of_queue(&row.queue)) {
+                        self.cluster.offer(self.offer_of(row));
+                    }
+                }
+            }
+            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
+        }
+    }
+
+    /// Offers to other nodes may be lost on the way; this makes good for it.
+    fn offer_to_other_nodes(&self) {
+        let host = self.cluster.host();
+        let is_elsewhere = |owner: ShardId| host.serving(owner).is_none();
+        if host.shard_ids().any(is_elsewhere) {
+            self.offer_first_tasks(is_elsewhere);
+        }
+    }
+
+    /// Offers again whenever a shard gets another leader: the queues that it owns begin empty there
+    /// (architecture D8).
+    fn follow_owner(self: &Arc<Self>, owner: ShardId) {
+        let shard = Arc::downgrade(self);
+        let mut leadership = self.cluster.host().group(owner).leadership();
+        let mut term = leadership.borrow_and_update().term;
+        tokio::spawn(async move {
+            while leadership.changed().await.is_ok() {
+                let now = *leadership.borrow_and_update();
+                let Some(shard) = shard.upgrade().filter(|shard| !shard.is_stopped()) else {
+                    return;
+                };
+                if now.leader.is_some() && now.term != term {
+                    term = now.term;
+                    shard.offer_first_tasks(|of| of == owner);
+                }
+            }
+        });
+    }
+
     fn offer_of(&self, row: crate::rows::TaskRow) -> Offer {
         Offer {
             queue: row.queue,
@@ -322,6 +366,7 @@ impl Actor for ShardActor {
             ShardMessage::Expire => {
                 if let Some(runtime) = &state.serving {
                     runtime.expire();
+                    runtime.offer_to_other_nodes();
                 }
             }
         }
@@ -405,6 +450,9 @@ fn take_up(host: &Arc<ShardHost>, cluster: &Cluster, id: ShardId, term: u64) -> 
     });
     runtime.metrics.leads(id, true);
     TimerActor::start(&runtime);
+    for owner in host.shard_ids().filter(|&owner| owner != id) {
+        runtime.follow_owner(owner);
+    }
     let resumed = Arc::clone(&runtime);
     tokio::spawn(async move { resumed.resume().await });
     runtime
@@ -413,14 +461,7 @@ fn take_up(host: &Arc<ShardHost>, cluster: &Cluster, id: ShardId, term: u64) -> 
 impl ShardRuntime {
     /// Offers what waits and resumes the errands that the last leader left.
     async fn resume(self: Arc<Self>) {
-        match self.rows.first_tasks(self.config.matching_window) {
-            Ok(rows) => {
-                for row in rows {
-                    self.cluster.offer(self.offer_of(row));
-                }
-            }
-            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
-        }
+        self.offer_first_tasks(|_| true);
         match self.rows.runs_with_errands() {
             Ok(runs) => {
                 for (key, run_id) in runs {

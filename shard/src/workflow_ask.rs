@@ -86,8 +86,15 @@ impl Hosted {
                     .map(|id| Answer::Describe(Box::new(self.runs[&id].describe())));
                 batch.answer(reply, described);
             }
-            Call::Ticket(ticket) => self.redeem(ticket, batch),
-            Call::NoPoller { run_id, task, .. } => self.no_poller(&run_id, &task, batch),
+            Call::Ticket(ticket) => {
+                // Whoever sent it hears that it was taken; what comes of it, its poll hears.
+                reply.send(Ok(Answer::Done));
+                self.redeem(ticket, batch);
+            }
+            Call::NoPoller { run_id, task, .. } => {
+                reply.send(Ok(Answer::Done));
+                self.no_poller(&run_id, &task, batch);
+            }
             _ => unreachable!("only calls to a workflow are posted to its actor"),
         }
     }

@@ -9,7 +9,7 @@ use piton_proto::common::RetryPolicy;
 use piton_proto::failure::Failure;
 use piton_proto::workflowservice::RespondActivityTaskFailedRequest;
 
-use crate::client::{Api, NAMESPACE, soon, start_of};
+use crate::client::{NAMESPACE, soon, start_of};
 use crate::nodes::{Running, config};
 use crate::worker::{
     Ledger, ORDER, Worker, await_orders, await_until, complete, place_orders, schedule,

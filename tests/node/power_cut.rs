@@ -19,8 +19,8 @@ use tonic::Code;
 use crate::client::{Api, Refused, execution, signal_of, start_of};
 use crate::nodes::{Running, chain, config};
 use crate::worker::{
-    Ledger, ORDER, Worker, await_completed, await_orders, check_against, check_gapless, complete,
-    place_orders,
+    Entry, Ledger, ORDER, Worker, await_completed, await_orders, check_against, check_gapless,
+    complete, place_orders,
 };
 
 const CUTS: usize = 200;
@@ -129,7 +129,7 @@ impl Machine {
         for ask in std::mem::take(&mut self.unknown) {
             ask.send(api.as_ref(), &self.ledger).await.unwrap();
         }
-        self.check_all(api.as_ref()).await;
+        self.check_last(api.as_ref()).await;
         self.check_serves(api.as_ref()).await;
 
         let cut_at_call = Some(self.random.random_range(1..80));
@@ -142,15 +142,30 @@ impl Machine {
         self.lose_power();
     }
 
-    /// Everything acknowledged since the machine was new is in a history, once.
+    /// Everything acknowledged in the last life, and some of what was before, is in a history,
+    /// once.
+    async fn check_last(&mut self, api: &dyn Api) {
+        let last = format!("life-{}-", self.life - 1);
+        for (workflow_id, entry) in self.ledger.entries() {
+            if workflow_id.starts_with(&last) || self.random.random_ratio(1, 20) {
+                self.check(api, &workflow_id, &entry).await;
+            }
+        }
+    }
+
+    /// Everything acknowledged since the machine was new.
     async fn check_all(&self, api: &dyn Api) {
         for (workflow_id, entry) in self.ledger.entries() {
-            let events = api.history(&execution(&workflow_id)).await;
-            let events = events.unwrap_or_else(|refused| {
-                panic!("{workflow_id} of life {} is lost: {refused}", self.life)
-            });
-            check_against(&workflow_id, &entry, &events);
+            self.check(api, &workflow_id, &entry).await;
         }
+    }
+
+    async fn check(&self, api: &dyn Api, workflow_id: &str, entry: &Entry) {
+        let events = api.history(&execution(workflow_id)).await;
+        let events = events.unwrap_or_else(|refused| {
+            panic!("{workflow_id} is lost in life {}: {refused}", self.life)
+        });
+        check_against(workflow_id, entry, &events);
     }
 
     async fn check_serves(&self, api: &dyn Api) {
@@ -185,7 +200,7 @@ impl Machine {
         }
         let (api, taken, queue) =
             (Arc::clone(api), Arc::clone(&seen), format!("task-{}", self.life));
-        clients.spawn(async move {
+        let poll = tokio::spawn(async move {
             if api.start(start_of(&queue, "simple", &queue)).await.is_ok()
                 && let Ok(task) = api.poll_workflow_task(&queue).await
                 && !task.task_token.is_empty()
@@ -194,6 +209,10 @@ impl Machine {
             }
         });
         clients.join_all().await;
+        // A poll is held until its time is over, whatever happens to the disk.
+        poll.abort();
+        // An abort is what was asked for.
+        let _ = poll.await;
         Arc::into_inner(seen).unwrap().into_inner().unwrap()
     }
 }
@@ -207,7 +226,8 @@ fn remove_store(directory: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_by_power_cuts_at_random_moments_under_load() {
-    let seed: u64 = from_environment("PITON_SEED").unwrap_or_else(rand::random);
+    let seed: u64 =
+        from_environment("PITON_SEED").unwrap_or_else(|| SmallRng::from_os_rng().random());
     let cuts = from_environment("PITON_POWER_CUTS").unwrap_or(CUTS);
     println!("seed {seed}, {cuts} power cuts");
     let (mut acknowledged, mut tokens) = (0, 0);
@@ -236,7 +256,7 @@ async fn a_failed_sync_stops_the_node_and_nothing_more_is_acknowledged() {
         let api = running.api();
         let faults = Faults { fail_at_sync: Some(fail_at_sync), ..Faults::default() };
         machine.disk.set_faults(faults);
-        let seen = machine.load(&api).await;
+        machine.load(&api).await;
         let reason = running.node.failed().await;
         assert!(reason.contains("sync"), "{reason}");
         let acknowledged = machine.ledger.len();
@@ -247,8 +267,9 @@ async fn a_failed_sync_stops_the_node_and_nothing_more_is_acknowledged() {
         }
         running.stop().await;
 
-        machine.disk = machine.disk.kill();
-        machine.unknown = seen.unknown;
+        // What the failed sync lost is gone for good, or still seen until the power goes, too.
+        let is_lost = fail_at_sync % 2 == 0;
+        machine.disk = if is_lost { machine.disk.cut_power() } else { machine.disk.kill() };
         assert_eq!(machine.ledger.len(), acknowledged);
         let disk = Arc::new(machine.disk.clone());
         let running =
@@ -286,7 +307,8 @@ async fn a_flipped_bit_in_acknowledged_log_data_is_detected_and_named() {
     });
     let places: Vec<_> = places.collect();
     assert!(places.len() > 10, "the log names its workflows: {places:?}");
-    // Not in the last batch, where it could be a tear.
+    // Not in the last batches, where it could be a tear.
+    let places = &places[..places.len() - 3];
     for (path, offset) in places.iter().step_by(places.len().div_ceil(5)) {
         let disk = machine.disk.fork();
         disk.flip(path, *offset, 3);

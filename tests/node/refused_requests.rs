@@ -16,17 +16,18 @@ use piton_proto::query::WorkflowQuery;
 use piton_proto::workflowservice::{
     DeprecateNamespaceRequest, DescribeNamespaceRequest, DescribeWorkflowExecutionRequest,
     ExecuteMultiOperationRequest, GetSystemInfoRequest, GetWorkflowExecutionHistoryRequest,
-    ListWorkflowExecutionsRequest, QueryWorkflowRequest, RecordActivityTaskHeartbeatRequest,
-    RegisterNamespaceRequest, RequestCancelWorkflowExecutionRequest,
-    RespondActivityTaskCanceledRequest, RespondActivityTaskCompletedByIdRequest,
-    RespondActivityTaskCompletedRequest, RespondQueryTaskCompletedRequest,
-    RespondWorkflowTaskCompletedRequest, StartWorkflowExecutionRequest,
+    ListWorkflowExecutionsRequest, PollActivityTaskQueueRequest, QueryWorkflowRequest,
+    RecordActivityTaskHeartbeatRequest, RegisterNamespaceRequest,
+    RequestCancelWorkflowExecutionRequest, RespondActivityTaskCanceledRequest,
+    RespondActivityTaskCompletedByIdRequest, RespondActivityTaskCompletedRequest,
+    RespondQueryTaskCompletedRequest, RespondWorkflowTaskCompletedRequest,
+    RespondWorkflowTaskFailedRequest, StartWorkflowExecutionRequest,
     TerminateWorkflowExecutionRequest, UpdateWorkflowExecutionRequest,
 };
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
 
-use crate::client::{Api, NAMESPACE, execution, signal_of, soon, start_of, within};
+use crate::client::{Api, NAMESPACE, execution, signal_of, soon, start_of, task_queue, within};
 use crate::nodes::{Running, config};
 use crate::refusal::{check_refused, detail_of};
 use crate::worker::{complete, schedule};
@@ -47,6 +48,14 @@ fn query(workflow_id: &str) -> QueryWorkflowRequest {
         execution: Some(execution(workflow_id)),
         query: Some(query),
         ..QueryWorkflowRequest::default()
+    }
+}
+
+fn terminate(workflow_id: &str) -> TerminateWorkflowExecutionRequest {
+    TerminateWorkflowExecutionRequest {
+        namespace: NAMESPACE.to_owned(),
+        workflow_execution: Some(execution(workflow_id)),
+        ..TerminateWorkflowExecutionRequest::default()
     }
 }
 
@@ -82,13 +91,8 @@ async fn workflows_that_are_not_there_are_not_found() {
         ..GetWorkflowExecutionHistoryRequest::default()
     };
     let history = service.get_workflow_execution_history(soon(history)).await;
-    check_refused("history", history, code, detail, unknown);
-    let terminate = TerminateWorkflowExecutionRequest {
-        namespace: NAMESPACE.to_owned(),
-        workflow_execution: Some(execution("nowhere")),
-        ..TerminateWorkflowExecutionRequest::default()
-    };
-    let terminated = service.terminate_workflow_execution(soon(terminate)).await;
+    check_refused("history", history, code, detail, "not found");
+    let terminated = service.terminate_workflow_execution(soon(terminate("nowhere"))).await;
     check_refused("terminate", terminated, code, detail, unknown);
     let cancel = RequestCancelWorkflowExecutionRequest {
         namespace: NAMESPACE.to_owned(),
@@ -161,12 +165,22 @@ async fn tokens_that_are_stale_malformed_or_of_another_kind_are_refused() {
     };
     let by_id = service.respond_activity_task_completed_by_id(soon(by_id)).await;
     check_refused("unknown activity", by_id, Code::NotFound, "NotFoundFailure", "");
-    let second = api.poll_workflow_task("q").await.unwrap();
-    // The token of an earlier task, while a later one is out.
-    let stale = service.respond_workflow_task_completed(complete_with(&first.task_token)).await;
+    // The answer that was accepted last, again: the same reply, and nothing happens (D5).
+    api.complete_workflow_task(&first.task_token, vec![complete()]).await.unwrap();
+    // The token of a task that has failed, while the next one is out.
+    let failed = api.poll_workflow_task("q").await.unwrap();
+    let answer = RespondWorkflowTaskFailedRequest {
+        namespace: NAMESPACE.to_owned(),
+        task_token: failed.task_token.clone(),
+        ..RespondWorkflowTaskFailedRequest::default()
+    };
+    service.respond_workflow_task_failed(soon(answer)).await.unwrap();
+    let last = api.poll_workflow_task("q").await.unwrap();
+    assert_eq!(last.attempt, 2);
+    let stale = service.respond_workflow_task_completed(complete_with(&failed.task_token)).await;
     let text = "Workflow task not found.";
     check_refused("an earlier task", stale, Code::NotFound, "NotFoundFailure", text);
-    api.complete_workflow_task(&second.task_token, vec![complete()]).await.unwrap();
+    api.complete_workflow_task(&last.task_token, vec![complete()]).await.unwrap();
     // The run is closed.
     let late = service.signal_workflow_execution(soon(signal_of("tokens", "late"))).await;
     let text = "workflow execution already completed";
@@ -257,11 +271,14 @@ async fn queries_that_cannot_be_answered_say_why() {
     config.limits.buffered_queries_max = 1;
     let running = Running::start(config).await;
     let (api, service) = (running.api(), running.client.service());
-    api.start(start_of("asked", "simple", "q")).await.unwrap();
-    let early = service.clone().query_workflow(soon(query("asked"))).await;
+    // It ended before its code ever ran.
+    api.start(start_of("ended", "simple", "ended")).await.unwrap();
+    service.clone().terminate_workflow_execution(soon(terminate("ended"))).await.unwrap();
+    let early = service.clone().query_workflow(soon(query("ended"))).await;
     let detail = "WorkflowNotReadyFailure";
     check_refused("too early", early, Code::FailedPrecondition, detail, "");
 
+    api.start(start_of("asked", "simple", "q")).await.unwrap();
     let task = api.poll_workflow_task("q").await.unwrap();
     api.complete_workflow_task(&task.task_token, Vec::new()).await.unwrap();
     // The worker answers with a failure.
@@ -288,8 +305,8 @@ async fn queries_that_cannot_be_answered_say_why() {
     check_refused("answered before", again, Code::NotFound, "NotFoundFailure", "");
 
     // Nobody answers in the time that the client gives.
-    let late = service.clone().query_workflow(within(Duration::from_millis(300), query("asked")));
-    let status = late.await.unwrap_err();
+    let hurried = within(Duration::from_millis(300), query("asked"));
+    let status = service.clone().query_workflow(hurried).await.unwrap_err();
     assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
 
     // While a task is out, queries wait for it; here there is room for one.
@@ -406,30 +423,21 @@ async fn a_node_that_is_full_refuses_with_a_cause() {
     config.admission.held_requests_max = 1;
     let running = Running::start(config).await;
     let api = running.api();
-    let waiting = tokio::spawn({
-        let api = api.clone();
-        async move { api.poll_workflow_task("q").await }
-    });
-    // The second one, whichever comes later.
-    let mut service = running.client.service();
-    let status = loop {
-        let poll = piton_proto::workflowservice::PollActivityTaskQueueRequest {
-            namespace: NAMESPACE.to_owned(),
-            task_queue: Some(crate::client::task_queue("q")),
-            ..Default::default()
-        };
-        let poll = service.poll_activity_task_queue(within(Duration::from_millis(2_100), poll));
-        if let Err(status) = poll.await {
-            break status;
-        }
-    };
+    let mut polls = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let (mut service, task_queue) = (running.client.service(), Some(task_queue("q")));
+        let namespace = NAMESPACE.to_owned();
+        let poll = PollActivityTaskQueueRequest { namespace, task_queue, ..Default::default() };
+        polls.spawn(async move { service.poll_activity_task_queue(soon(poll)).await });
+    }
+    // There is room for one, whichever came first.
+    let refused = polls.join_next().await.unwrap().unwrap();
     let (code, detail) = (Code::ResourceExhausted, "ResourceExhaustedFailure");
-    let refused = Err::<tonic::Response<()>, _>(status);
     let status = check_refused("full", refused, code, detail, "");
     let failure: ResourceExhaustedFailure = detail_of(&status);
     assert_eq!(failure.cause(), ResourceExhaustedCause::ConcurrentLimit);
     // Others are not hurt.
     api.start(start_of("w", "simple", "other")).await.unwrap();
-    waiting.abort();
+    drop(polls);
     running.stop().await;
 }

@@ -44,7 +44,7 @@ where
             return found;
         }
         assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep_until(Instant::now() + PAUSE).await;
     }
 }
 
@@ -79,12 +79,17 @@ pub(crate) fn complete() -> Command {
     command(CommandType::CompleteWorkflowExecution, attributes)
 }
 
+/// An activity whose attempts take as long as they like.
 pub(crate) fn schedule(activity_id: &str, queue: &str) -> Command {
+    schedule_with(activity_id, queue, PATIENCE)
+}
+
+fn schedule_with(activity_id: &str, queue: &str, attempt: Duration) -> Command {
     let attributes = ScheduleActivityTaskCommandAttributes {
         activity_id: activity_id.to_owned(),
         activity_type: Some(ActivityType { name: "step".to_owned() }),
         task_queue: Some(task_queue(queue)),
-        start_to_close_timeout: duration(ATTEMPT),
+        start_to_close_timeout: duration(attempt),
         ..ScheduleActivityTaskCommandAttributes::default()
     };
     let attributes = Attributes::ScheduleActivityTaskCommandAttributes(attributes);
@@ -136,11 +141,11 @@ fn decide(task: &PollWorkflowTaskQueueResponse, events: &[HistoryEvent]) -> Vec<
         && count(EventType::WorkflowExecutionSignaled) >= SIGNALS;
     match (scheduled, done) {
         (0, _) => vec![
-            schedule("first", queue),
+            schedule_with("first", queue, ATTEMPT),
             start_timer("pause", TIMER),
             start_child(&child_of(workflow_id), queue),
         ],
-        (1, 1) => vec![schedule("second", queue)],
+        (1, 1) => vec![schedule_with("second", queue, ATTEMPT)],
         (2, 2) if is_over => vec![complete()],
         _ => Vec::new(),
     }
@@ -176,7 +181,7 @@ async fn work_on_workflows(api: Arc<dyn Api>, queue: String) {
             Ok(_) => {}
             // A task that is gone or was overtaken by an event comes again.
             Err(refused) if !refused.is_retriable() => check_refusal(&refused),
-            Err(_) => tokio::time::sleep(PAUSE).await,
+            Err(_) => tokio::time::sleep_until(Instant::now() + PAUSE).await,
         }
     }
 }
@@ -220,7 +225,7 @@ async fn work_on_activities(api: Arc<dyn Api>, queue: String) {
         match answered.await {
             Ok(()) => {}
             Err(refused) if !refused.is_retriable() => check_refusal(&refused),
-            Err(_) => tokio::time::sleep(PAUSE).await,
+            Err(_) => tokio::time::sleep_until(Instant::now() + PAUSE).await,
         }
     }
 }
@@ -300,12 +305,18 @@ pub(crate) async fn history_of(api: &dyn Api, workflow_id: &str) -> Vec<HistoryE
 
 /// Waits until a workflow has completed, and answers its history.
 pub(crate) async fn await_completed(api: &dyn Api, workflow_id: &str) -> Vec<HistoryEvent> {
-    await_until(&format!("{workflow_id} completes"), || async {
+    let end = Instant::now() + PATIENCE;
+    loop {
         let events = history_of(api, workflow_id).await;
-        let last = events.last().map(HistoryEvent::event_type);
-        (last == Some(EventType::WorkflowExecutionCompleted)).then_some(events)
-    })
-    .await
+        if events.last().map(HistoryEvent::event_type)
+            == Some(EventType::WorkflowExecutionCompleted)
+        {
+            return events;
+        }
+        let kinds: Vec<_> = events.iter().map(HistoryEvent::event_type).collect();
+        assert!(Instant::now() < end, "{workflow_id} does not complete: {kinds:?}");
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Waits for all orders of the ledger, and holds their histories and their children's against it.

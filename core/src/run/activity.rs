@@ -1,12 +1,11 @@
-//! Activities: scheduling one, handing out an attempt, and the answers to it. Retries are in
-//! `activity_retry`, timeouts in `activity_timeout`. Until an activity ends, attempts are notes
-//! only; its Started event is written together with its last one (semantics 6.2).
+//! Activities: handing out an attempt, and the answers to it. Commands are in `activity_command`,
+//! retries in `activity_retry`, timeouts in `activity_timeout`. Until an activity ends, attempts
+//! are notes only; its Started event is written together with its last one (semantics 6.2).
 
 use std::sync::Arc;
 
-use piton_proto::command::ScheduleActivityTaskCommandAttributes;
-use piton_proto::common::{Payload, Payloads, Priority, WorkflowExecution};
-use piton_proto::enums::{RetryState, TaskQueueKind, WorkflowTaskFailedCause};
+use piton_proto::common::{Payloads, Priority, WorkflowExecution};
+use piton_proto::enums::RetryState;
 use piton_proto::failure::failure::FailureInfo;
 use piton_proto::failure::{ApplicationFailureInfo, Failure};
 use piton_proto::history::history_event::Attributes;
@@ -15,234 +14,24 @@ use piton_proto::history::{
     ActivityTaskCompletedEventAttributes, ActivityTaskFailedEventAttributes,
     ActivityTaskScheduledEventAttributes, ActivityTaskStartedEventAttributes, HistoryEvent,
 };
-use piton_proto::sdk::UserMetadata;
-use piton_proto::taskqueue::TaskQueue;
 use piton_proto::workflowservice::PollActivityTaskQueueResponse;
 use prost::Message;
 
-use super::activity_retry::{filled, truncated};
+use super::activity_retry::truncated;
 use super::buffer::Ending;
-use super::command::CommandFailure;
-use super::field::Fields;
 use super::{Activity, ActivityTask, Decided, Reply, RunState};
 use crate::error::Rejection;
 use crate::id::EventId;
 use crate::message::Proto;
 use crate::note::{ActivityNote, ActivityStart};
 use crate::request::{ActivityRef, Drawn, Taker};
-use crate::time::{Span, Timestamp};
+use crate::time::Timestamp;
 
 const PRIORITY_DEFAULT: u8 = 3;
 const PRIORITY_LAST: i32 = 5;
 
 /// The part of a large failure that is kept when it is over the limit.
 const OVERSIZED_FAILURE_BYTES: usize = 64 << 10;
-
-/// The timeouts of an activity as its Scheduled event says them; 0 is none.
-struct Timeouts {
-    schedule_to_close: Span,
-    schedule_to_start: Span,
-    start_to_close: Span,
-    heartbeat: Span,
-}
-
-impl Timeouts {
-    /// Fills in what is missing and caps what is too long (semantics 6.1).
-    fn normalised(mut self, run_timeout: Span) -> Option<Self> {
-        if let Some(all) = self.schedule_to_close.given() {
-            self.schedule_to_start = self.schedule_to_start.min_given(all);
-            self.start_to_close = self.start_to_close.min_given(all);
-        } else if self.start_to_close.given().is_some() {
-            self.schedule_to_close = run_timeout;
-        } else {
-            return None;
-        }
-        self.schedule_to_close = self.schedule_to_close.min_given(run_timeout);
-        self.schedule_to_start = self.schedule_to_start.min_given(run_timeout);
-        self.start_to_close = self.start_to_close.min_given(run_timeout);
-        if self.heartbeat.given().is_some() {
-            self.heartbeat = self.heartbeat.min_given(self.start_to_close);
-        }
-        Some(self)
-    }
-}
-
-/// The commands of a workflow.
-impl RunState {
-    /// Schedules an activity, and starts it at once where the worker asks for it and may have it.
-    pub(super) fn schedule_activity(
-        &mut self,
-        command: ScheduleActivityTaskCommandAttributes,
-        user_metadata: Option<UserMetadata>,
-        completed: EventId,
-        drawn: &Drawn<'_>,
-    ) -> Result<Option<ActivityTask>, CommandFailure> {
-        let asked_eager = command.request_eager_execution;
-        let attributes = self.activity_attributes(command, completed, drawn)?;
-        let own = attributes.task_queue.as_ref().map(|queue| queue.name.clone());
-        let is_eager = asked_eager && own.as_deref() == Some(self.task_queue_name());
-        let attributes = Attributes::ActivityTaskScheduledEventAttributes(attributes);
-        let scheduled = self.append_with(drawn.now, attributes, user_metadata);
-        if !is_eager {
-            return Ok(None);
-        }
-        let start = ActivityStart {
-            at: drawn.now,
-            identity: self.completer_identity(completed),
-            request_id: format!("eager/{}/{}/{scheduled}", drawn.term, drawn.number).into(),
-        };
-        Ok(self.begin_attempt(scheduled, start, drawn))
-    }
-
-    fn activity_attributes(
-        &self,
-        command: ScheduleActivityTaskCommandAttributes,
-        completed: EventId,
-        drawn: &Drawn<'_>,
-    ) -> Result<ActivityTaskScheduledEventAttributes, CommandFailure> {
-        let fields = Fields::of(
-            "ScheduleActivityTaskCommandAttributes",
-            WorkflowTaskFailedCause::BadScheduleActivityAttributes,
-            drawn.limits,
-        );
-        let id = &command.activity_id;
-        fields.required("ActivityId", id)?;
-        let activity_type = command.activity_type.as_ref().map_or("", |t| t.name.as_str());
-        fields.required("ActivityType", activity_type)?;
-        let queue = fields.task_queue(command.task_queue.as_ref(), self.task_queue_name())?;
-        fields.blob("Input", command.input.as_ref())?;
-        let retry_policy = filled(command.retry_policy).map_err(|text| fields.bad(text))?;
-        let timeouts = Timeouts {
-            schedule_to_close: fields
-                .span("ScheduleToCloseTimeout", command.schedule_to_close_timeout.as_ref())?,
-            schedule_to_start: fields
-                .span("ScheduleToStartTimeout", command.schedule_to_start_timeout.as_ref())?,
-            start_to_close: fields
-                .span("StartToCloseTimeout", command.start_to_close_timeout.as_ref())?,
-            heartbeat: fields.span("HeartbeatTimeout", command.heartbeat_timeout.as_ref())?,
-        };
-        let run_timeout = Span::from_proto(self.started.workflow_run_timeout.as_ref());
-        let timeouts = timeouts.normalised(run_timeout).ok_or_else(|| {
-            fields.bad(format!(
-                "A valid StartToClose or ScheduleToCloseTimeout is not set on command. \
-                 ActivityId={id} ActivityType={activity_type}"
-            ))
-        })?;
-        self.check_room_for_activity(id, drawn)?;
-        #[expect(deprecated, reason = "events show the flag as older servers did")]
-        Ok(ActivityTaskScheduledEventAttributes {
-            activity_id: command.activity_id,
-            activity_type: command.activity_type,
-            task_queue: Some(TaskQueue {
-                name: queue,
-                kind: TaskQueueKind::Normal.into(),
-                normal_name: String::new(),
-            }),
-            header: command.header,
-            input: command.input,
-            schedule_to_close_timeout: Some(timeouts.schedule_to_close.to_proto()),
-            schedule_to_start_timeout: Some(timeouts.schedule_to_start.to_proto()),
-            start_to_close_timeout: Some(timeouts.start_to_close.to_proto()),
-            heartbeat_timeout: Some(timeouts.heartbeat.to_proto()),
-            workflow_task_completed_event_id: completed.0,
-            retry_policy: Some(retry_policy),
-            use_workflow_build_id: command.use_workflow_build_id,
-            priority: command.priority,
-        })
-    }
-
-    fn check_room_for_activity(&self, id: &str, drawn: &Drawn<'_>) -> Result<(), CommandFailure> {
-        let max = drawn.limits.pending_activities_max;
-        if self.activities.len() as u64 >= max {
-            return Err(CommandFailure::new(
-                WorkflowTaskFailedCause::PendingActivitiesLimitExceeded,
-                format!("the number of pending activities, {max}, has reached the limit"),
-            ));
-        }
-        if self.activity_by_id(id).is_some() {
-            return Err(CommandFailure::new(
-                WorkflowTaskFailedCause::ScheduleActivityDuplicateId,
-                format!("an activity with ActivityId={id} is pending"),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Asks to cancel an activity. True when it had not been started, so that it is cancelled
-    /// now and the workflow has to hear of it.
-    pub(super) fn request_cancel_activity(
-        &mut self,
-        scheduled: EventId,
-        completed: EventId,
-        drawn: &Drawn<'_>,
-    ) -> Result<bool, CommandFailure> {
-        let is_closed = self.is_ending_buffered(Ending::Activity(scheduled))
-            || self.ended_in_this_decision(scheduled);
-        let pending = self.activities.get(&scheduled).filter(|_| !is_closed);
-        let refusal = |text: String| {
-            Err(CommandFailure::new(
-                WorkflowTaskFailedCause::BadRequestCancelActivityAttributes,
-                text,
-            ))
-        };
-        let is_started = match pending {
-            Some(activity) if activity.cancel_requested.is_some() => {
-                return refusal(format!(
-                    "cancellation of the activity scheduled by event {scheduled} was asked before"
-                ));
-            }
-            Some(activity) => activity.note.started.is_some(),
-            None if is_closed => true,
-            None => {
-                return refusal(format!("no activity was scheduled by event {scheduled}"));
-            }
-        };
-        let requested = self.append(
-            drawn.now,
-            Attributes::ActivityTaskCancelRequestedEventAttributes(
-                ActivityTaskCancelRequestedEventAttributes {
-                    scheduled_event_id: scheduled.0,
-                    workflow_task_completed_event_id: completed.0,
-                },
-            ),
-        );
-        if is_started {
-            return Ok(false);
-        }
-        let identity = self.completer_identity(completed);
-        let canceled = ActivityTaskCanceledEventAttributes {
-            details: Some(json_text("ACTIVITY_ID_NOT_STARTED")),
-            latest_cancel_requested_event_id: requested.0,
-            scheduled_event_id: scheduled.0,
-            identity,
-            ..Default::default()
-        };
-        self.add_event(drawn, Attributes::ActivityTaskCanceledEventAttributes(canceled), None);
-        Ok(true)
-    }
-
-    /// Whether the last event of this activity was written by the decision at hand.
-    fn ended_in_this_decision(&self, scheduled: EventId) -> bool {
-        let ending = Some(Ending::Activity(scheduled));
-        let mut attributes = self.uncommitted.iter().filter_map(|e| e.attributes.as_ref());
-        attributes.any(|attributes| Ending::of(attributes) == ending)
-    }
-
-    /// Who completed the workflow task whose Completed event is `completed`, which the decision
-    /// at hand has written.
-    pub(super) fn completer_identity(&self, completed: EventId) -> String {
-        let first = self.uncommitted.first().map_or(0, |event| event.event_id);
-        let place = usize::try_from(completed.0 - first).ok();
-        match place.and_then(|at| self.uncommitted.get(at)).and_then(|e| e.attributes.as_ref()) {
-            Some(Attributes::WorkflowTaskCompletedEventAttributes(a)) => a.identity.clone(),
-            _ => String::new(),
-        }
-    }
-
-    pub(super) fn task_queue_name(&self) -> &str {
-        self.started.task_queue.as_ref().map_or("", |queue| queue.name.as_str())
-    }
-}
 
 /// What workers take and answer.
 impl RunState {
@@ -416,7 +205,7 @@ impl RunState {
 
 /// Steps of the above.
 impl RunState {
-    fn activity_by_id(&self, id: &str) -> Option<&Arc<Activity>> {
+    pub(super) fn activity_by_id(&self, id: &str) -> Option<&Arc<Activity>> {
         let mut activities = self.activities.values();
         activities.find(|a| a.attributes.activity_id == id && !self.is_activity_closing(a))
     }
@@ -450,7 +239,7 @@ impl RunState {
         Ok(activity.scheduled_event_id)
     }
 
-    fn begin_attempt(
+    pub(super) fn begin_attempt(
         &mut self,
         scheduled: EventId,
         start: ActivityStart,
@@ -673,17 +462,5 @@ fn size_failure(message: &str) -> Failure {
             ..Default::default()
         })),
         ..Default::default()
-    }
-}
-
-/// A text as the JSON payload that SDKs read.
-fn json_text(text: &'static str) -> Payloads {
-    let encoding = ("encoding".to_owned(), bytes::Bytes::from_static(b"json/plain"));
-    Payloads {
-        payloads: vec![Payload {
-            metadata: [encoding].into(),
-            data: format!("\"{text}\"").into(),
-            ..Default::default()
-        }],
     }
 }

@@ -29,6 +29,7 @@ use crate::time::Timestamp;
 use crate::transition::Change;
 
 mod activity;
+mod activity_command;
 mod activity_retry;
 mod activity_timeout;
 mod buffer;
@@ -57,9 +58,7 @@ pub use reply::{ActivityTask, Reply, StartedTask};
 pub use start::decide_start;
 
 /// How a run stands. `Paused` is not built.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Status {
     Running,
     Completed,
@@ -119,8 +118,10 @@ pub struct RunState {
     pub timers: BTreeMap<EventId, Arc<Timer>>,
     /// By its Initiated event; after close, those that the run still has to know.
     pub children: BTreeMap<EventId, Arc<Child>>,
-    pub external_signals: BTreeMap<EventId, Arc<SignalExternalWorkflowExecutionInitiatedEventAttributes>>,
-    pub external_cancels: BTreeMap<EventId, Arc<RequestCancelExternalWorkflowExecutionInitiatedEventAttributes>>,
+    pub external_signals:
+        BTreeMap<EventId, Arc<SignalExternalWorkflowExecutionInitiatedEventAttributes>>,
+    pub external_cancels:
+        BTreeMap<EventId, Arc<RequestCancelExternalWorkflowExecutionInitiatedEventAttributes>>,
     /// Events without an id that wait for the started workflow task to end, by their note's number.
     pub buffered: BTreeMap<u32, Arc<HistoryEvent>>,
     /// The single facts that history does not hold.
@@ -241,7 +242,9 @@ impl RunState {
             RunRequest::WorkflowTaskTimedOut { number } => {
                 run.time_out_workflow_task(number, drawn)
             }
-            RunRequest::WorkflowTaskUndelivered { number } => run.take_back_workflow_task(number, drawn),
+            RunRequest::WorkflowTaskUndelivered { number } => {
+                run.take_back_workflow_task(number, drawn)
+            }
             RunRequest::StickyUnavailable { stamp } => run.leave_sticky(stamp, drawn),
 
             RunRequest::StartActivity { scheduled, stamp, taker } => {
@@ -269,7 +272,9 @@ impl RunState {
             RunRequest::ChildStarted { initiated, run_id, header } => {
                 run.child_started(initiated, run_id, header, drawn)
             }
-            RunRequest::ChildRefused { initiated, cause } => run.child_refused(initiated, cause, drawn),
+            RunRequest::ChildRefused { initiated, cause } => {
+                run.child_refused(initiated, cause, drawn)
+            }
             RunRequest::ChildClosed { initiated, outcome } => {
                 run.child_closed(initiated, *outcome, drawn)
             }

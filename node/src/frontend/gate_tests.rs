@@ -5,8 +5,8 @@ use std::convert::Infallible;
 
 use piton_proto::enums::ResourceExhaustedCause;
 use prometheus_client::registry::Registry;
-use tonic::Status;
 use tonic::Code;
+use tonic::Status;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 

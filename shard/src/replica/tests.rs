@@ -8,7 +8,8 @@ use piton_store::{CheckpointReport, MemoryStore};
 
 use super::*;
 use crate::entry::encode_range;
-use crate::rows::{Current, CurrentRun, current_delete, current_write};
+use crate::row_values::CurrentRun;
+use crate::rows::{Current, current_delete, current_write};
 
 /// A shard's replica without Raft: what a test hands in is committed.
 pub(crate) struct TestShard {
