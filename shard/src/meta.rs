@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use piton_core::id::{NamespaceId, ShardId};
@@ -26,6 +27,8 @@ pub const META_GROUP: GroupId = GroupId(0);
 
 /// How often a change is decided anew because another one came first.
 const ATTEMPTS_MAX: usize = 16;
+/// How long a change waits for a leader.
+const LEADER_WAIT: Duration = Duration::from_secs(5);
 
 /// Reads the meta state as this node knows it, and changes it.
 #[derive(Clone)]
@@ -221,6 +224,7 @@ impl Meta {
         &self,
         decide: impl Fn(&MetaState) -> Result<Option<MetaChange>, MetaError>,
     ) -> Result<Arc<MetaState>, MetaError> {
+        self.wait_for_leader().await;
         // Refusals are answers without a commit: they too must come from the newest state.
         self.refresh().await?;
         for _ in 0..ATTEMPTS_MAX {
@@ -234,6 +238,16 @@ impl Meta {
             }
         }
         Err(MetaError::Unavailable("other changes kept coming first".to_owned()))
+    }
+
+    /// A node that has just started leads soon, or learns who does.
+    async fn wait_for_leader(&self) {
+        let mut leadership = self.group.leadership();
+        let known = leadership.wait_for(|now| {
+            now.serving || (now.leader.is_some() && !self.group.metrics().is_leader)
+        });
+        // Without a leader the change is refused as unavailable, by what comes next.
+        let _ = tokio::time::timeout(LEADER_WAIT, known).await;
     }
 
     async fn propose(&self, payload: Bytes) -> Result<Verdict, MetaError> {

@@ -1,7 +1,6 @@
 //! What a hosted workflow does once a batch is committed: answers, hands tasks to polls, resolves
 //! queries, deletes what expired. Steps 6 and 9 of a request's way.
 
-use piton_core::error::Rejection;
 use piton_core::id::RunId;
 use piton_core::proto::common::{WorkflowExecution, WorkflowType};
 use piton_core::proto::history::History;
@@ -331,9 +330,4 @@ fn normal_queue(name: &str) -> TaskQueue {
         kind: piton_core::proto::enums::TaskQueueKind::Normal.into(),
         ..Default::default()
     }
-}
-
-/// The refusal of a run that is not there.
-pub(crate) fn run_not_found() -> ShardError {
-    ShardError::Rejected(Rejection::NotFound("workflow execution not found".into()))
 }

@@ -31,6 +31,11 @@ pub(crate) fn unreadable(error: LoadError) -> ShardError {
     ShardError::Internal(error.to_string())
 }
 
+/// The refusal of a workflow that is not there.
+pub(crate) fn not_found(key: &WorkflowKey) -> ShardError {
+    Rejection::NotFound(format!("workflow not found for ID: {}", key.workflow_id)).into()
+}
+
 fn refused(error: HistoryError) -> ShardError {
     match error {
         HistoryError::Token(text) => Rejection::InvalidArgument(text.into()).into(),
@@ -121,7 +126,7 @@ impl ShardRuntime {
 
     fn current_run(&self, key: &WorkflowKey) -> Result<RunId, ShardError> {
         let current = self.rows.current(key).map_err(unreadable)?;
-        current.map(|c| c.run.run_id).ok_or_else(crate::workflow_answer::run_not_found)
+        current.map(|c| c.run.run_id).ok_or_else(|| not_found(key))
     }
 }
 

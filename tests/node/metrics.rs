@@ -81,7 +81,7 @@ async fn fail_an_activity(running: &Running) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_is_seen_to_move() {
     let mut config = config(None);
-    config.shards.idle_ms = 200;
+    config.shards.idle_ms = 3_000;
     let running = Running::start(config).await;
     let (api, address) = (running.api(), running.node.http_address());
     let before = metrics(address).await;
@@ -103,6 +103,7 @@ async fn every_metric_is_seen_to_move() {
         (aged && sum(&now, "piton_checkpoint_seconds_count", &[]) > 0.0).then_some(())
     })
     .await;
+    api.start(start_of("in-memory", "simple", "elsewhere")).await.unwrap();
     let after = metrics(address).await;
     let unpolled = [r#"task_queue="unpolled""#, r#"kind="workflow""#];
     assert_eq!(sum(&after, "piton_task_queue_depth", &unpolled), 1.0);

@@ -272,7 +272,7 @@ fn errands_are_found_run_by_run_in_event_order() {
     driver.complete_task((0..5).map(|n| signal_external(&format!("w{n}"))).collect());
     let rows = driver.shard.rows();
     let run = (driver.key.clone(), driver.run_id());
-    assert_eq!(rows.runs_with_errands().expect("they read"), [run.clone()]);
+    assert_eq!(rows.runs_with_errands().expect("they read"), *std::slice::from_ref(&run));
     let errands = rows.errands(&run.0, &run.1).expect("they read");
     let events = errands.iter().map(|row| match row.errand {
         ErrandKey::Signal(event) => event,

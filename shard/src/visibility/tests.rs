@@ -1,3 +1,5 @@
+#![expect(clippy::single_range_in_vec_init, reason = "shards cover lists of slot ranges")]
+
 use piton_core::time::Timestamp;
 
 use super::*;
