@@ -46,7 +46,7 @@ impl Collector for LogCollector {
         }
         let bounds = SYNC_BUCKETS_MICROS.iter().map(|&micros| micros as f64 / SECOND_MICROS);
         let counts = stats.sync_buckets.iter().map(read);
-        let buckets: Vec<(f64, u64)> = bounds.chain([f64::MAX]).zip(counts).collect();
+        let buckets: Vec<(f64, u64)> = bounds.chain([f64::INFINITY]).zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         let sum = read(&stats.sync_micros) as f64 / SECOND_MICROS;
         let (name, help) = ("log_sync_duration_seconds", "Time for one sync of the node's log");
