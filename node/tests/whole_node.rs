@@ -1,6 +1,13 @@
 //! A whole node in this process, spoken to over the wire: what clients see of it before any
 //! workflow runs. Workflows are tested in the package `piton-tests`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that panics has failed, and what it prints is read"
+)]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;

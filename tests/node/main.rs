@@ -5,6 +5,13 @@
 //! the workload that it runs; `nodes` starts nodes, `members` a cluster of three without gRPC;
 //! `refusal` looks at refusals. The other modules hold the tests.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that panics has failed, and what it prints is read"
+)]
+
 mod client;
 mod members;
 mod nodes;

@@ -234,8 +234,8 @@ impl Members {
         let (_, running) = self.running().find(|(node, _)| *node != without)?;
         let namespace = running.cluster.meta().namespace(NAMESPACE)?;
         let group = GroupId(running.cluster.shard_of(&key(&namespace, workflow_id)).0 + 1);
-        let leader = running.groups.group(group)?.leadership().borrow().leader;
-        leader
+        let leadership = running.groups.group(group)?.leadership();
+        leadership.borrow().leader
     }
 
     /// Ends a node as SIGKILL and a power cut together would: what it did not sync is lost. With

@@ -217,7 +217,6 @@ async fn namespaces_that_are_unknown_taken_or_deprecated_are_refused() {
 
     service.register_namespace(soon(register("old"))).await.unwrap();
     let deprecate = DeprecateNamespaceRequest { namespace: "old".into(), ..Default::default() };
-    #[expect(deprecated, reason = "the API keeps it")]
     service.deprecate_namespace(soon(deprecate)).await.unwrap();
     let mut start = start_of("w", "simple", "q");
     start.namespace = "old".to_owned();
