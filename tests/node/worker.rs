@@ -315,7 +315,7 @@ pub(crate) async fn await_completed(api: &dyn Api, workflow_id: &str) -> Vec<His
         }
         let kinds: Vec<_> = events.iter().map(HistoryEvent::event_type).collect();
         assert!(Instant::now() < end, "{workflow_id} does not complete: {kinds:?}");
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep_until(Instant::now() + PAUSE).await;
     }
 }
 
