@@ -180,8 +180,10 @@ fn prepare(workspace: &Workspace, run: &Run<'_>, log: &mut Log) -> Result<Comman
         Suite::Python => prepare_python(&workspace.root, &work, log),
         Suite::Seed => {
             let script = workspace.seed_suite().context("the seed suite is not there")?;
+            let whole_lines = workspace.root.join("tests/conformance/seed/whole_lines.cjs");
             let mut command = Command::new(script);
             command.env("SEED_WORK", &work);
+            command.env("NODE_OPTIONS", format!("--require \"{}\"", whole_lines.display()));
             Ok(command)
         }
     }
