@@ -232,7 +232,7 @@ mod tests {
             run.buffered.insert(0, HistoryEvent::default().into());
         });
         assert_eq!(waiting, "events wait for a held task only");
-        let gap = broken(|run| run.uncommitted.push(HistoryEvent::default()));
+        let gap = broken(|run| run.uncommitted.push(std::sync::Arc::default()));
         assert_eq!(gap, "uncommitted events end where the next one begins");
     }
 }

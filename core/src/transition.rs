@@ -19,7 +19,7 @@ use crate::visibility::VisibilityRecord;
 pub struct Change {
     pub run_id: RunId,
     /// The first event's id is that of the history batch.
-    pub events: Vec<HistoryEvent>,
+    pub events: Vec<Arc<HistoryEvent>>,
     pub notes: BTreeMap<NoteKey, Option<Note>>,
     pub settled: BTreeSet<EffectKey>,
     /// The offers of the tasks among the settled: their rows' keys name the queue.

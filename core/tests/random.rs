@@ -5,6 +5,7 @@
 mod flow;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use flow::{AllKnown, check_history, command as of, queue};
 use piton_core::effect::{Effect, EffectKey, TaskKey};
@@ -64,7 +65,7 @@ struct Stored {
 
 impl Stored {
     fn put(&mut self, change: Change) {
-        self.events.extend(change.events);
+        self.events.extend(change.events.into_iter().map(Arc::unwrap_or_clone));
         for (key, note) in change.notes {
             match note {
                 Some(note) => drop(self.notes.insert(key, note)),
@@ -218,7 +219,13 @@ impl World {
         let task = self.tasks.iter().find(|t| (t.term, t.number) == (token.term, token.number));
         for event in &task.expect("somebody holds the answered task").suffix {
             let written = run.uncommitted.iter().find(|e| e.event_id == event.event_id);
-            assert_eq!(written, Some(event), "seed {} step {}", self.seed, self.step);
+            assert_eq!(
+                written.map(AsRef::as_ref),
+                Some(event),
+                "seed {} step {}",
+                self.seed,
+                self.step
+            );
         }
     }
 

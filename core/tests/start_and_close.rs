@@ -395,7 +395,7 @@ fn fold(
     change: impl FnOnce(&mut Vec<piton_core::proto::history::HistoryEvent>),
     notes: Vec<(NoteKey, Note)>,
 ) -> Result<RunState, FoldError> {
-    let mut events = run.uncommitted.clone();
+    let mut events = run.uncommitted.iter().map(|event| (**event).clone()).collect();
     change(&mut events);
     let key = WorkflowKey { namespace: "ns".into(), workflow_id: "order-1".into() };
     RunState::from_history(key, run.run_id.clone(), events, notes)

@@ -51,7 +51,7 @@ fn a_completion_writes_the_events_that_were_handed_out() {
         4 WorkflowTaskCompleted of 2, 3
         5 WorkflowExecutionCompleted",
     );
-    assert_eq!(flow.run.uncommitted[2], task.suffix[0]);
+    assert_eq!(*flow.run.uncommitted[2], task.suffix[0]);
     assert_eq!(flow.run.status, Status::Completed);
     assert!(flow.effects().is_empty());
 }
@@ -187,7 +187,7 @@ fn a_transient_task_is_written_only_when_it_completes() {
             7 WorkflowTaskCompleted of 5, 6"
         ),
     );
-    assert_eq!(flow.run.uncommitted[4..6], task.suffix);
+    assert!(flow.run.uncommitted[4..6].iter().map(AsRef::as_ref).eq(&task.suffix));
 }
 
 #[test]

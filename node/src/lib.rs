@@ -13,6 +13,6 @@ mod telemetry;
 
 pub use data_directory::{DataDirectory, DataDirectoryError};
 pub use identity::IdentityError;
-pub use node::{Node, NodeError};
-pub use storage::StorageError;
+pub use node::{Failure, Node, NodeError};
+pub use storage::{Devices, StorageError};
 pub use telemetry::init_tracing;

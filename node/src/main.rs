@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use piton_core::limits::Limits;
 use piton_node::config::{Config, LogFormat};
-use piton_node::{Node, init_tracing};
+use piton_node::{Failure, Node, init_tracing};
 use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "\
@@ -164,21 +164,30 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
     // Asked for before anything is opened, so that no signal is missed while starting.
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let node = tokio::select! {
+    let mut node = tokio::select! {
         node = Node::start(config) => node?,
         // What is half open is durable anyway.
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
     };
     say_ready(&node);
-    tokio::select! {
-        reason = node.failed() => {
-            // ORDER: ends at once. A node that cannot make anything durable must not go on, and an
-            // orderly stop would write.
-            anyhow::bail!("stopped, since nothing can be made durable any more: {reason}");
+    loop {
+        tokio::select! {
+            failure = node.failed() => match failure {
+                // ORDER: ends at once. A node that cannot make anything durable must not go on, and
+                // an orderly stop would write.
+                Failure::Log(reason) => anyhow::bail!(
+                    "stopped, since nothing can be made durable any more: {reason}"
+                ),
+                Failure::Store(reason) => {
+                    tracing::error!(reason, "the store failed and is rebuilt from the log");
+                    node = node.rebuild_store().await?;
+                    tracing::warn!("the store is rebuilt");
+                }
+            },
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
         }
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
     }
     let _ = writeln!(std::io::stdout(), "Stopping.");
     tokio::select! {

@@ -10,8 +10,6 @@ use std::sync::Arc;
 use piton_core::limits::Limits;
 use piton_core::time::Span;
 use piton_proto::enums::IndexedValueType;
-use piton_raft::Disk;
-use piton_raft::log::RealDisk;
 use piton_shard::{Cluster, MetaError, NewNamespace};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -21,7 +19,7 @@ use crate::config::{Config, ConfigError};
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::frontend::{self, Facts, Frontend};
 use crate::identity::{Identity, IdentityError};
-use crate::storage::{Storage, StorageError};
+use crate::storage::{Devices, Storage, StorageError};
 use crate::telemetry::{self, Metrics, Ready};
 
 /// Why a node did not start.
@@ -63,9 +61,19 @@ pub struct Node {
     storage: Storage,
     api: JoinHandle<()>,
     pages: JoinHandle<()>,
-    stop_max: std::time::Duration,
+    config: Config,
+    devices: Devices,
     // ORDER: dropped last, when nothing writes there any more.
     directory: DataDirectory,
+}
+
+/// Why a node cannot go on as it is, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nothing can be made durable any more: the node must end, and at once.
+    Log(String),
+    /// The store has to be rebuilt; nothing is lost with it. See [`Node::rebuild_store`].
+    Store(String),
 }
 
 impl Node {
@@ -74,27 +82,44 @@ impl Node {
     /// # Errors
     /// See [`NodeError`].
     pub async fn start(config: Config) -> Result<Self, NodeError> {
-        Self::start_on(config, Arc::new(RealDisk)).await
+        Self::start_on(config, Devices::default()).await
     }
 
-    /// The same with a disk of the caller's for log and snapshots; for tests that cut the power.
+    /// The same on devices of the caller's; for tests in which they fail.
     ///
     /// # Errors
     /// See [`NodeError`].
-    pub async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, NodeError> {
+    pub async fn start_on(config: Config, devices: Devices) -> Result<Self, NodeError> {
         config.check()?;
-        let grpc = listen("gRPC", config.listen.grpc(), "--port").await?;
-        let http = listen("HTTP", config.listen.http(), "--http-port").await?;
+        let listeners = Listeners::bind(&config).await?;
         let directory = if config.data.ephemeral {
             DataDirectory::ephemeral()?
         } else {
             DataDirectory::open(&config.data.directory)?
         };
+        Self::start_in(config, devices, listeners, directory).await
+    }
+
+    async fn start_in(
+        config: Config,
+        devices: Devices,
+        Listeners { grpc, http }: Listeners,
+        directory: DataDirectory,
+    ) -> Result<Self, NodeError> {
         let identity = Identity::of(directory.path())?;
         let mut registry = Metrics::registry();
-        let storage =
-            Storage::open(&config, directory.path(), identity.node(), disk, &mut registry).await?;
-        set_up(&storage, &config).await?;
+        let storage = Storage::open(
+            &config,
+            directory.path(),
+            identity.node(),
+            devices.clone(),
+            &mut registry,
+        )
+        .await?;
+        if let Err(error) = set_up(&storage, &config).await {
+            storage.close().await;
+            return Err(error);
+        }
 
         let metrics = Metrics::new(registry);
         let ready = Ready::default();
@@ -118,7 +143,8 @@ impl Node {
             storage,
             api,
             pages,
-            stop_max: config.admission.stop_max(),
+            config,
+            devices,
             directory,
         })
     }
@@ -147,32 +173,73 @@ impl Node {
         all.iter().map(|namespace| namespace.name.to_string()).collect()
     }
 
-    /// Returns, with the reason, when this node can acknowledge nothing any more and must end.
-    pub async fn failed(&self) -> String {
-        let [mut log, mut store] = self.storage.failures();
-        let of_log = log.wait_for(Option::is_some);
-        let of_store = store.wait_for(Option::is_some);
-        let reason = tokio::select! {
-            reason = of_log => reason.ok().and_then(|r| r.clone()),
-            reason = of_store => reason.ok().and_then(|r| r.clone()),
-        };
-        reason.unwrap_or_else(|| "a storage thread has ended".to_owned())
+    /// Returns when this node cannot go on as it is.
+    pub async fn failed(&self) -> Failure {
+        async fn reason(mut failed: watch::Receiver<Option<String>>) -> String {
+            let reason = failed.wait_for(Option::is_some).await;
+            let reason = reason.ok().and_then(|reason| reason.clone());
+            reason.unwrap_or_else(|| "a storage thread has ended".to_owned())
+        }
+        let [engine, checkpoints] = self.storage.store_failed();
+        tokio::select! {
+            biased;
+            reason = reason(self.storage.log_failed()) => Failure::Log(reason),
+            reason = reason(engine) => Failure::Store(reason),
+            reason = reason(checkpoints) => Failure::Store(reason),
+        }
+    }
+
+    /// Stops, discards the store, and starts again in the same place: the store is rebuilt from
+    /// snapshots and the log.
+    ///
+    /// # Errors
+    /// See [`NodeError`]; the node has stopped then.
+    pub async fn rebuild_store(self) -> Result<Self, NodeError> {
+        let mut config = self.config.clone();
+        (config.listen.port, config.listen.http_port) = (self.grpc.port(), self.http.port());
+        let devices = self.devices.clone();
+        let directory = self.lay_down().await;
+        Storage::discard_store(directory.path()).await?;
+        let listeners = Listeners::bind(&config).await?;
+        Self::start_in(config, devices, listeners, directory).await
     }
 
     /// Stops: new requests are refused, waiting polls answered empty, the others finished, and
     /// then the state is laid down.
     pub async fn stop(self) {
+        // ORDER: the directory goes last, when nothing writes there any more.
+        drop(self.lay_down().await);
+    }
+
+    async fn lay_down(self) -> DataDirectory {
         self.ready.set(false);
         self.stop.send_replace(true);
         // What is not answered in time is cut off; its client asks again elsewhere.
+        let stop_max = self.config.admission.stop_max();
         for mut task in [self.api, self.pages] {
-            if tokio::time::timeout(self.stop_max, &mut task).await.is_err() {
+            if tokio::time::timeout(stop_max, &mut task).await.is_err() {
                 task.abort();
                 // Waits for the abort to take effect; an abort is what was asked for.
                 let _ = task.await;
             }
         }
         self.storage.close().await;
+        self.directory
+    }
+}
+
+/// The ports of a node, taken.
+struct Listeners {
+    grpc: TcpListener,
+    http: TcpListener,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, NodeError> {
+        Ok(Self {
+            grpc: listen("gRPC", config.listen.grpc(), "--port").await?,
+            http: listen("HTTP", config.listen.http(), "--http-port").await?,
+        })
     }
 }
 

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use piton_raft::log::RealDisk;
 use piton_raft::{Disk, Groups, MemoryNetwork, NodeConfig, NodeId, RaftError, Tuning};
 use piton_shard::{
     Clock, Cluster, HostParts, NoPeers, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
 };
-use piton_store::{Opened, SledStore, Store, StoreError};
+use piton_store::{Opened, SledStore, Store, StoreError, Watched};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
@@ -39,12 +40,33 @@ pub enum StorageError {
     Thread(#[from] tokio::task::JoinError),
 }
 
+/// Puts something between a node and its store.
+pub type WrapStore = Arc<dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync>;
+
+/// What a node keeps its data on.
+#[derive(Clone)]
+pub struct Devices {
+    /// Where log and snapshots lie.
+    pub disk: Arc<dyn Disk>,
+    /// What every store that is opened is wrapped in.
+    pub wrap_store: WrapStore,
+}
+
+impl Default for Devices {
+    /// The real disk, and the store as it is.
+    fn default() -> Self {
+        Self { disk: Arc::new(RealDisk), wrap_store: Arc::new(|store| store) }
+    }
+}
+
 /// A node's state, led and ready for requests.
 pub(crate) struct Storage {
     pub(crate) cluster: Cluster,
     pub(crate) clock: Clock,
     groups: Groups,
     serving: Serving,
+    store: Arc<dyn Store>,
+    store_failed: watch::Receiver<Option<String>>,
 }
 
 impl Storage {
@@ -56,11 +78,28 @@ impl Storage {
         config: &Config,
         directory: &Path,
         node: NodeId,
-        disk: Arc<dyn Disk>,
+        devices: Devices,
         registry: &mut Registry,
     ) -> Result<Self, StorageError> {
+        let Devices { disk, wrap_store } = devices;
+        let (failure, store_failed) = watch::channel(None);
         let store = open_store(config, directory).await?;
-        let groups = open_groups(directory, node, disk).await?;
+        let store: Arc<dyn Store> = Arc::new(Watched::over(
+            wrap_store(store),
+            Box::new(move |error| {
+                let reason = with_causes(error);
+                failure.send_if_modified(|first| {
+                    first.is_none().then(|| *first = Some(reason)).is_some()
+                });
+            }),
+        ));
+        let groups = match open_groups(directory, node, disk).await {
+            Ok(groups) => groups,
+            Err(error) => {
+                close_store(store).await;
+                return Err(error);
+            }
+        };
         registry.register_collector(Box::new(LogCollector(groups.log().clone())));
         let clock = Clock::start();
         let parts = HostParts {
@@ -68,15 +107,23 @@ impl Storage {
             members: BTreeSet::from([node]),
             config: shard_config(config),
             groups: groups.clone(),
-            store,
+            store: Arc::clone(&store),
             clock,
             metrics: ShardMetrics::register(registry),
         };
-        let host = ShardHost::start(parts).await?;
-        let cluster = Cluster::new(host, Arc::new(NoPeers));
-        let serving = cluster.serve().await?;
-        let storage = Self { cluster, clock, groups, serving };
-        storage.wait_until_ready().await?;
+        let (cluster, serving) = match serve(parts).await {
+            Ok(serving) => serving,
+            Err(error) => {
+                groups.shutdown().await;
+                close_store(store).await;
+                return Err(error.into());
+            }
+        };
+        let storage = Self { cluster, clock, groups, serving, store, store_failed };
+        if let Err(error) = storage.wait_until_ready().await {
+            storage.close().await;
+            return Err(error);
+        }
         Ok(storage)
     }
 
@@ -90,9 +137,21 @@ impl Storage {
         tokio::time::timeout(READY_TIME_MAX, ready).await.map_err(|_| StorageError::NotReady)
     }
 
-    /// What becomes `Some(reason)` when nothing can be acknowledged any more.
-    pub(crate) fn failures(&self) -> [watch::Receiver<Option<String>>; 2] {
-        [self.groups.failed(), self.cluster.host().failed()]
+    /// Becomes `Some(reason)` when nothing can be made durable any more.
+    pub(crate) fn log_failed(&self) -> watch::Receiver<Option<String>> {
+        self.groups.failed()
+    }
+
+    /// Become `Some(reason)` when the store has to be rebuilt.
+    pub(crate) fn store_failed(&self) -> [watch::Receiver<Option<String>>; 2] {
+        [self.store_failed.clone(), self.cluster.host().failed()]
+    }
+
+    /// Discards the store of a directory that no node has open.
+    pub(crate) async fn discard_store(directory: &Path) -> Result<(), StorageError> {
+        let store = directory.join(STORE_DIRECTORY);
+        let discarded = tokio::task::spawn_blocking(move || piton_store::sled::discard(&store));
+        Ok(discarded.await??)
     }
 
     /// Lays everything down. What was acknowledged is durable whether this is called or not.
@@ -105,7 +164,32 @@ impl Storage {
             tracing::warn!("the last checkpoint was not written; the log has it all");
         }
         self.groups.shutdown().await;
+        close_store(self.store).await;
     }
+}
+
+async fn serve(parts: HostParts) -> Result<(Cluster, Serving), ShardError> {
+    let host = ShardHost::start(parts).await?;
+    let cluster = Cluster::new(Arc::clone(&host), Arc::new(NoPeers));
+    match cluster.serve().await {
+        Ok(serving) => Ok((cluster, serving)),
+        Err(error) => {
+            // The error is what is told; a thread that ended early adds nothing to it.
+            let _ = tokio::task::spawn_blocking(move || host.stop_checkpoints()).await;
+            Err(error)
+        }
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Frees the store's files for the next node, in this process or another.
+async fn close_store(store: Arc<dyn Store>) {
+    // A panic in it is logged by the store.
+    let _ = tokio::task::spawn_blocking(move || store.close()).await;
 }
 
 fn shard_config(config: &Config) -> ShardConfig {

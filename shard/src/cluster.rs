@@ -24,6 +24,9 @@ use crate::workflow_actor::ReplyTo;
 /// How long to wait before a call that another node did not take is sent again.
 const SEND_PAUSE: Duration = Duration::from_millis(20);
 
+/// How often a request that waits for a shard's leader looks again.
+const LEADER_LOOK: Duration = Duration::from_millis(5);
+
 /// A worker's poll.
 #[derive(Clone, Debug)]
 pub struct Poll {
@@ -117,8 +120,11 @@ impl Cluster {
             }
             // Leadership shows before the duties are taken up, so a change is not all to wait for.
             let change = leadership.changed();
-            let soon = Instant::now() + Duration::from_millis(5);
-            let _ = tokio::time::timeout_at(soon.min(until), change).await;
+            let soon = Instant::now() + LEADER_LOOK;
+            let has_stopped = tokio::time::timeout_at(soon.min(until), change).await;
+            if has_stopped.is_ok_and(|changed| changed.is_err()) {
+                return Err(ShardError::Unavailable(format!("shard {shard} has stopped here")));
+            }
             if Instant::now() >= until {
                 return Err(ShardError::Unavailable(format!("shard {shard} has no leader")));
             }
@@ -149,12 +155,17 @@ impl Cluster {
             }
             return;
         }
+        self.insist(shard, call);
+    }
+
+    /// Tells a shard's leader something that nothing else makes good for.
+    pub(crate) fn insist(&self, shard: ShardId, call: Call) {
         let cluster = self.clone();
-        tokio::spawn(async move { cluster.send_to_peer(shard, call).await });
+        tokio::spawn(async move { cluster.send_until_taken(shard, call).await });
     }
 
     /// Sends until somebody takes it, or for as long as a request waits for a leader.
-    async fn send_to_peer(&self, shard: ShardId, call: Call) {
+    async fn send_until_taken(&self, shard: ShardId, call: Call) {
         let until = Instant::now() + self.host.config().leader_wait;
         let error = loop {
             match self.ask(shard, call.clone()).await {

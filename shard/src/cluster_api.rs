@@ -174,21 +174,27 @@ impl Cluster {
         }
     }
 
-    /// Tells a queue's owner of a poll. Returns when the owner cannot know of it any more, since it
-    /// was not reached or another leader has taken its place: an owner whose node dies does not say
-    /// so to the polls it held.
+    /// Tells a queue's owner of a poll, again and again: what it gave to the poll may have been lost
+    /// on the way. Returns when the owner cannot know of it any more, since it was not reached or
+    /// another leader has taken its place: an owner whose node dies does not say so to the polls
+    /// it held.
     async fn register_poll(&self, request: PollRequest) {
         let shard = self.shard_of_queue(&request.queue);
         let mut leadership = self.host().group(shard).leadership();
         let term = leadership.borrow_and_update().term;
-        if self.ask(shard, Call::Poll(request)).await.is_err() {
-            return;
-        }
-        let moves = leadership.wait_for(|now| now.term != term && now.leader.is_some());
-        let has_stopped = moves.await.is_err();
-        if has_stopped {
-            // The group has stopped and the node with it; its frontend ends the poll.
-            std::future::pending::<()>().await;
+        let renewal = self.host().config().poll_renewal;
+        loop {
+            if self.ask(shard, Call::Poll(request.clone())).await.is_err() {
+                return;
+            }
+            let moves = leadership.wait_for(|now| now.term != term && now.leader.is_some());
+            let moved = tokio::time::timeout(renewal, moves).await.map(|moved| moved.is_ok());
+            match moved {
+                Ok(true) => return,
+                // The group has stopped and the node with it; its frontend ends the poll.
+                Ok(false) => std::future::pending().await,
+                Err(_) => {}
+            }
         }
     }
 
@@ -215,7 +221,7 @@ impl Cluster {
             Err(error) => return tracing::error!(%error, "a task came with a token not of ours"),
         };
         let shard = self.shard_of(&key);
-        self.send(shard, Call::Run { key, run_id: Some(run_id), request });
+        self.insist(shard, Call::Run { key, run_id: Some(run_id), request });
     }
 
     /// Asks a run's code something.

@@ -23,6 +23,8 @@ pub struct ShardConfig {
     pub sticky_poller_max_age: Duration,
     /// A queue without a poll for this long has no worker: a query is refused at once.
     pub poller_max_age: Duration,
+    /// How often a queue's owner is told again of a poll that waits.
+    pub poll_renewal: Duration,
     /// How long `DescribeTaskQueue` remembers a poller.
     pub poller_memory: Duration,
     /// Due timers are loaded this far ahead.
@@ -54,6 +56,7 @@ impl Default for ShardConfig {
             matching_window: 1_000,
             sticky_poller_max_age: Duration::from_secs(10),
             poller_max_age: Duration::from_secs(20),
+            poll_renewal: Duration::from_secs(15),
             poller_memory: Duration::from_secs(300),
             timer_window: Duration::from_secs(120),
             entry_bytes_max: ENTRY_BYTES_MAX,

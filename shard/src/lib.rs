@@ -26,6 +26,7 @@ mod polls;
 mod proposer;
 mod query;
 mod queue;
+mod recovery;
 mod replica;
 mod retention;
 mod row_codes;

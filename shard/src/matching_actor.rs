@@ -275,6 +275,7 @@ impl Matching {
                 self.ranks.remove(&(offer.key.clone(), offer.run_id.clone(), offer.task.clone()));
                 issue(shard, offer, poll);
             }
+            None if self.polls.iter().any(|p| p.poll == poll.poll) => {}
             None => self.polls.push_back(poll),
         }
     }

@@ -1,6 +1,8 @@
 //! A change as rows: history, notes, timers, tasks, errands, visibility, expiry. Between step 3 and
 //! step 4 of a request's way. Pure: the same change gives the same bytes.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use piton_core::effect::{Effect, EffectKey, ErrandKey, TaskKey, TaskOffer, TimerKind};
 use piton_core::id::{RequestId, RunId, ShardId, WorkflowKey};
@@ -131,7 +133,7 @@ pub(crate) fn range_write(range: &SlotRange) -> Write {
 
 /// `version(1)`, then the bytes of a protobuf `History` with these events: an answer to a reader
 /// copies them as they are.
-fn encode_batch(events: &[HistoryEvent]) -> Bytes {
+fn encode_batch(events: &[Arc<HistoryEvent>]) -> Bytes {
     let lens = events.iter().map(|event| event.encoded_len() + 6).sum::<usize>();
     let mut batch = BytesMut::with_capacity(1 + lens);
     batch.put_u8(FORMAT);

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use piton_core::id::{RunId, ShardId, WorkflowKey};
@@ -27,11 +28,15 @@ use crate::outbox::Outbox;
 use crate::peer::{Answer, Call, Offer, OfferedTask, QueueKey};
 use crate::proposer::Proposer;
 use crate::queue::Refused;
+use crate::recovery::Recovery;
 use crate::retention;
 use crate::rows::WorkflowRows;
 use crate::timer_actor::{TimerActor, Timers};
 use crate::workflow_actor::{Ask, Envelope, ReplyTo, Seat, Subscription};
 use crate::workflow_reading::unreadable;
+
+/// Wait before a shard's first entry is proposed again.
+const TAKE_UP_PAUSE: Duration = Duration::from_millis(20);
 
 /// The leader's duties of one shard in one term.
 pub(crate) struct ShardRuntime {
@@ -48,6 +53,7 @@ pub(crate) struct ShardRuntime {
     pub(crate) timers: Timers,
     pub(crate) queues: Queues,
     pub(crate) outbox: Outbox,
+    pub(crate) recovery: Recovery,
     seats: Mutex<BTreeMap<WorkflowKey, Arc<Seat>>>,
     stopped: AtomicBool,
     /// Numbers of workflow tasks handed out in this term.
@@ -397,10 +403,13 @@ impl ShardState {
             tracing::info!(shard = %self.id, term = old.term, "laid down leadership");
         }
         if let Some(term) = serves {
-            if let Err(error) = own_slots(&host, self.id).await {
-                // Leadership has moved again, or the node is stopping; its next change is followed.
+            while let Err(error) = own_slots(&host, self.id).await {
                 tracing::warn!(shard = %self.id, %error, "cannot take up leadership");
-                return;
+                if *host.group(self.id).leadership().borrow() != now {
+                    // It has moved again, or the node is stopping; the next change is followed.
+                    return;
+                }
+                tokio::time::sleep(TAKE_UP_PAUSE).await;
             }
             let runtime = take_up(&host, &self.cluster, self.id, term);
             self.serving = Some(Arc::clone(&runtime));
@@ -443,6 +452,7 @@ fn take_up(host: &Arc<ShardHost>, cluster: &Cluster, id: ShardId, term: u64) -> 
         timers: Timers::default(),
         queues: Queues::default(),
         outbox: Outbox::default(),
+        recovery: Recovery::default(),
         seats: Mutex::new(BTreeMap::new()),
         stopped: AtomicBool::new(false),
         numbers: AtomicU64::new(0),

@@ -52,7 +52,7 @@ pub(crate) enum Ask {
         run_id: RunId,
         tell: oneshot::Sender<Result<watch::Receiver<Subscription>, ShardError>>,
     },
-    /// Carry out a run's errands, which an earlier leader left.
+    /// Carry out what a run owes, which an earlier leader or actor left.
     Resume {
         run_id: RunId,
     },
@@ -187,7 +187,6 @@ impl Actor for WorkflowActor {
             // so the actor goes, and the next request re-hosts the workflow from its rows.
             tracing::debug!(key = ?hosted.key, %error, "a workflow's actor gives up");
             hosted.shard.leave(&hosted.key, &hosted.seat);
-            refuse_all(hosted.seat.mailbox.close(), &hosted.shard.cluster, &error);
             hosted.abandon(&error);
             myself.stop(None);
             return Ok(());

@@ -14,7 +14,7 @@ use piton_core::request::{RunRequest, WorkflowTaskRef};
 use piton_core::run::{ActivityTask, QueryRoute, Reply, StartedTask};
 
 use crate::error::ShardError;
-use crate::peer::{Answer, Delivery, Ticket};
+use crate::peer::{Answer, Call, Delivery, Ticket};
 use crate::query::Place;
 use crate::retention::ExpireRow;
 use crate::token::{ActivityToken, QueryToken, TaskToken, WorkflowTaskToken};
@@ -186,7 +186,8 @@ impl Hosted {
         if !self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await {
             let request_id = request_id.into();
             let request = RunRequest::ActivityUndelivered { scheduled, stamp, request_id };
-            self.shard.tell(&self.key, &run_id, request);
+            let call = Call::Run { key: self.key.clone(), run_id: Some(run_id), request };
+            self.shard.cluster.insist(self.shard.id, call);
         }
     }
 

@@ -14,7 +14,7 @@ use piton_core::proto::workflowservice::{
     QueryWorkflowResponse, RespondQueryTaskCompletedRequest, RespondWorkflowTaskCompletedRequest,
 };
 use piton_core::request::{Drawn, RunRequest, StartRequest, Taker};
-use piton_core::run::{self, QueryRoute, Reply, RunState};
+use piton_core::run::{self, QueryRoute, Reply};
 use tokio::time::Instant;
 
 use crate::error::ShardError;
@@ -418,12 +418,12 @@ impl Hosted {
         Ok(Answer::Done)
     }
 
-    /// Carries out all errands that a run still owes.
+    /// Carries out all that a run still owes.
     fn resume(&mut self, run_id: &RunId) {
+        // A run that was never committed, or is deleted, owes nothing.
         let Ok(run_id) = self.run(Some(run_id)) else { return };
-        let run: &RunState = &self.runs[&run_id];
-        for (key, errand) in run.errands() {
-            self.shard.outbox.run(&self.shard, &self.key, &run_id, key, errand);
+        for effect in self.runs[&run_id].owed() {
+            self.take_care_of(&run_id, &effect);
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use piton_core::effect::{Effect, EffectKey, TaskKey};
+use piton_core::effect::{Effect, EffectKey, TaskKey, TimerKind};
 use piton_core::error::Rejection;
 use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
 use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
@@ -12,7 +12,6 @@ use piton_core::request::WorkflowTaskRef;
 use piton_core::run::{Decided, RunState};
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::Change;
-use prost::Message;
 use tokio::sync::watch;
 
 use crate::entry::{self, TransitionRecord};
@@ -20,11 +19,13 @@ use crate::error::ShardError;
 use crate::peer::{Answer, Call, Delivery, Offer};
 use crate::proposer::Outcome;
 use crate::query::Queries;
+use crate::recovery::Lost;
 use crate::rows::{self, Current, RequestKind, RequestRow};
 use crate::shard::ShardRuntime;
 use crate::timer_actor::{Alarm, Wake};
-use crate::workflow_actor::{Envelope, ReplyTo, Seat, Subscription, refuse_all};
+use crate::workflow_actor::{Ask, Envelope, ReplyTo, Seat, Subscription, refuse_all};
 use crate::workflow_answer::Pending;
+use crate::workflow_reading::unreadable;
 
 /// One workflow in memory: the state of its actor.
 pub(crate) struct Hosted {
@@ -121,13 +122,12 @@ impl Hosted {
     }
 
     fn load(&mut self, batch: &mut Batch) -> Result<(), ShardError> {
-        let internal = |e: crate::rows::LoadError| ShardError::Internal(e.to_string());
-        self.current = self.shard.rows.current(&self.key).map_err(internal)?;
+        self.current = self.shard.rows.current(&self.key).map_err(unreadable)?;
         if let Some(current) = &self.current {
             self.position = current.position;
             if current.run.status.is_open() {
                 let run_id = current.run.run_id.clone();
-                let run = self.shard.rows.load_run(&self.key, &run_id).map_err(internal)?;
+                let run = self.shard.rows.load_run(&self.key, &run_id).map_err(unreadable)?;
                 let run = run.ok_or_else(|| {
                     ShardError::Internal(format!("the current run {run_id} has no history"))
                 })?;
@@ -154,7 +154,7 @@ impl Hosted {
         };
         if !self.runs.contains_key(&run_id) {
             let loaded = self.shard.rows.load_run(&self.key, &run_id);
-            let run = loaded.map_err(|e| ShardError::Internal(e.to_string()))?;
+            let run = loaded.map_err(unreadable)?;
             let run = run.ok_or_else(|| match self.current {
                 None => not_found(),
                 Some(_) => Rejection::NotFound(format!("workflow not found for run ID: {run_id}")),
@@ -188,10 +188,13 @@ impl Hosted {
             batch.successor = Some(run_id.clone());
             self.runs.insert(run_id, run);
         }
-        let events = batch.before.keys().filter_map(|id| self.runs.get(id)).map(|r| &r.uncommitted);
-        (batch.events, batch.bytes) = events.fold((0, 0), |(count, bytes), events| {
-            (count + events.len(), bytes + events.iter().map(Message::encoded_len).sum::<usize>())
-        });
+        (batch.events, batch.bytes) = (0, 0);
+        for (run_id, before) in &batch.before {
+            let Some(run) = self.runs.get(run_id) else { continue };
+            let committed = before.as_ref().map_or(0, |before| before.history_bytes);
+            batch.events += run.uncommitted.len();
+            batch.bytes += usize::try_from(run.history_bytes - committed).unwrap_or(usize::MAX);
+        }
     }
 
     async fn commit(&mut self, mut batch: Batch) -> Result<(), ShardError> {
@@ -203,21 +206,21 @@ impl Hosted {
                 changes.push((before, change));
             }
         }
-        if changes.is_empty() && batch.request_rows.is_empty() && batch.successor.is_none() {
-            // Architecture D5a: no commit stands behind these answers.
-            if batch.confirm {
-                self.shard.confirm().await?;
-            }
-        } else {
-            self.replicate(&changes, &batch).await.inspect_err(|error| {
-                for pending in std::mem::take(&mut batch.pending) {
-                    if let Some(ticket) = pending.ticket() {
-                        self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
-                    }
-                    pending.refuse(error);
+        let done =
+            if changes.is_empty() && batch.request_rows.is_empty() && batch.successor.is_none() {
+                // Architecture D5a: no commit stands behind these answers.
+                if batch.confirm { self.shard.confirm().await } else { Ok(()) }
+            } else {
+                self.replicate(&changes, &batch).await
+            };
+        done.inspect_err(|error| {
+            for pending in std::mem::take(&mut batch.pending) {
+                if let Some(ticket) = pending.ticket() {
+                    self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
                 }
-            })?;
-        }
+                pending.refuse(error);
+            }
+        })?;
         self.watch_held_task();
         for (before, change) in &changes {
             self.carry_out(before.as_ref(), change, &batch.taken);
@@ -296,15 +299,9 @@ impl Hosted {
 
     /// Carries out the effects of a committed change.
     fn carry_out(&mut self, before: Option<&RunState>, change: &Change, taken: &BTreeSet<TaskKey>) {
-        let alarm = |due: &Timestamp, kind: &piton_core::effect::TimerKind| Alarm {
-            due: *due,
-            key: self.key.clone(),
-            run_id: change.run_id.clone(),
-            what: Wake::Row(kind.clone()),
-        };
         for key in &change.settled {
             if let EffectKey::Timer(due, kind) = key {
-                self.shard.timers.disarm(&alarm(due, kind));
+                self.shard.timers.disarm(&self.alarm(&change.run_id, *due, kind));
             }
         }
         for offer in change.settled_tasks.iter().filter(|o| !taken.contains(&o.key)) {
@@ -314,31 +311,31 @@ impl Hosted {
             self.shard.cluster.send(owner, Call::Withdraw { queue, origin, key, run_id, task });
         }
         for effect in change.owed.values() {
-            match effect {
-                Effect::Timer(due, kind) => self.shard.timers.arm(alarm(due, kind)),
-                // Held since the same batch: its worker has it already.
-                Effect::Task(offer) if self.is_held(&change.run_id, &offer.key) => {}
-                Effect::Task(offer) => {
-                    self.shard.cluster.offer(rows::offer_of(
-                        self.shard.id,
-                        &self.key,
-                        &change.run_id,
-                        offer,
-                    ));
-                }
-                Effect::Errand(key, errand) => {
-                    self.shard.outbox.run(
-                        &self.shard,
-                        &self.key,
-                        &change.run_id,
-                        *key,
-                        errand.clone(),
-                    );
-                }
-            }
+            self.take_care_of(&change.run_id, effect);
         }
         self.announce(&change.run_id);
         self.measure(before, change);
+    }
+
+    /// Sets about what a run owes. Twice does no harm.
+    pub(crate) fn take_care_of(&self, run_id: &RunId, effect: &Effect) {
+        let shard = &self.shard;
+        match effect {
+            Effect::Timer(due, kind) => shard.timers.arm(self.alarm(run_id, *due, kind)),
+            // Held since the same batch: its worker has it already.
+            Effect::Task(offer) if self.is_held(run_id, &offer.key) => {}
+            Effect::Task(offer) => {
+                shard.cluster.offer(rows::offer_of(shard.id, &self.key, run_id, offer));
+            }
+            Effect::Errand(key, errand) => {
+                shard.outbox.run(shard, &self.key, run_id, *key, errand.clone());
+            }
+        }
+    }
+
+    fn alarm(&self, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Alarm {
+        let what = Wake::Row(kind.clone());
+        Alarm { due, key: self.key.clone(), run_id: run_id.clone(), what }
     }
 
     fn is_held(&self, run_id: &RunId, task: &TaskKey) -> bool {
@@ -380,8 +377,25 @@ impl Hosted {
             && self.runs.values().all(|run| run.held.is_none())
     }
 
-    /// The actor goes without having finished: whoever waits in it hears why.
+    /// The actor goes without having finished: callers that wait hear why, and what nobody waits
+    /// for is done by the next actor.
     pub(crate) fn abandon(&mut self, why: &ShardError) {
+        let mut lost = Lost {
+            key: self.key.clone(),
+            runs: self.runs.keys().cloned().collect(),
+            requests: Vec::new(),
+        };
+        for envelope in self.seat.mailbox.close() {
+            let is_ticket = matches!(envelope.ask, Ask::Call(Call::Ticket(_)));
+            if envelope.reply.is_nobody() && !is_ticket {
+                lost.requests.push(envelope.ask);
+            } else {
+                envelope.refuse(&self.shard.cluster, why.clone());
+            }
+        }
+        if !self.shard.is_stopped() {
+            self.shard.recovery.add(&self.shard, lost);
+        }
         self.queries.fail_all(why);
         if let Some(alarm) = self.held_alarm.take() {
             self.shard.timers.disarm(&alarm);
@@ -403,7 +417,7 @@ impl Hosted {
         if let Some(row) = batch.request_rows.get(&id) {
             return Ok(Some(row.clone()));
         }
-        self.shard.rows.request(&self.key, &id).map_err(|e| ShardError::Internal(e.to_string()))
+        self.shard.rows.request(&self.key, &id).map_err(unreadable)
     }
 
     pub(crate) fn note_request(

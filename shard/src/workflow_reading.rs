@@ -27,8 +27,21 @@ use crate::workflow_batch::Hosted;
 /// Rows deleted by one transition.
 const DELETED_ROWS_MAX: usize = 256;
 
+/// What a caller hears of rows that cannot be read. A store that fails is rebuilt (architecture
+/// D13), so it is worth to try again; what does not decode will not decode the next time either.
 pub(crate) fn unreadable(error: LoadError) -> ShardError {
-    ShardError::Internal(error.to_string())
+    match error {
+        LoadError::Store { .. } | LoadError::Unsteady { .. } => {
+            ShardError::Unavailable(error.to_string())
+        }
+        LoadError::Value { .. }
+        | LoadError::Key { .. }
+        | LoadError::Fold { .. }
+        | LoadError::Missing { .. } => {
+            tracing::error!(error = &error as &dyn std::error::Error, "stored rows are damaged");
+            ShardError::Internal(error.to_string())
+        }
+    }
 }
 
 /// The refusal of a workflow that is not there.

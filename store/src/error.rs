@@ -51,6 +51,20 @@ pub enum StoreError {
     ReservedGroup { group: u32 },
 }
 
+impl StoreError {
+    /// Whether the store has failed, and nothing but another one in its place helps.
+    pub fn needs_rebuild(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Corrupt { .. }
+                | StoreError::Engine { .. }
+                | StoreError::Panicked { .. }
+                | StoreError::Stopped { .. }
+                | StoreError::File { .. }
+        )
+    }
+}
+
 /// The first bytes of a key, enough to find it by.
 fn hex(key: &[u8]) -> String {
     const SHOWN_BYTES_MAX: usize = 64;

@@ -42,6 +42,7 @@ pub trait Engine: Send + Sync + 'static {
     fn write(&self, writes: Vec<Write>) -> Result<(), StoreError>;
     fn sync(&self) -> Result<(), StoreError>;
     fn bytes_on_disk(&self) -> Result<u64, StoreError>;
+    fn close(&self);
 }
 
 /// A [`Store`] over an engine.
@@ -196,6 +197,10 @@ impl<E: Engine> Store for Framed<E> {
 
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
         self.engine.bytes_on_disk()
+    }
+
+    fn close(&self) {
+        self.engine.close();
     }
 }
 

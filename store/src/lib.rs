@@ -15,6 +15,7 @@ pub mod keys;
 pub mod memory;
 pub mod sled;
 pub mod table;
+mod watched;
 
 use bytes::Bytes;
 
@@ -22,6 +23,7 @@ pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use sled::{Opened, SledStore};
 pub use table::{CheckpointReport, Held, Mark, PostponedBecause, Restore, Table};
+pub use watched::{FailureListener, Watched};
 
 /// A durable map from ordered keys to values.
 ///
@@ -55,6 +57,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Bytes the store occupies where it keeps its data.
     fn bytes_on_disk(&self) -> Result<u64, StoreError>;
+
+    /// Lets go of the files, whoever else still holds this store: calls that run are waited for,
+    /// later ones are [`StoreError::Stopped`]. What lies in memory stays as it is.
+    fn close(&self);
 }
 
 /// Keys from `start` (included) to `end` (not included; `None`: to the last key).

@@ -112,4 +112,6 @@ impl Engine for MemoryEngine {
         let state = self.state.read();
         Ok(state.rows.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum())
     }
+
+    fn close(&self) {}
 }

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 
 use crate::frame::{Engine, Framed};
 use crate::{KeyRange, Order, Row, StoreError, Write};
@@ -117,7 +118,11 @@ fn recorded_boot_id(dir: &Path) -> Result<String, String> {
     }
 }
 
-fn discard(dir: &Path) -> Result<(), StoreError> {
+/// Discards what is in `dir`: the next start makes an empty store and has it rebuilt.
+///
+/// # Errors
+/// When files cannot be removed.
+pub fn discard(dir: &Path) -> Result<(), StoreError> {
     let remove = |path: &Path, result: std::io::Result<()>| match result {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(file("discard the store at", path)(error))
@@ -146,8 +151,8 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 pub struct SledEngine {
-    /// `None` only while it is dropped.
-    db: Option<sled::Db>,
+    /// `None` once it is closed. Calls hold it for reading.
+    db: RwLock<Option<sled::Db>>,
     /// Set by a panic: what sled holds in memory may be half-changed.
     stopped: AtomicBool,
 }
@@ -164,7 +169,12 @@ impl SledEngine {
                     .open()
             };
             match caught("open the store", open) {
-                Ok(db) => return Ok(SledEngine { db: Some(db), stopped: AtomicBool::new(false) }),
+                Ok(db) => {
+                    return Ok(SledEngine {
+                        db: RwLock::new(Some(db)),
+                        stopped: AtomicBool::new(false),
+                    });
+                }
                 Err(StoreError::Engine { source, .. }) if says_in_use(source.as_ref()) => {
                     if started.elapsed() > IN_USE_WAIT_MAX {
                         return Err(StoreError::InUse { path: dir.to_owned() });
@@ -192,7 +202,8 @@ impl SledEngine {
         doing: &'static str,
         call: impl FnOnce(&sled::Db) -> sled::Result<T>,
     ) -> Result<T, StoreError> {
-        let Some(db) = self.db.as_ref().filter(|_| !self.stopped.load(Ordering::Acquire)) else {
+        let db = self.db.read();
+        let Some(db) = db.as_ref().filter(|_| !self.stopped.load(Ordering::Acquire)) else {
             return Err(StoreError::Stopped { doing });
         };
         let result = caught(doing, || call(db));
@@ -205,15 +216,7 @@ impl SledEngine {
 
 impl Drop for SledEngine {
     fn drop(&mut self) {
-        let db = self.db.take();
-        // sled flushes when it is dropped; a panic there must not take the process with it.
-        let closed = caught("close the store", move || {
-            drop(db);
-            Ok(())
-        });
-        if let Err(error) = closed {
-            tracing::warn!(%error, "the store did not close cleanly");
-        }
+        self.close();
     }
 }
 
@@ -290,5 +293,17 @@ impl Engine for SledEngine {
 
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
         self.call("measure the files", |db| db.size_on_disk())
+    }
+
+    fn close(&self) {
+        let db = self.db.write().take();
+        // sled flushes when it is dropped; a panic there must not take the process with it.
+        let closed = caught("close the store", move || {
+            drop(db);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "the store did not close cleanly");
+        }
     }
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use piton_store::frame::{CHUNK_BYTES, Engine, Framed};
 use piton_store::{
-    Batch, KeyRange, MemoryStore, Order, Row, Store, StoreError, Write, codec, prefix_end, sled,
+    Batch, KeyRange, MemoryStore, Order, Row, Store, StoreError, Watched, Write, codec, prefix_end,
+    sled,
 };
 
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
@@ -306,4 +307,45 @@ fn an_engine_behind_a_trait_object_is_a_store() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     put(store.as_ref(), &[("a", b"1")]);
     assert_eq!(store.get(b"a").unwrap().as_deref(), Some(&b"1"[..]));
+}
+
+#[test]
+fn a_store_that_is_watched_tells_of_what_only_a_rebuild_repairs() {
+    let store = Arc::new(MemoryStore::new());
+    let key = Bytes::from_static(b"key");
+    let batch = |value: &'static str| Batch { writes: vec![Write::put(key.clone(), value)] };
+    let told = Arc::new(AtomicU32::new(0));
+    let listener = {
+        let told = Arc::clone(&told);
+        Box::new(move |_: &StoreError| {
+            told.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    let watched = Watched::over(Arc::clone(&store) as Arc<dyn Store>, listener);
+    watched.write(batch("one")).unwrap();
+    assert_eq!(watched.get(&key).unwrap().unwrap(), "one");
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+
+    let damaged = Write::put(Bytes::from_static(b"rkey"), "not what was written");
+    store.engine().write(vec![damaged]).unwrap();
+    assert!(matches!(watched.get(&key), Err(StoreError::Corrupt { .. })));
+    let all = watched.scan(KeyRange::all(), Order::Ascending, 10);
+    assert!(matches!(all, Err(StoreError::Corrupt { .. })));
+    assert_eq!(told.load(Ordering::SeqCst), 2);
+    assert!(!StoreError::Restoring { group: 1 }.needs_rebuild());
+}
+
+#[test]
+fn a_closed_store_lets_go_of_its_files_while_others_still_hold_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || sled::open_or_rebuild(dir.path(), "boot", CACHE_BYTES).unwrap();
+    let (store, _) = open();
+    let held = Arc::new(store);
+    held.write(Batch { writes: vec![Write::put("key", "value")] }).unwrap();
+    held.close();
+    assert!(matches!(held.get(b"key"), Err(StoreError::Stopped { .. })));
+    let (again, opened) = open();
+    assert_eq!(opened, sled::Opened::Kept);
+    assert_eq!(again.get(b"key").unwrap().unwrap(), "value");
+    held.close();
 }

@@ -393,6 +393,10 @@ impl Engine for Recording {
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
         self.engine.bytes_on_disk()
     }
+
+    fn close(&self) {
+        self.engine.close();
+    }
 }
 
 #[test]

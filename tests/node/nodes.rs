@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use piton_node::config::Config;
-use piton_node::{Node, NodeError};
+use piton_node::{Devices, Node, NodeError};
 use piton_raft::Disk;
 
 use crate::client::{Api, GrpcClient};
@@ -35,7 +35,11 @@ impl Running {
     }
 
     pub(crate) async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, NodeError> {
-        Ok(Self::of(Node::start_on(config, disk).await?).await)
+        Self::start_with(config, Devices { disk, ..Devices::default() }).await
+    }
+
+    pub(crate) async fn start_with(config: Config, devices: Devices) -> Result<Self, NodeError> {
+        Ok(Self::of(Node::start_on(config, devices).await?).await)
     }
 
     async fn of(node: Node) -> Self {
@@ -45,6 +49,11 @@ impl Running {
 
     pub(crate) fn api(&self) -> Arc<dyn Api> {
         Arc::new(self.client.clone())
+    }
+
+    pub(crate) async fn rebuild_store(self) -> Self {
+        let node = self.node.rebuild_store().await;
+        Self::of(node.unwrap_or_else(|error| panic!("{}", chain(&error)))).await
     }
 
     pub(crate) async fn stop(self) {

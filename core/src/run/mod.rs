@@ -20,7 +20,7 @@ use piton_proto::sdk::UserMetadata;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use crate::effect::{Effect, Errand, ErrandKey};
+use crate::effect::Effect;
 use crate::error::Rejection;
 use crate::id::{EventId, RunId, WorkflowKey};
 use crate::note::{ActivityNote, RunNote};
@@ -129,7 +129,7 @@ pub struct RunState {
     /// Volatile: the workflow task handed out by this life of the actor. Never stored.
     pub held: Option<Arc<HeldTask>>,
     /// Events appended since the last [`RunState::take_uncommitted`], oldest first.
-    pub uncommitted: Vec<HistoryEvent>,
+    pub uncommitted: Vec<Arc<HistoryEvent>>,
 }
 
 /// A pending activity.
@@ -306,7 +306,7 @@ impl RunState {
     }
 
     /// Takes the events that are to be committed.
-    pub fn take_uncommitted(&mut self) -> Vec<HistoryEvent> {
+    pub fn take_uncommitted(&mut self) -> Vec<Arc<HistoryEvent>> {
         std::mem::take(&mut self.uncommitted)
     }
 
@@ -331,7 +331,7 @@ impl RunState {
         event.event_id = id.0;
         event.task_id = id.0;
         self.fold(&event);
-        self.uncommitted.push(event);
+        self.uncommitted.push(Arc::new(event));
         id
     }
 
@@ -362,15 +362,9 @@ impl RunState {
         self.held.is_some()
     }
 
-    /// Every errand this run owes, in event order; what a new leader resumes.
-    pub fn errands(&self) -> Vec<(ErrandKey, Errand)> {
-        let owed = Change::between(None, &mut self.clone()).owed;
-        owed.into_values()
-            .filter_map(|effect| match effect {
-                Effect::Errand(key, errand) => Some((key, errand)),
-                Effect::Timer(..) | Effect::Task(_) => None,
-            })
-            .collect()
+    /// Everything this run owes, errands in event order; what a new leader carries out.
+    pub fn owed(&self) -> Vec<Effect> {
+        Change::between(None, &mut self.clone()).owed.into_values().collect()
     }
 
     /// Whether a workflow task is scheduled or held.

@@ -260,7 +260,7 @@ pub fn schedule_activity(id: &str) -> Command {
 }
 
 pub fn history(run: &RunState) -> String {
-    let lines: Vec<String> = run.uncommitted.iter().map(line).collect();
+    let lines: Vec<String> = run.uncommitted.iter().map(|event| line(event)).collect();
     lines.join("\n")
 }
 

@@ -230,7 +230,7 @@ impl World {
 
 impl Stored {
     fn put(&mut self, change: Change, place: &str) {
-        self.events.extend(change.events);
+        self.events.extend(change.events.into_iter().map(std::sync::Arc::unwrap_or_clone));
         for (key, note) in change.notes {
             match note {
                 Some(note) => drop(self.notes.insert(key, note)),

@@ -125,6 +125,8 @@ impl Store for Broken {
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
         Ok(0)
     }
+
+    fn close(&self) {}
 }
 
 #[tokio::test]

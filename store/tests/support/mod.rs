@@ -60,4 +60,8 @@ impl Store for Failing {
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
         self.inner.bytes_on_disk()
     }
+
+    fn close(&self) {
+        self.inner.close();
+    }
 }
