@@ -36,6 +36,8 @@ pub enum StorageError {
     Shards(#[from] ShardError),
     #[error("not all shards were led after {} s", READY_TIME_MAX.as_secs())]
     NotReady,
+    #[error("the log failed while the node started: {0}")]
+    LogFailed(String),
     #[error("a storage thread ended early")]
     Thread(#[from] tokio::task::JoinError),
 }
@@ -134,7 +136,16 @@ impl Storage {
                 look.tick().await;
             }
         };
-        tokio::time::timeout(READY_TIME_MAX, ready).await.map_err(|_| StorageError::NotReady)
+        let mut log_failed = self.log_failed();
+        tokio::select! {
+            ready = tokio::time::timeout(READY_TIME_MAX, ready) => {
+                ready.map_err(|_| StorageError::NotReady)
+            }
+            reason = log_failed.wait_for(Option::is_some) => {
+                let reason = reason.ok().and_then(|reason| reason.clone());
+                Err(StorageError::LogFailed(reason.unwrap_or_default()))
+            }
+        }
     }
 
     /// Becomes `Some(reason)` when nothing can be made durable any more.
