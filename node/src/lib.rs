@@ -14,5 +14,5 @@ mod telemetry;
 pub use data_directory::{DataDirectory, DataDirectoryError};
 pub use identity::IdentityError;
 pub use node::{Failure, Node, NodeError};
-pub use storage::{Devices, StorageError};
+pub use storage::{Devices, StorageError, WrapStore};
 pub use telemetry::init_tracing;
