@@ -11,6 +11,8 @@ pub struct ShardConfig {
     pub shards: u32,
     /// How long a workflow's actor stays in memory without a request. Zero: not at all.
     pub idle: Duration,
+    /// The same for a workflow whose last run has closed: most are never asked for again.
+    pub idle_closed: Duration,
     /// Bytes of rows applied but not yet checkpointed, over all shards of this node.
     pub table_bytes: usize,
     /// Longest time between two checkpoints of a shard with changes.
@@ -45,11 +47,19 @@ pub struct ShardConfig {
     pub leader_wait: Duration,
 }
 
+impl ShardConfig {
+    /// A closed workflow never stays longer than an open one.
+    pub(crate) fn idle_closed(&self) -> Duration {
+        self.idle_closed.min(self.idle)
+    }
+}
+
 impl Default for ShardConfig {
     fn default() -> Self {
         Self {
             shards: 16,
             idle: Duration::from_secs(10),
+            idle_closed: Duration::from_secs(1),
             table_bytes: 64 << 20,
             checkpoint_interval: Duration::from_secs(1),
             mailbox_len_max: 10_000,

@@ -272,10 +272,14 @@ impl ShardRuntime {
 
     /// Passivates what has been idle for long.
     fn sweep(&self) {
-        let limit = self.clock.now().0 - self.config.idle.as_millis() as i64;
+        let now = self.clock.now().0;
+        let [open, closed] =
+            [self.config.idle, self.config.idle_closed()].map(|idle| now - idle.as_millis() as i64);
         let idle: Vec<_> = {
             let seats = self.seats.lock();
-            seats.values().filter(|s| s.last_used() < limit).cloned().collect()
+            let is_idle =
+                |seat: &&Arc<Seat>| seat.last_used() < if seat.is_open() { open } else { closed };
+            seats.values().filter(is_idle).cloned().collect()
         };
         for seat in idle {
             seat.passivate();
@@ -349,7 +353,8 @@ impl Actor for ShardActor {
         });
         let idle = state.cluster.host().config().idle;
         if !idle.is_zero() {
-            myself.send_interval(idle / 2, || ShardMessage::Sweep);
+            let interval = state.cluster.host().config().idle_closed() / 2;
+            myself.send_interval(interval, || ShardMessage::Sweep);
         }
         let interval = state.cluster.host().config().retention_interval;
         myself.send_interval(interval, || ShardMessage::Expire);

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -100,6 +100,8 @@ pub(crate) struct Seat {
     pub(crate) mailbox: Mailbox<Envelope>,
     actor: Mutex<Option<ActorRef<Look>>>,
     last_used_ms: AtomicI64,
+    /// The workflow has an open run, as far as its actor knows.
+    open: AtomicBool,
 }
 
 pub(crate) enum Look {
@@ -114,6 +116,7 @@ impl Seat {
             mailbox: Mailbox::new(shard.config.mailbox_len_max),
             actor: Mutex::new(None),
             last_used_ms: AtomicI64::new(shard.clock.now().0),
+            open: AtomicBool::new(true),
         });
         let hosted = Hosted::new(Arc::clone(shard), Arc::clone(&seat), key);
         match ractor::ActorRuntime::spawn_instant(None, WorkflowActor, hosted) {
@@ -133,6 +136,14 @@ impl Seat {
 
     pub(crate) fn last_used(&self) -> i64 {
         self.last_used_ms.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_open(&self, open: bool) {
+        self.open.store(open, Ordering::Relaxed);
     }
 
     pub(crate) fn passivate(&self) {

@@ -368,6 +368,7 @@ impl Hosted {
         self.queries.forget_abandoned(tokio::time::Instant::now());
         let current = self.current_run();
         self.runs.retain(|id, run| Some(id) == current.as_ref() || run.status.is_open());
+        self.seat.set_open(self.current.as_ref().is_some_and(|c| c.run.status.is_open()));
     }
 
     /// Whether nothing of this workflow lives only in memory (architecture D6).
