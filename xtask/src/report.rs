@@ -60,13 +60,20 @@ pub(crate) struct Report {
     started: Instant,
     logs: PathBuf,
     steps: Vec<Step>,
+    /// Held to the end: two runs at once would write over each other's data.
+    _lock: File,
 }
 
 impl Report {
     pub(crate) fn new(workspace: &Workspace) -> Result<Report> {
         let logs = workspace.target.join("test-logs");
         std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
-        Ok(Report { started: Instant::now(), logs, steps: Vec::new() })
+        let path = logs.join(".lock");
+        let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        lock.try_lock().with_context(|| {
+            format!("another xtask command is at work in {}", workspace.target.display())
+        })?;
+        Ok(Report { started: Instant::now(), logs, steps: Vec::new(), _lock: lock })
     }
 
     pub(crate) fn logs(&self) -> &Path {

@@ -120,8 +120,17 @@ impl Shared {
     }
 
     fn spawn(&self) -> Result<()> {
+        // One that still runs would keep the ports and the directory from the next.
+        self.kill();
         let log = File::options().append(true).open(&self.spec.log)?;
-        let child = Command::new(&self.spec.binary)
+        let mut command = Command::new(&self.spec.binary);
+        // What the environment says of the developer's own server is not meant for this one.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("PITON_") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
             .arg("dev")
             .args(["--port", &self.port.to_string(), "--http-port", &self.http_port.to_string()])
             .arg("--data-dir")
