@@ -51,8 +51,10 @@ pub(crate) struct Running {
     pub(crate) rounds: Mutex<Rounds>,
     /// Bytes of proposals under way, in units of [`ADMITTED_BYTES`].
     pub(crate) admission: Semaphore,
-    /// One snapshot is taken at a time.
-    pub(crate) snapshot_turn: tokio::sync::Mutex<()>,
+    /// One snapshot is taken on this node at a time: each holds its group's checkpoints back.
+    pub(crate) snapshot_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Told why this group can no longer go on.
+    pub(crate) failed: watch::Sender<Option<String>>,
     /// Set by an orderly stop, so that the end of the group is not reported as a failure.
     pub(crate) stopping: AtomicBool,
 }
@@ -133,11 +135,16 @@ impl Group {
     /// # Cancel safety
     /// A dropped future leaves the outcome unknown; the entry may still be committed.
     pub async fn propose(&self, payload: Bytes) -> Result<Committed, ProposeError> {
-        let inner = &*self.inner;
-        let limit = inner.tuning.propose_timeout;
-        match timeout(limit, inner.propose(payload)).await {
+        let inner = Arc::clone(&self.inner);
+        let (limit, runtime) = (inner.tuning.propose_timeout, inner.runtime.clone());
+        let mut proposed = Box::pin(async move { inner.propose(payload).await });
+        match timeout(limit, &mut proposed).await {
             Ok(result) => result,
-            Err(_) => Err(ProposeError::Unknown(format!("not committed within {limit:?}"))),
+            Err(_) => {
+                // Its bytes still wait for the disk or a quorum, so they stay admitted.
+                runtime.spawn(proposed);
+                Err(ProposeError::Unknown(format!("not committed within {limit:?}")))
+            }
         }
     }
 
@@ -403,8 +410,11 @@ pub(crate) async fn watch_leadership(
             break;
         }
     }
-    if group.upgrade().is_some_and(|group| !group.stopping.load(Ordering::Relaxed)) {
+    if let Some(group) = group.upgrade().filter(|g| !g.stopping.load(Ordering::Relaxed)) {
         tracing::error!(group = %id, "group has stopped on this node");
+        group.failed.send_if_modified(|first| {
+            first.is_none().then(|| *first = Some(format!("group {id} has stopped"))).is_some()
+        });
     }
 }
 

@@ -44,6 +44,8 @@ struct Inner {
     log: Log,
     switch: Arc<Switch>,
     handle: Handle,
+    snapshot_turn: Arc<tokio::sync::Mutex<()>>,
+    failed: watch::Sender<Option<String>>,
     /// `None` for a group that is being started.
     groups: Mutex<BTreeMap<GroupId, Option<Group>>>,
     runtime: Mutex<Option<Runtime>>,
@@ -88,6 +90,8 @@ impl Groups {
             log,
             switch,
             handle,
+            snapshot_turn: Arc::default(),
+            failed: watch::Sender::new(None),
             groups: Mutex::new(BTreeMap::new()),
             runtime: Mutex::new(Some(runtime)),
         };
@@ -171,6 +175,12 @@ impl Groups {
         self.inner.log.failed()
     }
 
+    /// Becomes `Some` when a group has stopped here by itself, since it met what it cannot go past:
+    /// its workflows are served again only when the node has started anew.
+    pub fn group_failed(&self) -> watch::Receiver<Option<String>> {
+        self.inner.failed.subscribe()
+    }
+
     /// The node's log: the synced index that bounds checkpoints, and its figures.
     pub fn log(&self) -> &Log {
         &self.inner.log
@@ -249,7 +259,8 @@ impl Inner {
             leadership,
             rounds: Mutex::default(),
             admission: admission(&self.tuning),
-            snapshot_turn: tokio::sync::Mutex::new(()),
+            snapshot_turn: Arc::clone(&self.snapshot_turn),
+            failed: self.failed.clone(),
             stopping: AtomicBool::new(false),
         });
         self.handle.spawn(watch_leadership(Arc::downgrade(&running), tx));

@@ -156,10 +156,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             // The receiver is gone only if the group was dropped meanwhile.
             let _ = tx.send(result);
         });
-        match rx.await {
-            Ok(result) => result.map_err(io::Error::other),
-            Err(_) => Err(io::Error::other(LogError::Closed)),
-        }
+        durable(rx).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
@@ -196,12 +193,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    // The log keeps the order of a group's operations, so nothing that is appended later can become
-    // durable before this truncation: there is no need to wait for it.
+    // ORDER: the truncation is durable before this returns. What is appended later comes after it
+    // anyway, but a snapshot has files of its own: if a crash kept one that takes the place of the
+    // entries, and the entries too, state and log would contradict each other.
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let from = last.map_or(0, |last| last.index + 1);
-        self.log.truncate(self.group, from, warn_unless_durable(self.group, "truncate"));
-        Ok(())
+        let (tx, rx) = oneshot::channel();
+        self.log.truncate(self.group, from, move |result| {
+            // The receiver is gone only if the group was dropped meanwhile.
+            let _ = tx.send(result);
+        });
+        durable(rx).await
     }
 
     // A purge that is lost in a crash is done again later; it frees space and promises nothing.
@@ -210,6 +212,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let done = warn_unless_durable(self.group, "purge");
         self.log.purge(self.group, through.index, bytes, done);
         Ok(())
+    }
+}
+
+/// Waits until the writer has said what became of an operation.
+async fn durable(done: oneshot::Receiver<Result<(), LogError>>) -> Result<(), io::Error> {
+    match done.await {
+        Ok(result) => result.map_err(io::Error::other),
+        Err(_) => Err(io::Error::other(LogError::Closed)),
     }
 }
 

@@ -253,7 +253,9 @@ impl State {
         self.check_open()?;
         let bytes = check_size(group, &change)?;
         let waiting_bytes = self.queue_bytes + self.in_flight_bytes;
-        if bytes > 0 && waiting_bytes + bytes > waiting_bytes_max && waiting_bytes > 0 {
+        // Votes, truncations and purges are small, and Raft cannot do without them.
+        let may_wait = !matches!(change, Change::Append { .. });
+        if !may_wait && waiting_bytes + bytes > waiting_bytes_max && waiting_bytes > 0 {
             return Err(LogError::Overloaded { group, waiting_bytes });
         }
         if matches!(change, Change::Sync) {

@@ -251,5 +251,8 @@ async fn failing_replica_stops_its_group_and_no_other() {
         assert_eq!(group.read_index().await, Err(ReadError::Stopped));
         other.propose(bytes("fine")).await.expect("propose");
         assert!(groups.failed().borrow().is_none());
+        let mut group_failed = groups.group_failed();
+        let reason = group_failed.wait_for(Option::is_some).await.expect("the groups are there");
+        assert_eq!(reason.as_deref(), Some(format!("group {GROUP} has stopped").as_str()));
     }
 }
