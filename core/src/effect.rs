@@ -5,6 +5,8 @@
 //! same batch as the events (architecture D7). So none can be forgotten, and a new leader finds
 //! the same ones.
 
+use std::cmp::Ordering;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use piton_proto::history::{
@@ -64,11 +66,12 @@ pub enum ErrandKey {
     CloseChild(EventId),
 }
 
-/// A queue that workers poll.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A queue that workers poll. Two are the same by name and kind: not every worker says which normal
+/// queue goes with its sticky one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct QueueName {
     pub name: Arc<str>,
-    /// For a sticky queue: the normal queue of the same worker.
+    /// For a sticky queue: the normal queue of the same worker, or nothing.
     pub normal: Option<Arc<str>>,
 }
 
@@ -83,6 +86,36 @@ impl QueueName {
 
     pub fn is_sticky(&self) -> bool {
         self.normal.is_some()
+    }
+
+    fn identity(&self) -> (&str, bool) {
+        (&self.name, self.is_sticky())
+    }
+}
+
+impl PartialEq for QueueName {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for QueueName {}
+
+impl PartialOrd for QueueName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for QueueName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.identity().cmp(&other.identity())
+    }
+}
+
+impl Hash for QueueName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
     }
 }
 

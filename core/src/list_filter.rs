@@ -186,11 +186,23 @@ impl Condition {
 }
 
 impl ListFilter {
-    /// Parses a filter; an empty text lets everything pass.
+    /// Parses the filter of a count; an empty text lets everything pass.
     ///
     /// # Errors
     /// Why and where the text is not a filter that is understood.
     pub fn parse(text: &str) -> Result<Self, FilterError> {
+        Self::parse_with(text, true)
+    }
+
+    /// Parses the filter of a list, which is not grouped.
+    ///
+    /// # Errors
+    /// As [`ListFilter::parse`].
+    pub fn parse_for_list(text: &str) -> Result<Self, FilterError> {
+        Self::parse_with(text, false)
+    }
+
+    fn parse_with(text: &str, may_group: bool) -> Result<Self, FilterError> {
         let tokens = tokens(text)?;
         let mut parser = Parser { tokens, next: 0, terms: 0 };
         let first = parser.peek();
@@ -199,7 +211,12 @@ impl ListFilter {
             TokenKind::Name(_) if first.is_word("GROUP") => None,
             _ => Some(parser.any(0)?),
         };
+        let group = parser.peek();
         let group_by = parser.group_by()?;
+        if group_by.is_some() && !may_group {
+            let text = "operation is not supported: GROUP BY is for counts only".to_owned();
+            return Err(group.refused(text));
+        }
         let rest = parser.peek();
         if rest.kind == TokenKind::End {
             Ok(Self { condition, group_by })

@@ -118,6 +118,9 @@ pub enum RunRequest {
     StickyUnavailable {
         stamp: u32,
     },
+    /// The sticky queue's worker did not take a query in time: what comes next goes to the normal
+    /// queue.
+    StickyLost,
 
     /// An offer met a poll: record the attempt as started.
     StartActivity {

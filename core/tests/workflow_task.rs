@@ -328,7 +328,8 @@ fn an_oversized_payload_terminates_the_run() {
     assert!(matches!(refused, Err(Rejection::CommandsRefused(_))), "{refused:?}");
     assert!(flow.history().ends_with(
         "4 WorkflowTaskFailed of 2, 3: BadCompleteWorkflowExecutionAttributes\n\
-         5 WorkflowExecutionTerminated: CompleteWorkflowExecutionCommand.Result exceeds size limit."
+         5 WorkflowExecutionTerminated: BadCompleteWorkflowExecutionAttributes: \
+         CompleteWorkflowExecutionCommand.Result exceeds size limit."
     ));
 }
 

@@ -361,18 +361,8 @@ impl RunState {
 
     /// The priority of its offers, and as the API says it: what it leaves open is the workflow's.
     pub(super) fn activity_priority(&self, activity: &Activity) -> (u8, Priority) {
-        let mut priority = activity.attributes.priority.clone().unwrap_or_default();
-        if let Some(inherited) = &self.started.priority {
-            if priority.priority_key == 0 {
-                priority.priority_key = inherited.priority_key;
-            }
-            if priority.fairness_key.is_empty() {
-                priority.fairness_key.clone_from(&inherited.fairness_key);
-            }
-            if priority.fairness_weight == 0.0 {
-                priority.fairness_weight = inherited.fairness_weight;
-            }
-        }
+        let own = activity.attributes.priority.clone();
+        let priority = inherit_priority(own, self.started.priority.as_ref()).unwrap_or_default();
         (priority_level(&priority), priority)
     }
 
@@ -383,6 +373,26 @@ impl RunState {
             run_id: self.run_id.as_str().to_owned(),
         }
     }
+}
+
+/// A priority whose open fields are those of the workflow that it belongs to.
+pub(super) fn inherit_priority(
+    own: Option<Priority>,
+    inherited: Option<&Priority>,
+) -> Option<Priority> {
+    let (Some(mut priority), Some(inherited)) = (own.clone(), inherited) else {
+        return own.or_else(|| inherited.cloned());
+    };
+    if priority.priority_key == 0 {
+        priority.priority_key = inherited.priority_key;
+    }
+    if priority.fairness_key.is_empty() {
+        priority.fairness_key.clone_from(&inherited.fairness_key);
+    }
+    if priority.fairness_weight == 0.0 {
+        priority.fairness_weight = inherited.fairness_weight;
+    }
+    Some(priority)
 }
 
 /// The level of an offer, 1 (first) to 5; 3 where nothing is said.

@@ -9,12 +9,12 @@ use piton_proto::history::{
     ActivityTaskCancelRequestedEventAttributes, ActivityTaskCanceledEventAttributes,
     ActivityTaskScheduledEventAttributes,
 };
-use piton_proto::sdk::UserMetadata;
 use piton_proto::taskqueue::TaskQueue;
 
 use super::activity_retry::filled;
 use super::buffer::Ending;
 use super::command::CommandFailure;
+use super::event::Annotations;
 use super::field::Fields;
 use super::{ActivityTask, RunState};
 use crate::id::EventId;
@@ -52,29 +52,49 @@ impl Timeouts {
 }
 
 impl RunState {
-    /// Schedules an activity, and starts it at once where the worker asks for it and may have it.
+    /// Schedules an activity. Its event's id, where the worker asks to have it at once and may.
     pub(super) fn schedule_activity(
         &mut self,
         command: ScheduleActivityTaskCommandAttributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
-    ) -> Result<Option<ActivityTask>, CommandFailure> {
+    ) -> Result<Option<EventId>, CommandFailure> {
         let asked_eager = command.request_eager_execution;
         let attributes = self.activity_attributes(command, completed, drawn)?;
         let own = attributes.task_queue.as_ref().map(|queue| queue.name.clone());
         let is_eager = asked_eager && own.as_deref() == Some(self.task_queue_name());
         let attributes = Attributes::ActivityTaskScheduledEventAttributes(attributes);
-        let scheduled = self.append_with(drawn.now, attributes, user_metadata);
-        if !is_eager {
-            return Ok(None);
+        let scheduled = self.append_with(drawn.now, attributes, annotations);
+        Ok(is_eager.then_some(scheduled))
+    }
+
+    /// Starts the activities that the worker is handed with the answer.
+    // ORDER: after all commands, for a later one may have cancelled the activity or closed the run.
+    pub(super) fn start_eager(
+        &mut self,
+        wanted: &[EventId],
+        completed: EventId,
+        drawn: &Drawn<'_>,
+    ) -> Vec<ActivityTask> {
+        if !self.status.is_open() {
+            return Vec::new();
         }
-        let start = ActivityStart {
-            at: drawn.now,
-            identity: self.completer_identity(completed),
-            request_id: format!("eager/{}/{}/{scheduled}", drawn.term, drawn.number).into(),
-        };
-        Ok(self.begin_attempt(scheduled, start, drawn))
+        let identity = self.completer_identity(completed);
+        let mut started = Vec::new();
+        for &scheduled in wanted {
+            let activity = self.activities.get(&scheduled);
+            if activity.is_none_or(|activity| activity.cancel_requested.is_some()) {
+                continue;
+            }
+            let start = ActivityStart {
+                at: drawn.now,
+                identity: identity.clone(),
+                request_id: format!("eager/{}/{}/{scheduled}", drawn.term, drawn.number).into(),
+            };
+            started.extend(self.begin_attempt(scheduled, start, drawn));
+        }
+        started
     }
 
     fn activity_attributes(
@@ -156,6 +176,7 @@ impl RunState {
     pub(super) fn request_cancel_activity(
         &mut self,
         scheduled: EventId,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<bool, CommandFailure> {
@@ -180,7 +201,7 @@ impl RunState {
                 return refusal(format!("no activity was scheduled by event {scheduled}"));
             }
         };
-        let requested = self.append(
+        let requested = self.append_with(
             drawn.now,
             Attributes::ActivityTaskCancelRequestedEventAttributes(
                 ActivityTaskCancelRequestedEventAttributes {
@@ -188,6 +209,7 @@ impl RunState {
                     workflow_task_completed_event_id: completed.0,
                 },
             ),
+            annotations,
         );
         if is_started {
             return Ok(false);

@@ -20,12 +20,13 @@ use piton_proto::history::{
     HistoryEvent, StartChildWorkflowExecutionFailedEventAttributes,
     StartChildWorkflowExecutionInitiatedEventAttributes,
 };
-use piton_proto::sdk::UserMetadata;
 use piton_proto::taskqueue::TaskQueue;
 use prost::Message;
 
+use super::activity::inherit_priority;
 use super::buffer::Ending;
 use super::command::CommandFailure;
+use super::event::Annotations;
 use super::field::Fields;
 use super::{Child, Decided, Reply, RunState};
 use crate::effect::{ChildOutcome, ChildResult, Effect, Errand, ErrandKey};
@@ -39,14 +40,14 @@ impl RunState {
     pub(super) fn initiate_child(
         &mut self,
         command: StartChildWorkflowExecutionCommandAttributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let attributes = self.initiated_attributes(command, completed, drawn)?;
         let attributes =
             Attributes::StartChildWorkflowExecutionInitiatedEventAttributes(attributes);
-        self.append_with(drawn.now, attributes, user_metadata);
+        self.append_with(drawn.now, attributes, annotations);
         Ok(())
     }
 
@@ -108,10 +109,11 @@ impl RunState {
             parent_close_policy: policy.into(),
             workflow_task_completed_event_id: completed.0,
             workflow_id_reuse_policy: reuse.into(),
+            retry_policy: command.retry_policy,
             header: command.header,
             memo: command.memo,
             search_attributes: command.search_attributes,
-            priority: command.priority.or_else(|| self.started.priority.clone()),
+            priority: inherit_priority(command.priority, self.started.priority.as_ref()),
             ..Default::default()
         })
     }

@@ -97,8 +97,7 @@ impl RunState {
 
     pub(super) fn time_out_run(&mut self, drawn: &Drawn<'_>) {
         let chain_over = self.chain_expires_at().is_some_and(|at| at <= drawn.now);
-        let retry_state =
-            if chain_over { RetryState::Timeout } else { RetryState::RetryPolicyNotSet };
+        let retry_state = if chain_over { RetryState::Timeout } else { self.last_retry_state() };
         self.fail_held_task_for_close(drawn);
         let attributes = Attributes::WorkflowExecutionTimedOutEventAttributes(
             WorkflowExecutionTimedOutEventAttributes {
@@ -107,6 +106,15 @@ impl RunState {
             },
         );
         self.close(drawn, attributes, Status::TimedOut);
+    }
+
+    /// Why no run follows this one: without a policy it has one attempt, and only policies of one
+    /// attempt are built.
+    pub(super) fn last_retry_state(&self) -> RetryState {
+        match self.started.retry_policy {
+            Some(_) => RetryState::MaximumAttemptsReached,
+            None => RetryState::RetryPolicyNotSet,
+        }
     }
 
     /// Settles an errand of a closed run.

@@ -9,8 +9,8 @@ use piton_proto::history::{
     WorkflowExecutionCanceledEventAttributes, WorkflowExecutionCompletedEventAttributes,
     WorkflowExecutionFailedEventAttributes,
 };
-use piton_proto::sdk::UserMetadata;
 
+use super::event::Annotations;
 use super::field::Fields;
 use super::{ActivityTask, RunState, Status};
 use crate::error::Rejection;
@@ -43,8 +43,10 @@ impl CommandFailure {
 /// What the commands of one completion came to.
 #[derive(Default)]
 pub(super) struct Applied {
-    /// Activities started at once, for the worker that asked for them.
-    pub(super) eager: Vec<ActivityTask>,
+    /// Activities that the worker asks to have at once.
+    pub(super) eager: Vec<EventId>,
+    /// Those of them that it is handed.
+    pub(super) started: Vec<ActivityTask>,
     /// An activity was cancelled before it started: its Canceled event waits for the flush.
     pub(super) cancelled_unstarted: bool,
     /// The run that this one continues as.
@@ -147,7 +149,7 @@ fn fits(kind: CommandType, attributes: &C) -> bool {
 struct Checked {
     kind: CommandType,
     attributes: C,
-    user_metadata: Option<UserMetadata>,
+    annotations: Annotations,
 }
 
 fn check(command: Command, drawn: &Drawn<'_>) -> Result<Checked, CommandFailure> {
@@ -168,7 +170,9 @@ fn check(command: Command, drawn: &Drawn<'_>) -> Result<Checked, CommandFailure>
     }
     match command.attributes {
         Some(attributes) if fits(kind, &attributes) => {
-            Ok(Checked { kind, attributes, user_metadata: metadata })
+            let group_markers = command.event_group_markers;
+            let annotations = Annotations { user_metadata: metadata, group_markers };
+            Ok(Checked { kind, attributes, annotations })
         }
         _ => bad(format!("{kind:?} attributes are not set on the command.")),
     }
@@ -193,6 +197,7 @@ impl RunState {
             }
             self.apply_command(checked, completed, &mut applied, drawn)?;
         }
+        applied.started = self.start_eager(&applied.eager, completed, drawn);
         Ok(applied)
     }
 
@@ -203,58 +208,58 @@ impl RunState {
         applied: &mut Applied,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
-        let Checked { kind, attributes, user_metadata: metadata } = command;
+        let Checked { kind, attributes, annotations: beside } = command;
         let fields = |command| Fields::of(command, bad_cause(kind), drawn.limits);
         match attributes {
             C::ScheduleActivityTaskCommandAttributes(a) => {
-                applied.eager.extend(self.schedule_activity(a, metadata, completed, drawn)?);
+                applied.eager.extend(self.schedule_activity(a, beside, completed, drawn)?);
             }
             C::RequestCancelActivityTaskCommandAttributes(a) => {
                 let scheduled = EventId(a.scheduled_event_id);
                 applied.cancelled_unstarted |=
-                    self.request_cancel_activity(scheduled, completed, drawn)?;
+                    self.request_cancel_activity(scheduled, beside, completed, drawn)?;
             }
-            C::StartTimerCommandAttributes(a) => self.start_timer(a, metadata, completed, drawn)?,
-            C::CancelTimerCommandAttributes(a) => self.cancel_timer(a, completed, drawn)?,
+            C::StartTimerCommandAttributes(a) => self.start_timer(a, beside, completed, drawn)?,
+            C::CancelTimerCommandAttributes(a) => self.cancel_timer(a, beside, completed, drawn)?,
             C::RecordMarkerCommandAttributes(a) => {
-                self.record_marker(a, metadata, completed, drawn)?;
+                self.record_marker(a, beside, completed, drawn)?;
             }
             C::StartChildWorkflowExecutionCommandAttributes(a) => {
-                self.initiate_child(a, metadata, completed, drawn)?;
+                self.initiate_child(a, beside, completed, drawn)?;
             }
             C::SignalExternalWorkflowExecutionCommandAttributes(a) => {
-                self.initiate_signal(a, metadata, completed, drawn)?;
+                self.initiate_signal(a, beside, completed, drawn)?;
             }
             C::RequestCancelExternalWorkflowExecutionCommandAttributes(a) => {
-                self.initiate_cancel(a, metadata, completed, drawn)?;
+                self.initiate_cancel(a, beside, completed, drawn)?;
             }
             C::UpsertWorkflowSearchAttributesCommandAttributes(a) => {
-                self.upsert_search_attributes(a, metadata, completed, drawn)?;
+                self.upsert_search_attributes(a, beside, completed, drawn)?;
             }
             C::ModifyWorkflowPropertiesCommandAttributes(a) => {
-                self.modify_memo(a, metadata, completed, drawn)?;
+                self.modify_memo(a, beside, completed, drawn)?;
             }
             C::CompleteWorkflowExecutionCommandAttributes(a) => {
                 let fields = fields("CompleteWorkflowExecutionCommand");
                 fields.blob("Result", a.result.as_ref())?;
                 let attributes = completed_attributes(a.result, completed);
-                self.close_by_command(attributes, metadata, Status::Completed, drawn);
+                self.close_by_command(attributes, beside, Status::Completed, drawn);
             }
             C::FailWorkflowExecutionCommandAttributes(a) => {
                 let fields = fields("FailWorkflowExecutionCommand");
                 let failure = a.failure.ok_or_else(|| fields.missing("Failure"))?;
                 fields.blob("Failure", Some(&failure))?;
-                let attributes = failed_attributes(failure, completed);
-                self.close_by_command(attributes, metadata, Status::Failed, drawn);
+                let attributes = failed_attributes(failure, self.last_retry_state(), completed);
+                self.close_by_command(attributes, beside, Status::Failed, drawn);
             }
             C::CancelWorkflowExecutionCommandAttributes(a) => {
                 let fields = fields("CancelWorkflowExecutionCommand");
                 fields.blob("Details", a.details.as_ref())?;
                 let attributes = canceled_attributes(a.details, completed);
-                self.close_by_command(attributes, metadata, Status::Canceled, drawn);
+                self.close_by_command(attributes, beside, Status::Canceled, drawn);
             }
             C::ContinueAsNewWorkflowExecutionCommandAttributes(a) => {
-                applied.successor = Some(self.continue_as_new(a, metadata, completed, drawn)?);
+                applied.successor = Some(self.continue_as_new(a, beside, completed, drawn)?);
             }
             C::ProtocolMessageCommandAttributes(_)
             | C::ScheduleNexusOperationCommandAttributes(_)
@@ -272,13 +277,13 @@ impl RunState {
     pub(super) fn close_by_command(
         &mut self,
         attributes: Attributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         status: Status,
         drawn: &Drawn<'_>,
     ) {
         self.end_answered_task();
         self.flush_buffered();
-        let event = super::event::event(drawn.now, attributes, user_metadata);
+        let event = super::event::event(drawn.now, attributes, annotations);
         self.close_by(drawn, event, status);
     }
 }
@@ -296,10 +301,14 @@ fn completed_attributes(
     )
 }
 
-fn failed_attributes(failure: piton_proto::failure::Failure, completed: EventId) -> Attributes {
+fn failed_attributes(
+    failure: piton_proto::failure::Failure,
+    retry_state: RetryState,
+    completed: EventId,
+) -> Attributes {
     Attributes::WorkflowExecutionFailedEventAttributes(WorkflowExecutionFailedEventAttributes {
         failure: Some(failure),
-        retry_state: RetryState::RetryPolicyNotSet.into(),
+        retry_state: retry_state.into(),
         workflow_task_completed_event_id: completed.0,
         new_execution_run_id: String::new(),
     })

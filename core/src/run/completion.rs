@@ -108,7 +108,7 @@ impl RunState {
                 }
             }
         }
-        let reply = Reply::WorkflowTaskCompleted { next, eager_activities: applied.eager };
+        let reply = Reply::WorkflowTaskCompleted { next, eager_activities: applied.started };
         Decided { run: Some(self), successor: applied.successor, reply: Ok(reply) }
     }
 
@@ -143,7 +143,7 @@ impl RunState {
         }
         self.end_held_task(TaskEnd::refused(cause, text.clone(), identity), drawn);
         if terminate {
-            self.terminate_by_server(&failure.message, drawn);
+            self.terminate_by_server(&text, drawn);
         } else {
             self.ensure_workflow_task(drawn);
         }

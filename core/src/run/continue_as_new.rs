@@ -6,9 +6,9 @@ use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
     WorkflowExecutionContinuedAsNewEventAttributes, WorkflowExecutionStartedEventAttributes,
 };
-use piton_proto::sdk::UserMetadata;
 
 use super::command::CommandFailure;
+use super::event::Annotations;
 use super::field::Fields;
 use super::start::{Birth, task_timeout};
 use super::workflow_task::queue_to_proto;
@@ -23,7 +23,7 @@ impl RunState {
     pub(super) fn continue_as_new(
         &mut self,
         mut command: Command,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<RunState, CommandFailure> {
@@ -38,7 +38,7 @@ impl RunState {
             waits_for_parent: false,
         };
         let attributes = closing_attributes(command, &birth, completed, drawn);
-        self.close_by_command(attributes, user_metadata, Status::ContinuedAsNew, drawn);
+        self.close_by_command(attributes, annotations, Status::ContinuedAsNew, drawn);
         Ok(Self::born(self.key.clone(), drawn.run_id.clone(), birth, drawn))
     }
 
@@ -70,8 +70,9 @@ impl RunState {
         if given.given().is_none() {
             command.workflow_task_timeout = self.started.workflow_task_timeout;
         }
-        command.workflow_task_timeout =
-            Some(task_timeout(command.workflow_task_timeout.as_ref(), drawn));
+        let task_timeout = task_timeout(command.workflow_task_timeout.as_ref(), drawn);
+        let task_timeout = Span::from_proto(Some(&task_timeout)).min_given(run_timeout);
+        command.workflow_task_timeout = Some(task_timeout.to_proto());
 
         if !command.cron_schedule.is_empty() {
             return Err(fields.bad("CronSchedule is not supported yet."));
@@ -132,6 +133,7 @@ impl RunState {
             first_execution_run_id: kept.first_execution_run_id.clone(),
             first_workflow_task_backoff: Some(backoff.to_proto()),
             attempt: 1,
+            retry_policy: command.retry_policy.clone(),
             workflow_execution_timeout: kept.workflow_execution_timeout,
             workflow_execution_expiration_time: kept.workflow_execution_expiration_time,
             identity: kept.identity.clone(),

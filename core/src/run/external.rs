@@ -21,10 +21,10 @@ use piton_proto::history::{
     SignalExternalWorkflowExecutionFailedEventAttributes,
     SignalExternalWorkflowExecutionInitiatedEventAttributes,
 };
-use piton_proto::sdk::UserMetadata;
 
 use super::buffer::Ending;
 use super::command::CommandFailure;
+use super::event::Annotations;
 use super::field::Fields;
 use super::{Decided, RunState};
 use crate::effect::{Effect, Errand, ErrandKey};
@@ -41,7 +41,7 @@ impl RunState {
     pub(super) fn initiate_signal(
         &mut self,
         command: SignalExternalWorkflowExecutionCommandAttributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
@@ -78,7 +78,7 @@ impl RunState {
         };
         let attributes =
             Attributes::SignalExternalWorkflowExecutionInitiatedEventAttributes(initiated);
-        self.append_with(drawn.now, attributes, user_metadata);
+        self.append_with(drawn.now, attributes, annotations);
         Ok(())
     }
 
@@ -89,7 +89,7 @@ impl RunState {
     pub(super) fn initiate_cancel(
         &mut self,
         command: RequestCancelExternalWorkflowExecutionCommandAttributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
@@ -134,7 +134,7 @@ impl RunState {
         };
         let attributes =
             Attributes::RequestCancelExternalWorkflowExecutionInitiatedEventAttributes(initiated);
-        self.append_with(drawn.now, attributes, user_metadata);
+        self.append_with(drawn.now, attributes, annotations);
         Ok(())
     }
 }

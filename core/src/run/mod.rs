@@ -20,6 +20,7 @@ use piton_proto::sdk::UserMetadata;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use self::event::Annotations;
 use crate::effect::Effect;
 use crate::error::Rejection;
 use crate::id::{EventId, RunId, WorkflowKey};
@@ -246,6 +247,7 @@ impl RunState {
                 run.take_back_workflow_task(number, drawn)
             }
             RunRequest::StickyUnavailable { stamp } => run.leave_sticky(stamp, drawn),
+            RunRequest::StickyLost => run.lose_sticky(),
 
             RunRequest::StartActivity { scheduled, stamp, taker } => {
                 run.start_activity(scheduled, stamp, taker, drawn)
@@ -319,10 +321,10 @@ impl RunState {
         &mut self,
         now: Timestamp,
         attributes: Attributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: impl Into<Annotations>,
     ) -> EventId {
         let time = now.max(self.last_event_time);
-        self.append_event(event::event(time, attributes, user_metadata))
+        self.append_event(event::event(time, attributes, annotations))
     }
 
     /// Gives an event its id, keeps it for the commit and folds it.

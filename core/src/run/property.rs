@@ -13,11 +13,11 @@ use piton_proto::history::{
     MarkerRecordedEventAttributes, UpsertWorkflowSearchAttributesEventAttributes,
     WorkflowPropertiesModifiedEventAttributes,
 };
-use piton_proto::sdk::UserMetadata;
 use prost::Message;
 
 use super::RunState;
 use super::command::CommandFailure;
+use super::event::Annotations;
 use super::field::Fields;
 use crate::id::EventId;
 use crate::request::Drawn;
@@ -26,7 +26,7 @@ impl RunState {
     pub(super) fn upsert_search_attributes(
         &mut self,
         command: UpsertWorkflowSearchAttributesCommandAttributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
@@ -47,7 +47,7 @@ impl RunState {
             search_attributes: Some(attributes),
         };
         let attributes = Attributes::UpsertWorkflowSearchAttributesEventAttributes(upserted);
-        self.append_with(drawn.now, attributes, user_metadata);
+        self.append_with(drawn.now, attributes, annotations);
         Ok(())
     }
 
@@ -75,7 +75,7 @@ impl RunState {
     pub(super) fn modify_memo(
         &mut self,
         command: ModifyWorkflowPropertiesCommandAttributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
@@ -99,14 +99,14 @@ impl RunState {
             upserted_memo: Some(memo),
         };
         let attributes = Attributes::WorkflowPropertiesModifiedEventAttributes(modified);
-        self.append_with(drawn.now, attributes, user_metadata);
+        self.append_with(drawn.now, attributes, annotations);
         Ok(())
     }
 
     pub(super) fn record_marker(
         &mut self,
         command: RecordMarkerCommandAttributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
@@ -127,7 +127,7 @@ impl RunState {
             failure: command.failure,
         };
         let attributes = Attributes::MarkerRecordedEventAttributes(recorded);
-        self.append_with(drawn.now, attributes, user_metadata);
+        self.append_with(drawn.now, attributes, annotations);
         Ok(())
     }
 

@@ -30,7 +30,8 @@ pub fn decide_start(
 ) -> Result<Decided, Rejection> {
     let Some(current) = current else { return Ok(start_new(key, None, request, drawn)) };
     if current.was_started_by(&request.start.request_id) {
-        return Ok(started_before(current, &request.start));
+        let reply = current.started_again(&request.start);
+        return Ok(Decided::with(current.clone(), reply));
     }
     let policies = Policies::of(&request)?;
     if !current.status.is_open() {
@@ -140,18 +141,6 @@ fn use_existing(
     Ok(Decided { reply, ..decided })
 }
 
-/// The request that created the current run came again.
-fn started_before(current: &RunState, start: &StartWorkflowExecutionRequest) -> Decided {
-    let first_held = current.previous_started == EventId::default()
-        && current.held.as_ref().is_some_and(|held| {
-            held.attempt == 1 && super::take::request_id(held) == start.request_id
-        });
-    let eager = (start.request_eager_execution && first_held)
-        .then(|| current.handed_out(EventId::FIRST))
-        .flatten();
-    Decided::with(current.clone(), current.started_reply(true, eager))
-}
-
 fn start_new(
     key: &WorkflowKey,
     ended: Option<RunState>,
@@ -212,6 +201,8 @@ fn started_attributes(
         header: start.header.clone(),
         workflow_id: start.workflow_id.clone(),
         priority: start.priority.clone(),
+        last_completion_result: start.last_completion_result.clone(),
+        continued_failure: start.continued_failure.clone(),
         eager_execution_accepted: eager,
         ..Default::default()
     };
@@ -298,6 +289,21 @@ impl RunState {
     fn was_started_by(&self, request_id: &str) -> bool {
         let by = self.note.start_request_id.as_ref();
         !request_id.is_empty() && by.is_some_and(|by| by.as_str() == request_id)
+    }
+
+    /// The answer to a start that this run has taken before: it created the run, or was attached to
+    /// it. An eager one gets its task again, while the client is still the one that has it.
+    pub fn started_again(&self, start: &StartWorkflowExecutionRequest) -> Reply {
+        let created = self.was_started_by(&start.request_id);
+        let first_held = created
+            && self.previous_started == EventId::default()
+            && self.held.as_ref().is_some_and(|held| {
+                held.attempt == 1 && super::take::request_id(held) == start.request_id
+            });
+        let eager = (start.request_eager_execution && first_held)
+            .then(|| self.handed_out(EventId::FIRST))
+            .flatten();
+        self.started_reply(created, eager)
     }
 
     fn started_reply(&self, started: bool, eager: Option<StartedTask>) -> Reply {

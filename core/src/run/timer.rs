@@ -9,10 +9,10 @@ use piton_proto::history::{
     HistoryEvent, TimerCanceledEventAttributes, TimerFiredEventAttributes,
     TimerStartedEventAttributes,
 };
-use piton_proto::sdk::UserMetadata;
 
 use super::buffer::Ending;
 use super::command::CommandFailure;
+use super::event::Annotations;
 use super::field::Fields;
 use super::{RunState, Timer};
 use crate::effect::{Effect, TimerKind};
@@ -30,7 +30,7 @@ impl RunState {
     pub(super) fn start_timer(
         &mut self,
         command: StartTimerCommandAttributes,
-        user_metadata: Option<UserMetadata>,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
@@ -53,7 +53,7 @@ impl RunState {
             workflow_task_completed_event_id: completed.0,
         };
         let attributes = Attributes::TimerStartedEventAttributes(started);
-        self.append_with(drawn.now, attributes, user_metadata);
+        self.append_with(drawn.now, attributes, annotations);
         Ok(())
     }
 
@@ -61,6 +61,7 @@ impl RunState {
     pub(super) fn cancel_timer(
         &mut self,
         command: CancelTimerCommandAttributes,
+        annotations: Annotations,
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
@@ -85,7 +86,8 @@ impl RunState {
             workflow_task_completed_event_id: completed.0,
             identity: self.completer_identity(completed),
         };
-        self.append(drawn.now, Attributes::TimerCanceledEventAttributes(canceled));
+        let attributes = Attributes::TimerCanceledEventAttributes(canceled);
+        self.append_with(drawn.now, attributes, annotations);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use piton_proto::history::{
 };
 use piton_proto::taskqueue::TaskQueue;
 
-use super::{Decided, HeldTask, Reply, RunState};
+use super::{Decided, HeldTask, RunState};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::EventId;
@@ -268,13 +268,18 @@ impl RunState {
         Ok(Decided::done(self))
     }
 
-    pub(super) fn reset_sticky(mut self) -> Result<Decided, Rejection> {
+    pub(super) fn reset_sticky(self) -> Result<Decided, Rejection> {
         if !self.status.is_open() {
             return Err(Rejection::AlreadyCompleted);
         }
+        self.lose_sticky()
+    }
+
+    /// The same of a closed run: queries still go to its worker.
+    pub(super) fn lose_sticky(mut self) -> Result<Decided, Rejection> {
         self.move_to_normal_queue();
         self.note.sticky = None;
-        Ok(Decided::with(self, Reply::Done))
+        Ok(Decided::done(self))
     }
 
     fn move_to_normal_queue(&mut self) {

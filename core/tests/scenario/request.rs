@@ -133,6 +133,7 @@ impl World {
                 ..TerminateRequest::default()
             }),
             "reset-sticky" => RunRequest::ResetSticky,
+            "sticky-lost" => RunRequest::StickyLost,
             "due" => RunRequest::Due,
             "parent-recorded" => RunRequest::ParentRecorded,
             "take" | "complete" | "fail-task" | "time-out-task" | "undelivered-task"
