@@ -73,6 +73,7 @@ pub(crate) fn request(
         workflow_run_timeout: a.workflow_run_timeout,
         workflow_task_timeout: a.workflow_task_timeout,
         request_id,
+        retry_policy: a.retry_policy,
         workflow_id_reuse_policy: a.workflow_id_reuse_policy,
         workflow_id_conflict_policy: WorkflowIdConflictPolicy::Fail.into(),
         memo: a.memo,

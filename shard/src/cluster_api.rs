@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Poll};
 use crate::error::ShardError;
+use crate::matching_actor::QueueDepth;
 use crate::meta::Namespace;
 use crate::metrics::QueueFigure;
 use crate::peer::{
@@ -411,16 +412,20 @@ impl Cluster {
             })
     }
 
-    /// Brings the figures of the task queues up to date, before they are read.
+    /// Brings the figures of the task queues up to date, before they are read. Counts the rows of
+    /// long queues, so it may block for a while.
     pub fn refresh_metrics(&self) {
         let now = self.host().clock().now();
         let mut figures = BTreeMap::new();
         for shard in self.host().shard_ids() {
             let Some(runtime) = self.host().serving(shard) else { continue };
-            for queue in runtime.queues.depths() {
+            for mut queue in runtime.queues.depths() {
                 // Sticky queues come and go with workers; their names would pile up.
                 if queue.queue.queue.is_sticky() {
                     continue;
+                }
+                if queue.is_beyond_window {
+                    self.count_backlog(&mut queue);
                 }
                 let namespace = self.meta().namespace_by_id(&queue.queue.namespace);
                 let namespace = namespace.map_or_else(String::new, |n| n.name.clone());
@@ -440,6 +445,21 @@ impl Cluster {
             }
         }
         self.host().metrics().show_queues(figures.into_values().collect());
+    }
+
+    /// What the shards led here hold of a queue.
+    fn count_backlog(&self, queue: &mut QueueDepth) {
+        let (mut depth, mut oldest) = (0, None);
+        for shard in self.host().shard_ids().filter(|&shard| self.host().serving(shard).is_some()) {
+            match self.host().rows(shard).backlog(&queue.queue) {
+                Ok((count, first)) => {
+                    depth += count;
+                    oldest = [oldest, first].into_iter().flatten().min();
+                }
+                Err(error) => tracing::error!(%shard, %error, "cannot read task rows"),
+            }
+        }
+        (queue.depth, queue.oldest) = (queue.depth.max(depth), oldest.or(queue.oldest));
     }
 }
 

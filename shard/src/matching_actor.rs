@@ -4,7 +4,7 @@
 //! the queue's name hashes to, so a queue has one owner and one order. Payloads never come here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -43,6 +43,8 @@ struct Seat {
     depth: AtomicU64,
     /// When the oldest waiting task was created; 0: none waits.
     oldest_ms: AtomicI64,
+    /// Shards hold more tasks than the window does.
+    is_beyond_window: AtomicBool,
 }
 
 pub(crate) struct Look;
@@ -52,6 +54,8 @@ pub(crate) struct QueueDepth {
     pub(crate) queue: QueueKey,
     pub(crate) depth: u64,
     pub(crate) oldest: Option<Timestamp>,
+    /// It is deeper than that, and maybe older: the shards' rows say how much.
+    pub(crate) is_beyond_window: bool,
 }
 
 impl Queues {
@@ -80,6 +84,7 @@ impl Queues {
             actor: Mutex::new(None),
             depth: AtomicU64::new(0),
             oldest_ms: AtomicI64::new(0),
+            is_beyond_window: AtomicBool::new(false),
         });
         let state = Matching::new(shard, queue.clone(), Arc::clone(&seat));
         match ractor::ActorRuntime::spawn_instant(None, MatchingActor, state) {
@@ -96,6 +101,7 @@ impl Queues {
             queue: queue.clone(),
             depth: seat.depth.load(Ordering::Relaxed),
             oldest: Some(seat.oldest_ms.load(Ordering::Relaxed)).filter(|&t| t > 0).map(Timestamp),
+            is_beyond_window: seat.is_beyond_window.load(Ordering::Relaxed),
         };
         map.iter().map(depth).collect()
     }
@@ -269,7 +275,10 @@ impl Matching {
 
     fn poll(&mut self, shard: &ShardRuntime, poll: PollRequest) {
         self.last_poll = shard.clock.now();
-        self.pollers.insert(poll.identity.clone(), self.last_poll);
+        if self.pollers.insert(poll.identity.clone(), self.last_poll).is_none() {
+            // Workers come and go with ever new names.
+            self.forget_pollers(shard);
+        }
         match self.tasks.pop_first() {
             Some((_, offer)) => {
                 self.ranks.remove(&(offer.key.clone(), offer.run_id.clone(), offer.task.clone()));
@@ -305,9 +314,7 @@ impl Matching {
     }
 
     fn view(&mut self, shard: &ShardRuntime) -> TaskQueueView {
-        let now = shard.clock.now();
-        let memory = shard.config.poller_memory.as_millis() as i64;
-        self.pollers.retain(|_, seen| (now - *seen).0 <= memory);
+        self.forget_pollers(shard);
         let poller = |(identity, seen): (&String, &Timestamp)| Poller {
             identity: identity.clone(),
             last_access: *seen,
@@ -320,13 +327,28 @@ impl Matching {
         }
     }
 
+    fn forget_pollers(&mut self, shard: &ShardRuntime) {
+        let now = shard.clock.now();
+        let memory = shard.config.poller_memory.as_millis() as i64;
+        self.pollers.retain(|_, seen| (now - *seen).0 <= memory);
+    }
+
     fn oldest(&self) -> Option<Timestamp> {
         self.tasks.values().map(|offer| offer.created).min()
     }
 
     fn show(&self) {
         self.seat.depth.store(self.tasks.len() as u64, Ordering::Relaxed);
-        let oldest = self.tasks.first_key_value().map_or(0, |((_, created, _), _)| created.0);
+        // Ranked by priority first: the first task of each priority is its oldest.
+        let mut oldest = i64::MAX;
+        let mut next = self.tasks.first_key_value();
+        while let Some((&(priority, created, _), _)) = next {
+            oldest = oldest.min(created.0);
+            let Some(below) = priority.checked_add(1) else { break };
+            next = self.tasks.range((below, Timestamp(i64::MIN), 0)..).next();
+        }
+        let oldest = if self.tasks.is_empty() { 0 } else { oldest };
+        self.seat.is_beyond_window.store(!self.declined.is_empty(), Ordering::Relaxed);
         self.seat.oldest_ms.store(oldest, Ordering::Relaxed);
     }
 

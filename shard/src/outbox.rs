@@ -28,6 +28,9 @@ use crate::error::ShardError;
 use crate::peer::{Answer, Call};
 use crate::shard::ShardRuntime;
 
+/// What events say of requests that the server itself makes, as on the official server.
+const SERVER_IDENTITY: &str = "history-service";
+
 /// The errands of a shard's runs that are under way.
 #[derive(Default)]
 pub(crate) struct Outbox {
@@ -213,7 +216,7 @@ impl Sender {
         let signal = Signal {
             name: attributes.signal_name.clone(),
             input: attributes.input.clone(),
-            identity: String::new(),
+            identity: SERVER_IDENTITY.to_owned(),
             header: attributes.header.clone(),
             request_id: self.request_id(initiated),
             sender: Some(self.execution()),
@@ -233,6 +236,7 @@ impl Sender {
     ) -> Result<(), ShardError> {
         let cancel = CancelRequest {
             reason: attributes.reason.clone(),
+            identity: SERVER_IDENTITY.to_owned(),
             request_id: self.request_id(initiated),
             sender: Some((self.execution(), initiated)),
             child_only: attributes.child_workflow_only,
@@ -268,7 +272,7 @@ impl Sender {
         }
         self.record(RunRequest::Terminate(TerminateRequest {
             reason: "the parent was closed before it recorded the start of this child".into(),
-            identity: "history-service".into(),
+            identity: SERVER_IDENTITY.to_owned(),
             ..Default::default()
         }))
         .await
@@ -351,14 +355,14 @@ fn close_child(first_run: &RunId, terminate: bool, parent: WorkflowExecution) ->
     if terminate {
         return RunRequest::Terminate(TerminateRequest {
             reason,
-            identity: "history-service".into(),
+            identity: SERVER_IDENTITY.to_owned(),
             first_run_id,
             ..Default::default()
         });
     }
     RunRequest::RequestCancel(CancelRequest {
         reason,
-        identity: "history-service".into(),
+        identity: SERVER_IDENTITY.to_owned(),
         request_id: format!("{}:close", parent.run_id),
         first_run_id,
         sender: Some((parent, EventId(0))),

@@ -34,8 +34,10 @@ pub(crate) enum Place {
     Attached(u64),
     /// Offered to the sticky queue on its own.
     Sticky,
-    /// Offered to the normal queue on its own, or at a worker of it.
+    /// Offered to the normal queue on its own.
     Normal,
+    /// At a worker on its own.
+    AtWorker,
 }
 
 /// The queries of one workflow's actor, by number.

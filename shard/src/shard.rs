@@ -25,7 +25,7 @@ use crate::host::ShardHost;
 use crate::matching_actor::{MatchMessage, Queues};
 use crate::metrics::ShardMetrics;
 use crate::outbox::Outbox;
-use crate::peer::{Answer, Call, Offer, OfferedTask, QueueKey};
+use crate::peer::{Answer, Call, Delivery, Offer, OfferedTask, QueueKey};
 use crate::proposer::Proposer;
 use crate::queue::Refused;
 use crate::recovery::Recovery;
@@ -72,6 +72,14 @@ impl ShardRuntime {
 
     /// Hands a call to the actor it is for. Gives back those that are answered from rows.
     pub(crate) fn post(self: &Arc<Self>, call: Call, reply: ReplyTo) -> Option<Call> {
+        if self.is_stopped() {
+            // Its queues belong to another by now.
+            if let Call::Poll(poll) = &call {
+                self.cluster.deliver(poll.node, poll.poll, Delivery::Again);
+            }
+            Envelope { ask: Ask::Call(call), reply }.refuse(&self.cluster, self.gone());
+            return None;
+        }
         let queue_message = |queue: QueueKey, message: MatchMessage| {
             self.queues.tell(self, &queue, message);
         };

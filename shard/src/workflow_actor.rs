@@ -37,7 +37,7 @@ impl Envelope {
                 // The reader may have gone away.
                 let _ = tell.send(Err(why.clone()));
             }
-            Ask::Call(_) | Ask::Resume { .. } | Ask::Expire(_) => {}
+            Ask::Call(_) | Ask::Resume { .. } | Ask::Expire(_) | Ask::StickyWaitOver { .. } => {}
         }
         self.reply.send(Err(why));
     }
@@ -50,15 +50,23 @@ pub(crate) enum Ask {
     /// Follow a run's history.
     Subscribe {
         run_id: RunId,
-        tell: oneshot::Sender<Result<watch::Receiver<Subscription>, ShardError>>,
+        tell: Tell,
     },
     /// Carry out what a run owes, which an earlier leader or actor left.
     Resume {
         run_id: RunId,
     },
+    /// The sticky queue's worker had its time to take this query.
+    StickyWaitOver {
+        run_id: RunId,
+        query: u64,
+    },
     /// Remove a closed run whose retention is over, or a request id that is old enough.
     Expire(crate::retention::ExpireRow),
 }
+
+/// Where a follower of a run's history waits for its view.
+pub(crate) type Tell = oneshot::Sender<Result<watch::Receiver<Subscription>, ShardError>>;
 
 /// How far a run's history is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

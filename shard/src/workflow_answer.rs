@@ -1,6 +1,7 @@
 //! What a hosted workflow does once a batch is committed: answers, hands tasks to polls, resolves
 //! queries, deletes what expired. Steps 6 and 9 of a request's way.
 
+use piton_core::error::Rejection;
 use piton_core::id::RunId;
 use piton_core::proto::common::{WorkflowExecution, WorkflowType};
 use piton_core::proto::history::History;
@@ -13,12 +14,13 @@ use piton_core::proto::workflowservice::{
 use piton_core::request::{RunRequest, WorkflowTaskRef};
 use piton_core::run::{ActivityTask, QueryRoute, Reply, StartedTask};
 
+use crate::cluster::Cluster;
 use crate::error::ShardError;
 use crate::peer::{Answer, Call, Delivery, Ticket};
 use crate::query::Place;
 use crate::retention::ExpireRow;
 use crate::token::{ActivityToken, QueryToken, TaskToken, WorkflowTaskToken};
-use crate::workflow_actor::ReplyTo;
+use crate::workflow_actor::{ReplyTo, Tell};
 use crate::workflow_batch::Hosted;
 
 type QueryResults = std::collections::HashMap<String, WorkflowQueryResult>;
@@ -40,6 +42,8 @@ pub(crate) enum Pending {
     DeliverQuery(Ticket, u64),
     DeliverNothing(Ticket),
     SendQuery(u64, Place),
+    Subscribe(RunId, Tell),
+    Resume(RunId),
     Expire(ExpireRow),
 }
 
@@ -51,23 +55,54 @@ impl Pending {
             | Self::Reply(reply, _)
             | Self::Started(reply, _)
             | Self::Completed { reply, .. } => reply.send(Err(error.clone())),
+            Self::Subscribe(_, tell) => {
+                // The reader may have gone away.
+                let _ = tell.send(Err(error.clone()));
+            }
             Self::DeliverWorkflowTask(..)
             | Self::DeliverActivity(..)
             | Self::DeliverQuery(..)
             | Self::DeliverNothing(_)
             | Self::SendQuery(..)
+            | Self::Resume(_)
             | Self::Expire(_) => {}
         }
     }
 
-    /// The ticket whose poll still waits.
-    pub(crate) fn ticket(&self) -> Option<&Ticket> {
+    /// Somebody takes it for the state of things, so it must not come from a leader that is none
+    /// any more (architecture D5a). A task that is handed out carries its term.
+    pub(crate) fn tells_state(&self) -> bool {
         match self {
+            Self::Answer(..)
+            | Self::Started(..)
+            | Self::Completed { .. }
+            | Self::SendQuery(..)
+            | Self::Subscribe(..) => true,
+            Self::Reply(reply, _) => !reply.is_nobody(),
+            Self::DeliverWorkflowTask(..)
+            | Self::DeliverActivity(..)
+            | Self::DeliverQuery(..)
+            | Self::DeliverNothing(_)
+            | Self::Resume(_)
+            | Self::Expire(_) => false,
+        }
+    }
+
+    /// The commit failed, or nobody knows: the poll of a ticket must not wait for ever.
+    pub(crate) fn give_up_ticket(&self, cluster: &Cluster) {
+        match self {
+            // The attempt may be recorded, now or later, and then nobody but this poll may have it:
+            // whoever leads is asked again, with the same ticket (architecture D8).
+            Self::DeliverActivity(ticket, _) => {
+                let shard = cluster.shard_of(&ticket.offer.key);
+                cluster.insist(shard, Call::Ticket(ticket.clone()));
+            }
             Self::DeliverWorkflowTask(ticket, _)
-            | Self::DeliverActivity(ticket, _)
             | Self::DeliverQuery(ticket, _)
-            | Self::DeliverNothing(ticket) => Some(ticket),
-            _ => None,
+            | Self::DeliverNothing(ticket) => {
+                cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
+            }
+            _ => {}
         }
     }
 }
@@ -94,6 +129,12 @@ impl Hosted {
                 self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
             }
             Pending::SendQuery(id, place) => self.send_query(id, place),
+            Pending::Subscribe(run_id, tell) => {
+                let found = self.run(Some(&run_id)).map(|id| self.watch(&id));
+                // The reader may have gone away.
+                let _ = tell.send(found.and_then(|w| w.ok_or_else(|| self.shard.gone())));
+            }
+            Pending::Resume(run_id) => self.resume(&run_id),
             Pending::Expire(row) => self.expire(&row).await,
         }
     }
@@ -149,12 +190,21 @@ impl Hosted {
     }
 
     /// Queries that no workflow task will take along are sent on their own.
-    fn release_queries(&mut self, run_id: &RunId) {
+    pub(crate) fn release_queries(&mut self, run_id: &RunId) {
         let Some(run) = self.runs.get(run_id) else { return };
-        if matches!(run.query_route(), QueryRoute::Direct) {
-            let place = if run.note.sticky.is_some() { Place::Sticky } else { Place::Normal };
-            for id in self.queries.release(run_id) {
-                self.send_query(id, place);
+        match run.query_route() {
+            QueryRoute::Attach => {}
+            QueryRoute::Direct => {
+                let place = if run.note.sticky.is_some() { Place::Sticky } else { Place::Normal };
+                for id in self.queries.release(run_id) {
+                    self.send_query(id, place);
+                }
+            }
+            QueryRoute::NotReady(text) => {
+                for id in self.queries.release(run_id) {
+                    let refusal = Rejection::WorkflowNotReady(text.clone());
+                    self.queries.finish(id, Err(refusal.into()));
+                }
             }
         }
     }
@@ -204,9 +254,9 @@ impl Hosted {
             }
         };
         let delivery = Delivery::WorkflowTask(Box::new(response));
+        let was_sticky = ticket.offer.queue.queue.is_sticky();
         if !self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await {
-            let place = self.queries.get_mut(id).map_or(Place::Normal, |q| q.place);
-            self.send_query(id, place);
+            self.send_query(id, if was_sticky { Place::Sticky } else { Place::Normal });
         }
     }
 
@@ -218,11 +268,11 @@ impl Hosted {
     ) -> Result<Option<PollWorkflowTaskQueueResponse>, ShardError> {
         let sticky = ticket.offer.queue.queue.is_sticky();
         let Some(query) = self.queries.get_mut(id) else { return Ok(None) };
-        if (query.place == Place::Sticky) != sticky {
+        if query.place != if sticky { Place::Sticky } else { Place::Normal } {
             // It has been offered elsewhere since.
             return Ok(None);
         }
-        query.place = Place::Normal;
+        query.place = Place::AtWorker;
         let (run_id, query) = (query.run_id.clone(), query.query.clone());
         let run_id = self.run(Some(&run_id))?;
         let run = &self.runs[&run_id];
@@ -244,7 +294,9 @@ impl Hosted {
             workflow_execution: Some(self.execution(&run_id)),
             workflow_type: run.started.workflow_type.clone(),
             previous_started_event_id: run.previous_started.0,
-            started_event_id: run.previous_started.0,
+            // No task was started. Workers take another number for the end of the history.
+            started_event_id: 0,
+            attempt: 1,
             query: Some(query),
             history: Some(history),
             next_page_token: next_page_token.into(),

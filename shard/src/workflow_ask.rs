@@ -57,12 +57,13 @@ impl Hosted {
         let Envelope { ask, reply } = envelope;
         match ask {
             Ask::Call(call) => self.decide_call(call, reply, batch),
+            // What others see or get to do rests on what is committed, so it waits for the batch.
             Ask::Subscribe { run_id, tell } => {
-                let found = self.run(Some(&run_id)).map(|id| self.watch(&id));
-                let _ = tell.send(found.and_then(|w| w.ok_or_else(|| self.shard.gone())));
+                batch.pending.push(Pending::Subscribe(run_id, tell));
             }
-            Ask::Resume { run_id } => self.resume(&run_id),
+            Ask::Resume { run_id } => batch.pending.push(Pending::Resume(run_id)),
             Ask::Expire(row) => batch.pending.push(Pending::Expire(row)),
+            Ask::StickyWaitOver { run_id, query } => self.leave_sticky(&run_id, query, batch),
         }
     }
 
@@ -128,7 +129,6 @@ impl Hosted {
         batch: &mut Batch,
     ) {
         let decided = self.try_decide_run(run_id, request, batch);
-        batch.confirm |= decided.is_err();
         batch.pending.push(Pending::Reply(reply, decided));
     }
 
@@ -140,7 +140,6 @@ impl Hosted {
     ) -> Result<Reply, ShardError> {
         let (run_id, id, kind) = self.addressed(run_id, &request)?;
         if self.known_request(&id, batch)?.is_some_and(|row| row.kind == kind) {
-            batch.confirm = true;
             return Ok(Reply::Done);
         }
         let run = &self.runs[&run_id];
@@ -192,11 +191,16 @@ impl Hosted {
         signal_id: Option<&str>,
         batch: &mut Batch,
     ) -> Result<Reply, ShardError> {
-        if let Some(row) = self.known_request(id, batch)?
-            && matches!(row.kind, RequestKind::Start | RequestKind::Attached)
-        {
-            batch.confirm = true;
-            return self.started_before(&row.run_id, row.kind == RequestKind::Start);
+        if let Some(row) = self.known_request(id, batch)? {
+            let is_repetition = match row.kind {
+                RequestKind::Start | RequestKind::Attached => true,
+                RequestKind::Signal => signal_id == Some(id),
+                RequestKind::Cancel => false,
+            };
+            if is_repetition {
+                let run_id = self.run(Some(&row.run_id))?;
+                return Ok(self.runs[&run_id].started_again(&request.start));
+            }
         }
         let current = match self.current_run() {
             Some(_) => Some(self.run(None)?),
@@ -210,27 +214,16 @@ impl Hosted {
         let created = decided.successor.as_ref().map(|run| run.run_id.clone());
         self.accept(current.as_ref(), decided, batch);
         let answer = answer?;
+        if let (Some(signal_id), Some(run_id)) = (signal_id, created.as_ref().or(current.as_ref()))
+        {
+            let event = self.runs[run_id].next_event_id;
+            self.note_request(signal_id, run_id, event, RequestKind::Signal, batch);
+        }
+        // ORDER: last. Start and signal of one request have the same id, and the start says more.
         if let Some(run_id) = &created {
             self.note_request(id, run_id, EventId::FIRST, RequestKind::Start, batch);
         }
-        if let (Some(signal_id), Some(run_id)) = (signal_id, created.or(current)) {
-            let event = self.runs[&run_id].next_event_id;
-            self.note_request(signal_id, &run_id, event, RequestKind::Signal, batch);
-        }
         Ok(answer)
-    }
-
-    /// The answer to a start that was carried out before.
-    fn started_before(&mut self, run_id: &RunId, started: bool) -> Result<Reply, ShardError> {
-        let run_id = self.run(Some(run_id))?;
-        let run = &self.runs[&run_id];
-        Ok(Reply::Started {
-            run_id: run_id.clone(),
-            first_run_id: RunId::from(run.started.first_execution_run_id.as_str()),
-            started,
-            status: run.status,
-            eager: None,
-        })
     }
 
     fn complete_workflow_task(
@@ -306,18 +299,24 @@ impl Hosted {
             }
             OfferedTask::Task(TaskKey::Activity { .. }) => {}
             OfferedTask::Query(id) => match self.queries.get_mut(*id).map(|q| q.place) {
-                Some(Place::Sticky) => {
-                    let stamp = self.runs.get(run_id).map_or(0, |r| r.note.last_stamp);
-                    self.decide_own(run_id, RunRequest::StickyUnavailable { stamp }, batch);
-                    self.send_query(*id, Place::Normal);
-                }
-                Some(_) => {
+                Some(Place::Sticky) => self.leave_sticky(run_id, *id, batch),
+                Some(Place::Normal) => {
                     let text = "no poller seen for task queue recently, worker may be down";
                     let refusal = Rejection::FailedPrecondition(text.into());
                     self.queries.finish(*id, Err(refusal.into()));
                 }
-                None => {}
+                // A worker has it, or will get it with a workflow task.
+                Some(Place::AtWorker | Place::Attachable | Place::Attached(_)) | None => {}
             },
+        }
+    }
+
+    /// The sticky worker has not taken this query: it goes to the normal queue, and so does what
+    /// comes after it.
+    fn leave_sticky(&mut self, run_id: &RunId, query: u64, batch: &mut Batch) {
+        if self.queries.get_mut(query).is_some_and(|q| q.place == Place::Sticky) {
+            self.decide_own(run_id, RunRequest::StickyLost, batch);
+            batch.pending.push(Pending::SendQuery(query, Place::Normal));
         }
     }
 
@@ -357,7 +356,6 @@ impl Hosted {
         }
         let id = self.queries.add(WaitingQuery { run_id, query, deadline, reply, place });
         if place != Place::Attachable {
-            batch.confirm = true;
             batch.pending.push(Pending::SendQuery(id, place));
         }
     }
@@ -388,13 +386,13 @@ impl Hosted {
     }
 
     /// A sticky worker that does not take a query in time has lost it to the normal queue.
-    fn give_up_sticky_after(&self, wait: std::time::Duration, run_id: &RunId, id: u64) {
+    fn give_up_sticky_after(&self, wait: std::time::Duration, run_id: &RunId, query: u64) {
         let (shard, key, run_id) = (Arc::clone(&self.shard), self.key.clone(), run_id.clone());
-        let call = Call::NoPoller { key: key.clone(), run_id, task: OfferedTask::Query(id) };
         let until = Instant::now() + wait;
         tokio::spawn(async move {
             tokio::time::sleep_until(until).await;
-            shard.ask(&key, Envelope { ask: Ask::Call(call), reply: ReplyTo::nobody() });
+            let ask = Ask::StickyWaitOver { run_id, query };
+            shard.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
         });
     }
 
@@ -419,7 +417,7 @@ impl Hosted {
     }
 
     /// Carries out all that a run still owes.
-    fn resume(&mut self, run_id: &RunId) {
+    pub(crate) fn resume(&mut self, run_id: &RunId) {
         // A run that was never committed, or is deleted, owes nothing.
         let Ok(run_id) = self.run(Some(run_id)) else { return };
         for effect in self.runs[&run_id].owed() {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::entry::{self, TransitionRecord};
 use crate::error::ShardError;
-use crate::peer::{Answer, Call, Delivery, Offer};
+use crate::peer::{Answer, Call, Offer};
 use crate::proposer::Outcome;
 use crate::query::Queries;
 use crate::recovery::Lost;
@@ -57,8 +57,6 @@ pub(crate) struct Batch {
     pub(crate) request_rows: BTreeMap<RequestId, RequestRow>,
     /// Tasks that were taken: they need not be withdrawn from their queue.
     pub(crate) taken: BTreeSet<TaskKey>,
-    /// Some answer needs to know that this node still leads.
-    pub(crate) confirm: bool,
     events: usize,
     bytes: usize,
 }
@@ -69,7 +67,6 @@ impl Batch {
     }
 
     pub(crate) fn answer(&mut self, reply: ReplyTo, answer: Result<Answer, ShardError>) {
-        self.confirm = true;
         self.pending.push(Pending::Answer(reply, answer));
     }
 }
@@ -209,15 +206,14 @@ impl Hosted {
         let done =
             if changes.is_empty() && batch.request_rows.is_empty() && batch.successor.is_none() {
                 // Architecture D5a: no commit stands behind these answers.
-                if batch.confirm { self.shard.confirm().await } else { Ok(()) }
+                let tells_state = batch.pending.iter().any(Pending::tells_state);
+                if tells_state { self.shard.confirm().await } else { Ok(()) }
             } else {
                 self.replicate(&changes, &batch).await
             };
         done.inspect_err(|error| {
             for pending in std::mem::take(&mut batch.pending) {
-                if let Some(ticket) = pending.ticket() {
-                    self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
-                }
+                pending.give_up_ticket(&self.shard.cluster);
                 pending.refuse(error);
             }
         })?;
@@ -315,6 +311,12 @@ impl Hosted {
         }
         self.announce(&change.run_id);
         self.measure(before, change);
+        let closes = before.is_none_or(|run| run.status.is_open())
+            && self.runs.get(&change.run_id).is_some_and(|run| !run.status.is_open());
+        if closes {
+            // No workflow task will take them along any more.
+            self.release_queries(&change.run_id);
+        }
     }
 
     /// Sets about what a run owes. Twice does no harm.

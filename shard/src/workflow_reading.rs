@@ -106,12 +106,13 @@ impl ShardRuntime {
         {
             return Err(crate::cluster_api::bad_page_token());
         }
+        // ORDER: before the rows are looked into, "not found" too has to be true of the whole group.
+        self.confirm().await?;
         let run_id = match pinned.or(run_id) {
             Some(run_id) => run_id,
             None => self.current_run(&key)?,
         };
         let mut views = self.subscribe(&key, &run_id).await?;
-        self.confirm().await?;
         let limits = self.cluster.limits();
         let longest = Instant::now() + Duration::from_millis(limits.history_poll_ms_max);
         let until = page.deadline.min(longest);

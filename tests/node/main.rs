@@ -23,5 +23,6 @@ mod passivation;
 mod power_cut;
 mod refused_limits;
 mod refused_requests;
+mod repeated;
 mod three_nodes;
 mod transport;

@@ -270,6 +270,23 @@ impl Members {
         self.links.cut_off.write().unwrap().insert(node);
     }
 
+    /// What the others send to a node is lost; what it sends arrives.
+    pub(crate) fn deafen(&self, node: NodeId) {
+        for other in self.nodes().into_iter().filter(|&other| other != node) {
+            self.network.cut_one_way(other, node);
+        }
+    }
+
+    /// The last entry in each node's log of a workflow's shard.
+    pub(crate) fn last_indices(&self, workflow_id: &str) -> BTreeMap<NodeId, u64> {
+        let last = |running: &RunningMember| {
+            let namespace = running.cluster.meta().namespace(NAMESPACE)?;
+            let shard = running.cluster.shard_of(&key(&namespace, workflow_id));
+            Some(running.groups.group(GroupId(shard.0 + 1))?.metrics().last_index)
+        };
+        self.running().filter_map(|(node, running)| Some((node, last(running)?))).collect()
+    }
+
     pub(crate) fn heal(&self, node: NodeId) {
         self.network.heal_all();
         self.links.cut_off.write().unwrap().remove(&node);

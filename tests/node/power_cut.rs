@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -477,6 +477,34 @@ impl Store for FailingStore {
     fn close(&self) {
         self.store.close();
     }
+}
+
+/// It opens, and turns out to be damaged when the node reads what it needs to start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_damaged_when_the_node_starts_is_rebuilt() {
+    let machine = Machine::new(41);
+    let config = || config(Some(machine.directory.path()));
+    let running = Running::start_on(config(), Arc::new(machine.disk.clone())).await.unwrap();
+    let (api, ledger) = (running.api(), &machine.ledger);
+    let worker = Worker::start(&api, "orders", 3);
+    place_orders(&api, ledger, "orders", named("before", 4)).join_all().await;
+    let before = await_orders(api.as_ref(), ledger).await;
+    drop(worker);
+    running.stop().await;
+
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&opened);
+    let devices = Devices {
+        disk: Arc::new(machine.disk.clone()),
+        wrap_store: Arc::new(move |store| {
+            let is_first = count.fetch_add(1, Ordering::SeqCst) == 0;
+            Arc::new(FailingStore { store, fails: Arc::new(AtomicBool::new(is_first)) })
+        }),
+    };
+    let running = Running::start_with(config(), devices).await.unwrap();
+    assert_eq!(opened.load(Ordering::SeqCst), 2, "the damage was not met");
+    assert_eq!(await_orders(running.api().as_ref(), ledger).await, before);
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,6 @@
 //! Each limit of semantics.md 26, lowered, against a running node: what is over it is refused or
 //! ended as the official server does, and what is at it is not.
 
-use piton_core::limits::Limits;
 use piton_proto::command::command::Attributes;
 use piton_proto::command::{
     Command, RecordMarkerCommandAttributes,
@@ -27,9 +26,9 @@ use crate::nodes::{Running, config};
 use crate::refusal::check_refused;
 use crate::worker::{command, complete, history_of, schedule, start_child};
 
-async fn start_limited(set: impl FnOnce(&mut Limits)) -> Running {
+async fn start_limited(limits: &[(&str, u64)]) -> Running {
     let mut config = config(None);
-    set(&mut config.limits);
+    config.limits = limits.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
     config.namespaces.search_attributes =
         (0..6).map(|number| (format!("Key{number}"), "Keyword".to_owned())).collect();
     Running::start(config).await
@@ -82,7 +81,7 @@ fn payload(bytes: usize) -> Payload {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn payloads_over_the_limit_are_refused_or_fail_what_they_are_of() {
-    let running = start_limited(|limits| limits.blob_bytes_max = 1_000).await;
+    let running = start_limited(&[("blob_bytes_max", 1_000)]).await;
     let (client, service) = (&running.client, running.client.service());
     let text = "Blob data size exceeds limit.";
     let mut start = start_of("at-limit", "simple", "q");
@@ -155,10 +154,12 @@ async fn payloads_over_the_limit_are_refused_or_fail_what_they_are_of() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_memos_links_and_metadata_over_their_limits_are_refused() {
-    let running = start_limited(|limits| {
-        (limits.id_bytes_max, limits.memo_bytes_max) = (50, 200);
-        (limits.user_metadata_summary_bytes_max, limits.user_metadata_details_bytes_max) = (20, 40);
-    })
+    let running = start_limited(&[
+        ("id_bytes_max", 50),
+        ("memo_bytes_max", 200),
+        ("user_metadata_summary_bytes_max", 20),
+        ("user_metadata_details_bytes_max", 40),
+    ])
     .await;
     let (client, service) = (&running.client, running.client.service());
     let base = start_of("w", "simple", "q");
@@ -233,12 +234,12 @@ fn cancel_external(target: &str) -> Command {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_pending_things_fail_the_workflow_task_that_asks_for_them() {
-    let running = start_limited(|limits| {
-        limits.pending_activities_max = 2;
-        limits.pending_children_max = 2;
-        limits.pending_external_signals_max = 2;
-        limits.pending_external_cancels_max = 2;
-    })
+    let running = start_limited(&[
+        ("pending_activities_max", 2),
+        ("pending_children_max", 2),
+        ("pending_external_signals_max", 2),
+        ("pending_external_cancels_max", 2),
+    ])
     .await;
     let client = &running.client;
     type Make = fn(usize) -> Command;
@@ -279,7 +280,7 @@ async fn too_many_pending_things_fail_the_workflow_task_that_asks_for_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_takes_so_many_signals_and_no_more() {
-    let running = start_limited(|limits| limits.signals_max = 3).await;
+    let running = start_limited(&[("signals_max", 3)]).await;
     let (client, service) = (&running.client, running.client.service());
     client.start(start_of("w", "simple", "q")).await.unwrap();
     for number in 0..3 {
@@ -296,14 +297,8 @@ async fn a_run_takes_so_many_signals_and_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_buffered_events_fail_the_task_that_they_wait_for() {
     for by_bytes in [false, true] {
-        let running = start_limited(|limits| {
-            if by_bytes {
-                limits.buffered_bytes_max = 500;
-            } else {
-                limits.buffered_events_max = 3;
-            }
-        })
-        .await;
+        let limit = if by_bytes { ("buffered_bytes_max", 500) } else { ("buffered_events_max", 3) };
+        let running = start_limited(&[limit]).await;
         let client = &running.client;
         let token = task_of(client, "w").await;
         let signal = |number: usize| {
@@ -335,14 +330,9 @@ async fn a_run_whose_history_is_too_long_is_terminated() {
         (false, "Workflow history count exceeds limit."),
         (true, "Workflow history size exceeds limit."),
     ] {
-        let running = start_limited(|limits| {
-            if by_bytes {
-                limits.history_bytes_max = 5_000;
-            } else {
-                limits.history_events_max = 10;
-            }
-        })
-        .await;
+        let limit =
+            if by_bytes { ("history_bytes_max", 5_000) } else { ("history_events_max", 10) };
+        let running = start_limited(&[limit]).await;
         let client = &running.client;
         client.start(start_of("w", "simple", "q")).await.unwrap();
         let mut accepted = 0;
@@ -365,11 +355,11 @@ async fn a_run_whose_history_is_too_long_is_terminated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn search_attributes_are_limited_in_number_and_size() {
-    let running = start_limited(|limits| {
-        limits.search_attributes_max = 4;
-        limits.search_attribute_bytes_max = 30;
-        limits.search_attributes_bytes_max = 100;
-    })
+    let running = start_limited(&[
+        ("search_attributes_max", 4),
+        ("search_attribute_bytes_max", 30),
+        ("search_attributes_bytes_max", 100),
+    ])
     .await;
     let (client, service) = (&running.client, running.client.service());
     let of = |count: usize, bytes: usize| {
@@ -412,10 +402,7 @@ async fn search_attributes_are_limited_in_number_and_size() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_are_no_longer_than_their_limits_and_join_to_the_whole() {
-    let running = start_limited(|limits| {
-        (limits.history_page_events_max, limits.list_page_max) = (4, 3);
-    })
-    .await;
+    let running = start_limited(&[("history_page_events_max", 4), ("list_page_max", 3)]).await;
     let (client, service) = (&running.client, running.client.service());
     for number in 0..8 {
         client.start(start_of(&format!("w-{number}"), "simple", "q")).await.unwrap();

@@ -267,7 +267,7 @@ async fn starts_are_refused_by_the_id_policies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_that_cannot_be_answered_say_why() {
     let mut config = config(None);
-    config.limits.buffered_queries_max = 1;
+    config.limits.insert("buffered_queries_max".to_owned(), 1);
     let running = Running::start(config).await;
     let (api, service) = (running.api(), running.client.service());
     // It ended before its code ever ran.

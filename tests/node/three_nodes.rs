@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use piton_proto::enums::EventType;
 use piton_raft::NodeId;
 
-use crate::client::Api;
+use crate::client::{Api, signal_of, start_of};
 use crate::members::Members;
 use crate::worker::{
-    Ledger, Worker, await_completed, await_orders, await_until, check_against, history_of,
-    place_order, place_orders,
+    Ledger, ORDER, Worker, await_completed, await_orders, await_until, check_against, history_of,
+    insist, place_order, place_orders, schedule,
 };
 
 const QUEUE: &str = "orders";
@@ -139,6 +140,49 @@ async fn a_node_without_its_store_rebuilds_it_from_snapshot_and_log() {
     members.start_node(node).await;
     members.await_ready().await;
     check_replicas(members).await;
+}
+
+/// The leader proposes that an attempt is started, the others have that in their logs, and the
+/// leader never hears of it. The attempt is then recorded as started, and nobody but the poll that
+/// it was for may have it: it has to come there after all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_attempt_whose_commit_its_leader_never_learned_of_comes_to_its_poll() {
+    let members = Members::start(6).await;
+    let api = members.client();
+    api.start(start_of("waits", ORDER, QUEUE)).await.unwrap();
+    let task = api.poll_workflow_task(QUEUE).await.unwrap();
+    api.complete_workflow_task(&task.task_token, vec![schedule("once", "later")]).await.unwrap();
+
+    let leader = members.leader_of("waits").await;
+    let before = members.last_indices("waits");
+    members.deafen(leader);
+    let to_leader: Arc<dyn Api> = members.client_of(leader);
+    let polled = tokio::spawn({
+        let api = Arc::clone(&to_leader);
+        async move { api.poll_activity_task("later").await }
+    });
+    await_until("the others have the attempt in their logs", || async {
+        let now = members.last_indices("waits");
+        let has_more = |(node, last): (&NodeId, &u64)| *last > before[node];
+        now.iter().all(has_more).then_some(())
+    })
+    .await;
+    // It waits behind the attempt, and hears when that is given up.
+    let refused = to_leader.signal(signal_of("waits", "behind")).await.unwrap_err();
+    assert!(refused.is_retriable(), "{refused}");
+    members.heal(leader);
+
+    let patience = std::time::Duration::from_secs(20);
+    let task = tokio::time::timeout(patience, polled).await.expect("no attempt came");
+    let task = task.unwrap().unwrap();
+    assert_eq!((task.activity_id.as_str(), task.attempt), ("once", 1));
+    insist("the attempt is answered", || api.complete_activity_task(&task.task_token))
+        .await
+        .unwrap();
+    let events = history_of(api.as_ref(), "waits").await;
+    let started = events.iter().filter(|e| e.event_type() == EventType::ActivityTaskStarted);
+    assert_eq!(started.count(), 1);
+    members.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

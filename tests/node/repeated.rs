@@ -1,0 +1,240 @@
+//! Requests that come twice, and queries that take their time: what a client or a worker may rely
+//! on beyond one call (semantics.md 2.4, 2.6, 3.3, 8, 9).
+
+use std::time::Duration;
+
+use piton_proto::command::Command;
+use piton_proto::enums::{EventType, QueryResultType, TaskQueueKind};
+use piton_proto::query::WorkflowQuery;
+use piton_proto::taskqueue::{StickyExecutionAttributes, TaskQueue};
+use piton_proto::workflowservice::{
+    PollWorkflowTaskQueueRequest, PollWorkflowTaskQueueResponse, QueryWorkflowRequest,
+    RespondQueryTaskCompletedRequest, RespondWorkflowTaskCompletedRequest, ShutdownWorkerRequest,
+    SignalWithStartWorkflowExecutionRequest,
+};
+use tonic::{Response, Status};
+
+use crate::client::{IDENTITY, NAMESPACE, Service, execution, payloads, soon, start_of};
+use crate::nodes::{Running, config};
+use crate::worker::{complete, history_of};
+
+const STICKY_WAIT: Duration = Duration::from_millis(300);
+
+fn sticky_queue(name: &str, normal: &str) -> TaskQueue {
+    TaskQueue {
+        name: name.to_owned(),
+        kind: TaskQueueKind::Sticky.into(),
+        normal_name: normal.to_owned(),
+    }
+}
+
+async fn poll(service: &Service, queue: TaskQueue) -> PollWorkflowTaskQueueResponse {
+    let request = PollWorkflowTaskQueueRequest {
+        namespace: NAMESPACE.to_owned(),
+        task_queue: Some(queue),
+        identity: IDENTITY.to_owned(),
+        worker_instance_key: "worker-1".to_owned(),
+        ..PollWorkflowTaskQueueRequest::default()
+    };
+    let answer = service.clone().poll_workflow_task_queue(soon(request)).await;
+    answer.unwrap().into_inner()
+}
+
+/// Answers a task; from now on the worker is asked on its sticky queue.
+async fn complete_sticky(service: &Service, token: &[u8], commands: Vec<Command>) {
+    let answer = RespondWorkflowTaskCompletedRequest {
+        namespace: NAMESPACE.to_owned(),
+        task_token: token.to_vec().into(),
+        commands,
+        sticky_attributes: Some(StickyExecutionAttributes {
+            worker_task_queue: Some(sticky_queue("sticky", "q")),
+            schedule_to_start_timeout: prost_types::Duration::try_from(STICKY_WAIT).ok(),
+        }),
+        ..RespondWorkflowTaskCompletedRequest::default()
+    };
+    service.clone().respond_workflow_task_completed(soon(answer)).await.unwrap();
+}
+
+type Answered<T> = tokio::task::JoinHandle<Result<Response<T>, Status>>;
+
+fn ask(
+    service: &Service,
+    query: &str,
+) -> Answered<piton_proto::workflowservice::QueryWorkflowResponse> {
+    let request = QueryWorkflowRequest {
+        namespace: NAMESPACE.to_owned(),
+        execution: Some(execution("asked")),
+        query: Some(WorkflowQuery { query_type: query.to_owned(), ..WorkflowQuery::default() }),
+        ..QueryWorkflowRequest::default()
+    };
+    let mut service = service.clone();
+    tokio::spawn(async move { service.query_workflow(soon(request)).await })
+}
+
+async fn answer(service: &Service, task: &PollWorkflowTaskQueueResponse, text: &str) {
+    let answer = RespondQueryTaskCompletedRequest {
+        namespace: NAMESPACE.to_owned(),
+        task_token: task.task_token.clone(),
+        completed_type: QueryResultType::Answered.into(),
+        query_result: Some(payloads(text)),
+        ..RespondQueryTaskCompletedRequest::default()
+    };
+    service.clone().respond_query_task_completed(soon(answer)).await.unwrap();
+}
+
+fn query_of(task: &PollWorkflowTaskQueueResponse) -> &str {
+    task.query.as_ref().map_or("", |query| query.query_type.as_str())
+}
+
+/// A worker that thinks longer than its sticky queue may let a query wait is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_that_a_worker_has_taken_waits_for_its_answer() {
+    let running = Running::start(config(None)).await;
+    let (api, service) = (running.api(), running.client.service());
+    api.start(start_of("asked", "simple", "q")).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    complete_sticky(&service, &task.task_token, Vec::new()).await;
+
+    let slow = ask(&service, "slow");
+    let slow_task = poll(&service, sticky_queue("sticky", "q")).await;
+    assert_eq!(query_of(&slow_task), "slow");
+    // No task was started for it, and there is no history beside the worker's own.
+    assert_eq!((slow_task.started_event_id, slow_task.attempt), (0, 1));
+    assert!(slow_task.previous_started_event_id > 0);
+    assert!(slow_task.history.as_ref().is_some_and(|history| history.events.is_empty()));
+
+    // The worker is busy: the next query leaves the sticky queue after its wait.
+    let left = ask(&service, "left");
+    let left_task = api.poll_workflow_task("q").await.unwrap();
+    assert_eq!(query_of(&left_task), "left");
+    assert!(left_task.history.as_ref().is_some_and(|history| history.events.len() == 4));
+    // What comes after it does not try the sticky queue again.
+    let third = ask(&service, "third");
+    let third_task = api.poll_workflow_task("q").await.unwrap();
+    assert_eq!(query_of(&third_task), "third");
+    for (task, asked, text) in
+        [(&third_task, third, "3"), (&left_task, left, "2"), (&slow_task, slow, "1")]
+    {
+        answer(&service, task, text).await;
+        let response = asked.await.unwrap().unwrap().into_inner();
+        assert_eq!(response.query_result, Some(payloads(text)));
+    }
+    running.stop().await;
+}
+
+/// Queries that wait for a workflow task are answered although the run ends without another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_outlives_the_run_that_is_terminated_under_it() {
+    let running = Running::start(config(None)).await;
+    let (api, service) = (running.api(), running.client.service());
+    api.start(start_of("asked", "simple", "q")).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    api.complete_workflow_task(&task.task_token, Vec::new()).await.unwrap();
+    api.signal(crate::client::signal_of("asked", "more")).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    assert!(!task.task_token.is_empty());
+    let asked = ask(&service, "state");
+    let terminate = piton_proto::workflowservice::TerminateWorkflowExecutionRequest {
+        namespace: NAMESPACE.to_owned(),
+        workflow_execution: Some(execution("asked")),
+        ..Default::default()
+    };
+    service.clone().terminate_workflow_execution(soon(terminate)).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    assert_eq!(query_of(&task), "state");
+    answer(&service, &task, "ended").await;
+    let response = asked.await.unwrap().unwrap().into_inner();
+    assert_eq!(response.query_result, Some(payloads("ended")));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_with_start_that_is_repeated_signals_once() {
+    let running = Running::start(config(None)).await;
+    let (api, service) = (running.api(), running.client.service());
+    let request = |request_id: &str| {
+        let start = start_of("signalled", "simple", "q");
+        SignalWithStartWorkflowExecutionRequest {
+            namespace: start.namespace,
+            workflow_id: start.workflow_id,
+            workflow_type: start.workflow_type,
+            task_queue: start.task_queue,
+            request_id: request_id.to_owned(),
+            signal_name: request_id.to_owned(),
+            ..SignalWithStartWorkflowExecutionRequest::default()
+        }
+    };
+    let send = async |request_id: &str| {
+        let mut service = service.clone();
+        let answer = service.signal_with_start_workflow_execution(soon(request(request_id))).await;
+        let answer = answer.unwrap().into_inner();
+        (answer.run_id, answer.started)
+    };
+    let (run_id, started) = send("creates").await;
+    assert!(started);
+    assert_eq!(send("creates").await, (run_id.clone(), true));
+    assert_eq!(send("signals").await, (run_id.clone(), false));
+    assert_eq!(send("signals").await, (run_id.clone(), false));
+    // The first one is still known after others have come.
+    assert_eq!(send("creates").await, (run_id, true));
+    let events = history_of(api.as_ref(), "signalled").await;
+    let signals = events.iter().filter(|e| e.event_type() == EventType::WorkflowExecutionSignaled);
+    assert_eq!(signals.count(), 2);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eager_start_that_is_repeated_gets_its_task_again() {
+    let running = Running::start(config(None)).await;
+    let (api, mut service) = (running.api(), running.client.service());
+    let mut start = start_of("eager", "simple", "q");
+    start.request_eager_execution = true;
+    let first = service.start_workflow_execution(soon(start.clone())).await.unwrap().into_inner();
+    let task = first.eager_workflow_task.unwrap();
+    let again = service.start_workflow_execution(soon(start.clone())).await.unwrap().into_inner();
+    assert!(again.started && again.run_id == first.run_id);
+    assert_eq!(again.eager_workflow_task.unwrap().task_token, task.task_token);
+    api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
+    let late = service.start_workflow_execution(soon(start)).await.unwrap().into_inner();
+    assert!(late.started && late.eager_workflow_task.is_none());
+    running.stop().await;
+}
+
+/// Not every worker says which normal queue goes with its sticky one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sticky_queue_is_known_by_its_name_alone() {
+    let running = Running::start(config(None)).await;
+    let (api, service) = (running.api(), running.client.service());
+    api.start(start_of("asked", "simple", "q")).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    complete_sticky(&service, &task.task_token, Vec::new()).await;
+    let polled = tokio::spawn({
+        let service = service.clone();
+        async move { poll(&service, sticky_queue("sticky", "")).await }
+    });
+    api.signal(crate::client::signal_of("asked", "more")).await.unwrap();
+    let task = polled.await.unwrap();
+    assert!(task.previous_started_event_id > 0, "the task went elsewhere");
+    complete_sticky(&service, &task.task_token, Vec::new()).await;
+
+    let polled = tokio::spawn({
+        let service = service.clone();
+        async move { poll(&service, sticky_queue("sticky", "q")).await }
+    });
+    let shutdown = ShutdownWorkerRequest {
+        namespace: NAMESPACE.to_owned(),
+        sticky_task_queue: "sticky".to_owned(),
+        worker_instance_key: "worker-1".to_owned(),
+        ..ShutdownWorkerRequest::default()
+    };
+    // Until the poll is there, there is nothing to be answered.
+    while !polled.is_finished() {
+        service.clone().shutdown_worker(soon(shutdown.clone())).await.unwrap();
+    }
+    assert!(polled.await.unwrap().task_token.is_empty());
+    // The queue has no poller: what comes next goes to the normal queue at once.
+    api.signal(crate::client::signal_of("asked", "last")).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    assert!(!task.task_token.is_empty());
+    running.stop().await;
+}
