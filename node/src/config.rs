@@ -25,8 +25,16 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
-    #[error("there is no limit called `{name}`; `--help` lists them all")]
+    #[error("there is no limit called `{name}`; `piton dev --help` lists them all")]
     UnknownLimit { name: String },
+    #[error("the limit `{name}` must be between {least} and {LIMIT_MAX}, not {value}")]
+    LimitOutOfRange { name: String, value: u64, least: u64 },
+    #[error("`{filter}` is not a log filter")]
+    LogFilter {
+        filter: String,
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
     #[error("`{given}` is not of the form {form}")]
     Malformed { given: String, form: &'static str },
     #[error("`{given}` is not a type of search attribute; those are {}", SEARCH_ATTRIBUTE_TYPES.join(", "))]
@@ -39,6 +47,9 @@ pub enum ConfigError {
 pub const SEARCH_ATTRIBUTE_TYPES: &[&str] =
     &["Text", "Keyword", "Int", "Double", "Bool", "Datetime", "KeywordList"];
 
+/// No limit is so large that a sum of two, or a span that long, overflows.
+const LIMIT_MAX: u64 = 1 << 53;
+
 /// All that a node is told.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -49,8 +60,9 @@ pub struct Config {
     pub admission: AdmissionConfig,
     pub shards: ShardsConfig,
     pub log: LogConfig,
-    /// The API's limits; used when the cluster is first started, kept by its meta group after that.
-    pub limits: Limits,
+    /// The API's limits that are given, by name. The cluster keeps them: one that is not given any
+    /// more stays as it was last set.
+    pub limits: BTreeMap<String, u64>,
 }
 
 /// Where clients connect.
@@ -155,19 +167,23 @@ impl AdmissionConfig {
     }
 }
 
+/// Shards of a new cluster (architecture D1).
+pub(crate) const SHARDS_DEFAULT: u32 = 16;
+
 /// How workflows are spread and kept in memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShardsConfig {
-    /// Fixed when a cluster is first started.
-    pub count: u32,
+    /// Fixed when a cluster is first started: [`SHARDS_DEFAULT`] unless given, and from then on what
+    /// it was; another number is refused.
+    pub count: Option<u32>,
     /// A workflow without anything to do leaves memory after this time.
     pub idle_ms: u64,
 }
 
 impl Default for ShardsConfig {
     fn default() -> Self {
-        Self { count: 16, idle_ms: 10_000 }
+        Self { count: None, idle_ms: 10_000 }
     }
 }
 
@@ -207,19 +223,17 @@ impl Config {
         })
     }
 
-    /// Takes `key=value` for one of the API's limits.
+    /// Takes `key=value` for one of the API's limits; whether there is such a limit is seen by
+    /// [`Config::check`].
     ///
     /// # Errors
-    /// When there is no such limit, or the value is not a whole number.
+    /// When the value is not a whole number.
     pub fn set_limit(&mut self, given: &str) -> Result<(), ConfigError> {
         let malformed = || ConfigError::Malformed { given: given.to_owned(), form: "key=number" };
         let (name, value) = given.split_once('=').ok_or_else(malformed)?;
         let value = value.trim().replace('_', "").parse().map_err(|_| malformed())?;
-        if self.limits.set(name.trim(), value) {
-            Ok(())
-        } else {
-            Err(ConfigError::UnknownLimit { name: name.trim().to_owned() })
-        }
+        self.limits.insert(name.trim().to_owned(), value);
+        Ok(())
     }
 
     /// Takes `name=Type` for a search attribute of the namespaces made at start.
@@ -247,7 +261,7 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if !(1..=1024).contains(&self.shards.count) {
+        if self.shards.count.is_some_and(|count| !(1..=1024).contains(&count)) {
             return Err(ConfigError::Refused("shards.count must be between 1 and 1024"));
         }
         let admission = &self.admission;
@@ -265,12 +279,27 @@ impl Config {
         if self.namespaces.names.iter().any(String::is_empty) {
             return Err(ConfigError::Refused("a namespace must have a name"));
         }
-        let types = self.namespaces.search_attributes.values();
-        match types.into_iter().find(|kind| !SEARCH_ATTRIBUTE_TYPES.contains(&kind.as_str())) {
-            Some(kind) => Err(ConfigError::UnknownType { given: kind.clone() }),
-            None => Ok(()),
+        let mut types = self.namespaces.search_attributes.values();
+        if let Some(kind) = types.find(|kind| !SEARCH_ATTRIBUTE_TYPES.contains(&kind.as_str())) {
+            return Err(ConfigError::UnknownType { given: kind.clone() });
         }
+        let filter = &self.log.filter;
+        tracing_subscriber::EnvFilter::try_new(filter)
+            .map_err(|source| ConfigError::LogFilter { filter: filter.clone(), source })?;
+        self.limits.iter().try_for_each(|(name, &value)| check_limit(name, value))
     }
+}
+
+fn check_limit(name: &str, value: u64) -> Result<(), ConfigError> {
+    if !Limits::ALL.iter().any(|(known, ..)| *known == name) {
+        return Err(ConfigError::UnknownLimit { name: name.to_owned() });
+    }
+    // A least span may be nothing; a page, a size or a count of nothing would refuse everything.
+    let least = u64::from(!name.ends_with("_min"));
+    if (least..=LIMIT_MAX).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::LimitOutOfRange { name: name.to_owned(), value, least })
 }
 
 #[cfg(test)]

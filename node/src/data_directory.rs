@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 const LOCK_FILE: &str = "piton.lock";
+/// So many directories above it may be new, too.
+const NEW_PARENTS_MAX: usize = 3;
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +59,13 @@ impl DataDirectory {
         let create = |source| DataDirectoryError::Create { path: path.to_owned(), source };
         std::fs::create_dir_all(path).map_err(create)?;
         let path = path.canonicalize().map_err(create)?;
+        // A directory that a power cut takes back would take everything in it along.
+        for parent in path.ancestors().skip(1).take(NEW_PARENTS_MAX) {
+            // One that may not be opened was there before.
+            if let Ok(directory) = File::open(parent) {
+                directory.sync_all().map_err(create)?;
+            }
+        }
         let lock = lock(&path)?;
         Ok(Self { path, _lock: lock, temporary: None })
     }

@@ -41,20 +41,23 @@ pub(crate) struct Identity {
     /// 16 hexadecimal digits.
     node_id: String,
     pub(crate) cluster_id: String,
+    /// How many shards the cluster was first started with. Kept here, since it has to be known
+    /// before any shard is opened.
+    pub(crate) shards: u32,
 }
 
 impl Identity {
-    /// The identity kept in a data directory; drawn if there is none.
+    /// The identity kept in a data directory; drawn if there is none, for a cluster of `shards`.
     ///
     /// # Errors
     /// When the file cannot be read or written, or is damaged.
-    pub(crate) fn of(directory: &Path) -> Result<Self, IdentityError> {
+    pub(crate) fn of(directory: &Path, shards: u32) -> Result<Self, IdentityError> {
         let path = directory.join(FILE);
         match fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text)
                 .map_err(|source| IdentityError::Damaged { path, source: Box::new(source) }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let identity = Self::draw();
+                let identity = Self::draw(shards);
                 identity
                     .write(directory)
                     .map_err(|source| IdentityError::Write { path, source })?;
@@ -75,10 +78,10 @@ impl Identity {
         Ok(identity)
     }
 
-    fn draw() -> Self {
+    fn draw(shards: u32) -> Self {
         let (high, low) = Uuid::new_v4().as_u64_pair();
         let node_id = format!("{:016x}", (high ^ low).max(1));
-        Self { node_id, cluster_id: Uuid::new_v4().to_string() }
+        Self { node_id, cluster_id: Uuid::new_v4().to_string(), shards }
     }
 
     fn write(&self, directory: &Path) -> io::Result<()> {
@@ -101,10 +104,11 @@ mod tests {
     #[test]
     fn a_node_keeps_its_id_and_a_wiped_one_gets_another() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Identity::of(directory.path()).unwrap();
-        assert_eq!(Identity::of(directory.path()).unwrap(), first);
+        let first = Identity::of(directory.path(), 4).unwrap();
+        // What it was made with stays.
+        assert_eq!(Identity::of(directory.path(), 16).unwrap(), first);
         fs::remove_file(directory.path().join(FILE)).unwrap();
-        let second = Identity::of(directory.path()).unwrap();
+        let second = Identity::of(directory.path(), 4).unwrap();
         assert_ne!(second.node(), first.node());
     }
 
@@ -113,7 +117,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for damaged in ["", "node_id = \"xyz\"\ncluster_id = \"c\"\n", "node_id = 7"] {
             fs::write(directory.path().join(FILE), damaged).unwrap();
-            let error = Identity::of(directory.path()).unwrap_err();
+            let error = Identity::of(directory.path(), 4).unwrap_err();
             assert!(matches!(error, IdentityError::Damaged { .. }), "{damaged}: {error}");
         }
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use piton_core::limits::Limits;
 use piton_node::config::{Config, LogFormat};
@@ -70,11 +71,19 @@ struct Flags {
     #[arg(long, env = "PITON_HTTP_PORT")]
     http_port: Option<u16>,
     /// Where everything is kept [default: ./piton-data].
-    #[arg(long, value_name = "DIR", env = "PITON_DATA_DIR", conflicts_with = "ephemeral")]
+    #[arg(long, value_name = "DIR", env = "PITON_DATA_DIR")]
     data_dir: Option<PathBuf>,
     /// Keep everything in a temporary directory that is removed at exit.
-    #[arg(long, env = "PITON_EPHEMERAL")]
-    ephemeral: bool,
+    #[arg(
+        long,
+        env = "PITON_EPHEMERAL",
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new()
+    )]
+    ephemeral: Option<bool>,
     /// Namespace to register besides `default`; may be repeated.
     #[arg(long, value_name = "NAME", env = "PITON_NAMESPACE", value_delimiter = ',')]
     namespace: Vec<String>,
@@ -119,13 +128,23 @@ impl Flags {
         set(&mut config.listen.ip, self.ip);
         set(&mut config.listen.port, self.port);
         set(&mut config.listen.http_port, self.http_port);
-        set(&mut config.data.directory, self.data_dir);
+        match (self.ephemeral, self.data_dir) {
+            (Some(true), Some(_)) => anyhow::bail!(
+                "--data-dir keeps what --ephemeral removes: give one of them (or PITON_DATA_DIR, \
+                 PITON_EPHEMERAL)"
+            ),
+            // A directory that is named here is meant to be used, whatever a file says.
+            (ephemeral, Some(directory)) => {
+                config.data.directory = directory;
+                config.data.ephemeral = ephemeral.unwrap_or(false);
+            }
+            (ephemeral, None) => set(&mut config.data.ephemeral, ephemeral),
+        }
         set(&mut config.data.table_bytes, self.table_bytes);
         set(&mut config.shards.idle_ms, self.idle_ms);
-        set(&mut config.shards.count, self.shards);
+        config.shards.count = self.shards.or(config.shards.count);
         set(&mut config.log.filter, self.log);
         set(&mut config.log.format, self.log_format);
-        config.data.ephemeral |= self.ephemeral;
         self.namespace.into_iter().for_each(|name| config.add_namespace(name));
         for given in &self.search_attribute {
             config.add_search_attribute(given).context("--search-attribute")?;
@@ -133,6 +152,7 @@ impl Flags {
         for given in &self.limit {
             config.set_limit(given).context("--limit")?;
         }
+        config.check()?;
         Ok(())
     }
 }
@@ -155,7 +175,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Server { config: None, flags } => (Config::default(), flags),
     };
     flags.overlay(&mut config)?;
-    config.check()?;
     init_tracing(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("piton")
@@ -184,6 +203,7 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
                 Failure::Log(reason) => anyhow::bail!(
                     "stopped, since nothing can be made durable any more: {reason}"
                 ),
+                Failure::Group(reason) => anyhow::bail!("stopped, to start anew: {reason}"),
                 Failure::Store(reason) => {
                     tracing::error!(reason, "the store failed and is rebuilt from the log");
                     node = node.rebuild_store().await?;
@@ -197,7 +217,9 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
     let _ = writeln!(std::io::stdout(), "Stopping.");
     tokio::select! {
         () = node.stop() => {}
+        // Asked twice: what is acknowledged is durable, so there is nothing to wait for.
         _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
     Ok(())
 }
@@ -284,9 +306,22 @@ mod tests {
         assert_eq!(config.listen.http_port, 9);
         assert_eq!(config.namespaces.names, ["default", "a", "b"]);
         assert_eq!(config.namespaces.search_attributes["Customer"], "Keyword");
-        assert_eq!((config.limits.signals_max, config.limits.blob_bytes_max), (5, 7));
+        assert_eq!((config.limits["signals_max"], config.limits["blob_bytes_max"]), (5, 7));
         assert_eq!((config.shards.idle_ms, config.data.table_bytes), (0, 65_536));
         assert!(config.data.ephemeral);
+    }
+
+    #[test]
+    fn a_named_directory_is_kept_unless_ephemeral_is_said_too() {
+        let config = parse(&["dev", "--ephemeral=0", "--data-dir", "here"]).unwrap();
+        assert_eq!((config.data.ephemeral, config.data.directory), (false, "here".into()));
+        let mut file = Config::default();
+        file.data.ephemeral = true;
+        let cli = Cli::try_parse_from(["piton", "dev", "--data-dir", "here"]).unwrap();
+        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command;
+        flags.overlay(&mut file).unwrap();
+        assert!(!file.data.ephemeral);
+        assert!(parse(&["dev", "--ephemeral=1"]).unwrap().data.ephemeral);
     }
 
     #[test]

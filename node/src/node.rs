@@ -7,20 +7,22 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use piton_core::limits::Limits;
 use piton_core::time::Span;
 use piton_proto::enums::IndexedValueType;
-use piton_shard::{Cluster, MetaError, NewNamespace};
+use piton_shard::{Cluster, Meta, MetaError, Namespace, NewNamespace};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, SHARDS_DEFAULT};
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::frontend::{self, Facts, Frontend};
 use crate::identity::{Identity, IdentityError};
-use crate::storage::{Devices, Storage, StorageError};
+use crate::storage::{Devices, Place, Storage, StorageError};
 use crate::telemetry::{self, Metrics, Ready};
+
+/// The official server's namespace for workflows of its own; tools expect it in lists.
+const SYSTEM_NAMESPACE: &str = "temporal-system";
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +49,15 @@ pub enum NodeError {
     #[error("set up namespaces and limits")]
     Setup(#[from] MetaError),
     #[error(
-        "this cluster was first started with {kept} shards, so it cannot be started with {asked}"
+        "this cluster was first started with {kept} shards, so it cannot be started with {asked}; \
+         leave out --shards, or choose another directory with --data-dir"
     )]
-    Shards { kept: usize, asked: u32 },
+    Shards { kept: u32, asked: u32 },
+    #[error(
+        "the search attribute `{name}` of namespace `{namespace}` is of type {kept}, so it cannot \
+         be added as {asked}"
+    )]
+    SearchAttribute { name: String, namespace: String, kept: &'static str, asked: String },
 }
 
 /// A running node.
@@ -74,6 +82,8 @@ pub enum Failure {
     Log(String),
     /// The store has to be rebuilt; nothing is lost with it. See [`Node::rebuild_store`].
     Store(String),
+    /// A part of the workflows is not served any more: the node must end and start anew.
+    Group(String),
 }
 
 impl Node {
@@ -106,17 +116,22 @@ impl Node {
         Listeners { grpc, http }: Listeners,
         directory: DataDirectory,
     ) -> Result<Self, NodeError> {
-        let identity = Identity::of(directory.path())?;
-        let mut registry = Metrics::registry();
-        let storage = Storage::open(
-            &config,
-            directory.path(),
-            identity.node(),
-            devices.clone(),
-            &mut registry,
-        )
-        .await?;
-        if let Err(error) = set_up(&storage, &config).await {
+        let asked = config.shards.count;
+        let identity = Identity::of(directory.path(), asked.unwrap_or(SHARDS_DEFAULT))?;
+        // ORDER: before anything is opened. A shard that is led with another number of them would
+        // take up slots that are not its own.
+        let kept = identity.shards;
+        if let Some(asked) = asked.filter(|&asked| asked != kept) {
+            return Err(NodeError::Shards { kept, asked });
+        }
+        let place = Place {
+            config: &config,
+            directory: directory.path(),
+            node: identity.node(),
+            shards: kept,
+        };
+        let (storage, registry) = Storage::open(&place, devices.clone()).await?;
+        if let Err(error) = set_up(&storage, &config, kept).await {
             storage.close().await;
             return Err(error);
         }
@@ -128,7 +143,7 @@ impl Node {
         let facts = Facts {
             cluster_id: identity.cluster_id,
             address: addresses.0.to_string(),
-            shards: config.shards.count,
+            shards: kept,
         };
         let cluster = storage.cluster.clone();
         let frontend = Frontend::new(cluster.clone(), storage.clock, facts, stopping.clone());
@@ -167,10 +182,11 @@ impl Node {
         self.directory.is_ephemeral()
     }
 
-    /// The names of all namespaces.
+    /// The names of all namespaces but the server's own.
     pub fn namespaces(&self) -> Vec<String> {
         let all = self.storage.cluster.meta().namespaces();
-        all.iter().map(|namespace| namespace.name.to_string()).collect()
+        let names = all.iter().map(|namespace| namespace.name.to_string());
+        names.filter(|name| name != SYSTEM_NAMESPACE).collect()
     }
 
     /// Returns when this node cannot go on as it is.
@@ -186,6 +202,8 @@ impl Node {
             reason = reason(self.storage.log_failed()) => Failure::Log(reason),
             reason = reason(engine) => Failure::Store(reason),
             reason = reason(checkpoints) => Failure::Store(reason),
+            // ORDER: last. A log or a store that fails takes groups along, and says more.
+            reason = reason(self.storage.group_failed()) => Failure::Group(reason),
         }
     }
 
@@ -298,52 +316,71 @@ async fn told(mut stopping: watch::Receiver<bool>) {
 }
 
 /// Makes what a first start is told to make; does nothing that is done already.
-async fn set_up(storage: &Storage, config: &Config) -> Result<(), NodeError> {
+async fn set_up(storage: &Storage, config: &Config, shards: u32) -> Result<(), NodeError> {
     let meta = storage.cluster.meta();
-    let kept = meta.bootstrap_routes(config.shards.count).await?.len();
-    if kept != config.shards.count as usize {
-        return Err(NodeError::Shards { kept, asked: config.shards.count });
+    let routes = meta.bootstrap_routes(shards).await?.len() as u32;
+    if routes != shards {
+        return Err(NodeError::Shards { kept: routes, asked: shards });
     }
-    let limits = limits_given(&config.limits);
-    if !limits.is_empty() {
-        meta.set_limits(&limits).await?;
+    if !config.limits.is_empty() {
+        meta.set_limits(&config.limits).await?;
     }
-    let types: BTreeMap<_, _> = config
-        .namespaces
-        .search_attributes
-        .iter()
-        .filter_map(|(name, kind)| Some((name, search_attribute_type(kind)?)))
-        .collect();
+    // The server's own, which clients of the official server expect to be there.
+    register(storage, SYSTEM_NAMESPACE).await?;
     for name in &config.namespaces.names {
-        let namespace = match meta.namespace(name) {
-            Some(namespace) => namespace,
-            None => {
-                let retention = Span(meta.limits().retention_ms_default as i64);
-                let created = storage.clock.now();
-                let name = name.clone();
-                let new = NewNamespace { name, retention, created, ..NewNamespace::default() };
-                meta.register_namespace(new).await?
-            }
-        };
-        let known = meta.search_attributes(&namespace.id);
-        let missing = types.iter().filter(|(name, _)| !known.contains_key(**name));
-        let missing: BTreeMap<_, _> =
-            missing.map(|(name, kind)| ((*name).clone(), *kind)).collect();
-        if !missing.is_empty() {
-            meta.add_search_attributes(&namespace.id, missing).await?;
-        }
+        let namespace = register(storage, name).await?;
+        add_search_attributes(meta, &namespace, &config.namespaces.search_attributes).await?;
     }
     Ok(())
 }
 
-/// The limits that differ from their defaults.
-fn limits_given(limits: &Limits) -> BTreeMap<String, u64> {
-    let all = |limits: &Limits| {
-        let table = toml::Table::try_from(limits).expect("limits are a table of numbers");
-        table.into_iter().filter_map(|(name, value)| Some((name, value.as_integer()? as u64)))
-    };
-    let defaults: BTreeMap<_, _> = all(&Limits::default()).collect();
-    all(limits).filter(|(name, value)| defaults.get(name) != Some(value)).collect()
+/// The namespace of that name, which is made if there is none.
+async fn register(storage: &Storage, name: &str) -> Result<Arc<Namespace>, NodeError> {
+    let meta = storage.cluster.meta();
+    if let Some(namespace) = meta.namespace(name) {
+        return Ok(namespace);
+    }
+    let retention = Span(meta.limits().retention_ms_default as i64);
+    let created = storage.clock.now();
+    let name = name.to_owned();
+    let new = NewNamespace { name, retention, created, ..NewNamespace::default() };
+    Ok(meta.register_namespace(new).await?)
+}
+
+async fn add_search_attributes(
+    meta: &Meta,
+    namespace: &Namespace,
+    wanted: &BTreeMap<String, String>,
+) -> Result<(), NodeError> {
+    let known = meta.search_attributes(&namespace.id);
+    let mut missing = BTreeMap::new();
+    for (name, asked) in wanted {
+        let Some(kind) = search_attribute_type(asked) else { continue };
+        match known.get(name) {
+            Some(&kept) if kept == kind => {}
+            Some(&kept) => {
+                return Err(NodeError::SearchAttribute {
+                    name: name.clone(),
+                    namespace: namespace.name.to_string(),
+                    kept: search_attribute_name(kept),
+                    asked: asked.clone(),
+                });
+            }
+            None => {
+                missing.insert(name.clone(), kind);
+            }
+        }
+    }
+    if !missing.is_empty() {
+        meta.add_search_attributes(&namespace.id, missing).await?;
+    }
+    Ok(())
+}
+
+fn search_attribute_name(kind: IndexedValueType) -> &'static str {
+    let all = crate::config::SEARCH_ATTRIBUTE_TYPES.iter();
+    let named = all.copied().find(|name| search_attribute_type(name) == Some(kind));
+    named.unwrap_or("another server's")
 }
 
 fn search_attribute_type(name: &str) -> Option<IndexedValueType> {
@@ -365,16 +402,10 @@ mod tests {
     use crate::config::SEARCH_ATTRIBUTE_TYPES;
 
     #[test]
-    fn only_limits_that_differ_from_their_defaults_are_set() {
-        assert!(limits_given(&Limits::default()).is_empty());
-        let limits = Limits { signals_max: 7, ..Limits::default() };
-        assert_eq!(limits_given(&limits), BTreeMap::from([("signals_max".to_owned(), 7)]));
-    }
-
-    #[test]
     fn every_type_that_the_configuration_takes_is_one_of_the_api() {
         for name in SEARCH_ATTRIBUTE_TYPES {
-            assert!(search_attribute_type(name).is_some(), "{name}");
+            let kind = search_attribute_type(name).expect(name);
+            assert_eq!(search_attribute_name(kind), *name);
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::log_metrics::LogCollector;
+use crate::telemetry::Metrics;
 
 /// Where the store lies in the data directory; the log and the snapshots are named by Raft.
 const STORE_DIRECTORY: &str = "store";
@@ -38,6 +39,8 @@ pub enum StorageError {
     NotReady,
     #[error("the log failed while the node started: {0}")]
     LogFailed(String),
+    #[error("the store failed while the node started: {0}")]
+    StoreFailed(String),
     #[error("a storage thread ended early")]
     Thread(#[from] tokio::task::JoinError),
 }
@@ -61,6 +64,15 @@ impl Default for Devices {
     }
 }
 
+/// Whose state is opened, and where.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) directory: &'a Path,
+    pub(crate) node: NodeId,
+    pub(crate) shards: u32,
+}
+
 /// A node's state, led and ready for requests.
 pub(crate) struct Storage {
     pub(crate) cluster: Cluster,
@@ -72,19 +84,39 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
-    /// Opens everything in `directory` and takes up the duties of the shards led here.
+    /// Opens everything in `directory` and takes up the duties of the shards led here. A store that
+    /// turns out to be damaged while it is read is discarded and rebuilt (architecture D13).
+    ///
+    /// With it comes what is measured of it.
     ///
     /// # Errors
     /// When something there cannot be used. Nothing is thrown away but a store that can be rebuilt.
     pub(crate) async fn open(
-        config: &Config,
-        directory: &Path,
-        node: NodeId,
+        place: &Place<'_>,
         devices: Devices,
-        registry: &mut Registry,
-    ) -> Result<Self, StorageError> {
+    ) -> Result<(Self, Registry), StorageError> {
+        let (failure, failed) = watch::channel(None);
+        match Self::open_once(place, devices.clone(), failure).await {
+            Err(error) if failed.borrow().is_some() => {
+                let reason = with_causes(&error);
+                tracing::error!(reason, "the store is damaged and is rebuilt from the log");
+                Self::discard_store(place.directory).await?;
+                let (failure, _) = watch::channel(None);
+                Self::open_once(place, devices, failure).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_once(
+        place: &Place<'_>,
+        devices: Devices,
+        failure: watch::Sender<Option<String>>,
+    ) -> Result<(Self, Registry), StorageError> {
+        let mut registry = Metrics::registry();
+        let Place { config, directory, node, shards } = *place;
         let Devices { disk, wrap_store } = devices;
-        let (failure, store_failed) = watch::channel(None);
+        let store_failed = failure.subscribe();
         let store = open_store(config, directory).await?;
         let store: Arc<dyn Store> = Arc::new(Watched::over(
             wrap_store(store),
@@ -107,11 +139,11 @@ impl Storage {
         let parts = HostParts {
             node,
             members: BTreeSet::from([node]),
-            config: shard_config(config),
+            config: shard_config(config, shards),
             groups: groups.clone(),
             store: Arc::clone(&store),
             clock,
-            metrics: ShardMetrics::register(registry),
+            metrics: ShardMetrics::register(&mut registry),
         };
         let (cluster, serving) = match serve(parts).await {
             Ok(serving) => serving,
@@ -126,7 +158,7 @@ impl Storage {
             storage.close().await;
             return Err(error);
         }
-        Ok(storage)
+        Ok((storage, registry))
     }
 
     async fn wait_until_ready(&self) -> Result<(), StorageError> {
@@ -137,13 +169,19 @@ impl Storage {
             }
         };
         let mut log_failed = self.log_failed();
+        let [mut store_failed, _] = self.store_failed();
+        let text = |reason: Result<watch::Ref<'_, Option<String>>, _>| {
+            reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+        };
         tokio::select! {
             ready = tokio::time::timeout(READY_TIME_MAX, ready) => {
                 ready.map_err(|_| StorageError::NotReady)
             }
             reason = log_failed.wait_for(Option::is_some) => {
-                let reason = reason.ok().and_then(|reason| reason.clone());
-                Err(StorageError::LogFailed(reason.unwrap_or_default()))
+                Err(StorageError::LogFailed(text(reason)))
+            }
+            reason = store_failed.wait_for(Option::is_some) => {
+                Err(StorageError::StoreFailed(text(reason)))
             }
         }
     }
@@ -151,6 +189,11 @@ impl Storage {
     /// Becomes `Some(reason)` when nothing can be made durable any more.
     pub(crate) fn log_failed(&self) -> watch::Receiver<Option<String>> {
         self.groups.failed()
+    }
+
+    /// Becomes `Some(reason)` when a part of the workflows is not served here any more.
+    pub(crate) fn group_failed(&self) -> watch::Receiver<Option<String>> {
+        self.groups.group_failed()
     }
 
     /// Become `Some(reason)` when the store has to be rebuilt.
@@ -203,9 +246,9 @@ async fn close_store(store: Arc<dyn Store>) {
     let _ = tokio::task::spawn_blocking(move || store.close()).await;
 }
 
-fn shard_config(config: &Config) -> ShardConfig {
+fn shard_config(config: &Config, shards: u32) -> ShardConfig {
     ShardConfig {
-        shards: config.shards.count,
+        shards,
         idle: Duration::from_millis(config.shards.idle_ms),
         table_bytes: usize::try_from(config.data.table_bytes).unwrap_or(usize::MAX),
         ..ShardConfig::default()

@@ -179,7 +179,10 @@ fn router(http: Http) -> Router {
 
 async fn show_metrics(State(http): State<Http>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    (http.refresh)();
+    let refresh = Arc::clone(&http.refresh);
+    if tokio::task::spawn_blocking(move || refresh()).await.is_err() {
+        tracing::error!("the figures of the task queues could not be read");
+    }
     ([(header::CONTENT_TYPE, OPEN_METRICS)], http.metrics.text())
 }
 

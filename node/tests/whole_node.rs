@@ -42,7 +42,7 @@ const OPERATORS: &str = "temporal.api.operatorservice.v1.OperatorService";
 fn config(directory: Option<&Path>) -> Config {
     let mut config = Config::default();
     (config.listen.port, config.listen.http_port) = (0, 0);
-    config.shards.count = 2;
+    config.shards.count = Some(2);
     config.admission.stop_ms_max = 2_000;
     config.data.ephemeral = directory.is_none();
     if let Some(directory) = directory {
@@ -242,9 +242,24 @@ async fn namespaces_and_search_attributes_outlive_a_restart() {
     node.stop().await;
 
     let mut more_shards = config(Some(parent.path()));
-    more_shards.shards.count = 3;
+    more_shards.shards.count = Some(3);
     let refused = Node::start(more_shards).await.err().unwrap();
     assert!(matches!(refused, NodeError::Shards { kept: 2, asked: 3 }), "{refused}");
+    assert!(refused.to_string().contains("--shards"), "{refused}");
+
+    // Whoever does not ask for a number gets the one there is.
+    let mut any_shards = config(Some(parent.path()));
+    any_shards.shards.count = None;
+    let node = Node::start(any_shards).await.unwrap();
+    let client = Client::of(node.grpc_address()).await;
+    assert_eq!(client.namespace("orders").await.unwrap().namespace_info.unwrap().id, id);
+    node.stop().await;
+
+    let mut other_type = config(Some(parent.path()));
+    other_type.namespaces.names = vec!["orders".to_owned()];
+    other_type.add_search_attribute("Customer=Int").unwrap();
+    let refused = Node::start(other_type).await.err().unwrap().to_string();
+    assert!(refused.contains("`Customer`") && refused.contains("is of type Keyword"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,7 +296,7 @@ async fn namespaces_are_registered_once_updated_listed_and_deprecated() {
         }
         next_page_token = list.next_page_token;
     }
-    assert_eq!(names, ["default", "orders"]);
+    assert_eq!(names, ["default", "orders", "temporal-system"]);
     node.stop().await;
 }
 

@@ -7,10 +7,14 @@ const DOCUMENTED: &str = include_str!("../../../deploy/piton.toml");
 #[test]
 fn the_documented_file_says_exactly_the_defaults() {
     let documented: toml::Table = toml::from_str(DOCUMENTED).unwrap();
-    let defaults = toml::Table::try_from(Config::default()).unwrap();
-    assert_eq!(documented, defaults);
+    // What is left open when nothing is given has its default elsewhere.
+    let mut defaults = Config::default();
+    defaults.shards.count = Some(SHARDS_DEFAULT);
+    let limits = Limits::ALL.iter().map(|(name, default, _)| ((*name).to_owned(), *default));
+    defaults.limits = limits.collect();
+    assert_eq!(documented, toml::Table::try_from(&defaults).unwrap());
     let parsed: Config = toml::from_str(DOCUMENTED).unwrap();
-    assert_eq!(parsed, Config::default());
+    assert_eq!(parsed, defaults);
 }
 
 #[test]
@@ -39,9 +43,20 @@ fn defaults_pass_the_check() {
 fn a_limit_is_set_by_name_and_an_unknown_one_is_refused() {
     let mut config = Config::default();
     config.set_limit("signals_max = 12_000").unwrap();
-    assert_eq!(config.limits.signals_max, 12_000);
+    config.set_limit("request_id_ms_min = 0").unwrap();
+    config.check().unwrap();
+    assert_eq!(config.limits["signals_max"], 12_000);
     for (given, text) in [
         ("signals_maxx=1", "no limit called `signals_maxx`"),
+        ("list_page_max=0", "`list_page_max` must be between 1 and"),
+        ("blob_bytes_max=18446744073709551615", "`blob_bytes_max` must be between 1 and"),
+    ] {
+        let mut config = Config::default();
+        config.set_limit(given).unwrap();
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains(text), "{given}: {error}");
+    }
+    for (given, text) in [
         ("signals_max", "not of the form key=number"),
         ("signals_max=many", "not of the form key=number"),
         ("signals_max=-1", "not of the form key=number"),
@@ -70,8 +85,9 @@ fn what_cannot_be_right_is_refused_before_anything_is_opened() {
         change(&mut config);
         config.check().is_err()
     };
-    assert!(refused(|c| c.shards.count = 0));
-    assert!(refused(|c| c.shards.count = 1025));
+    assert!(refused(|c| c.shards.count = Some(0)));
+    assert!(refused(|c| c.shards.count = Some(1025)));
+    assert!(refused(|c| c.log.filter = "info,=".to_owned()));
     assert!(refused(|c| c.admission.requests_max = 0));
     assert!(refused(|c| c.admission.held_requests_max = 0));
     assert!(refused(|c| c.admission.connection_streams_max = 0));

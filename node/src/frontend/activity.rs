@@ -93,6 +93,7 @@ async fn record_heartbeat(
     identity: String,
 ) -> Result<bool, ApiError> {
     let limits = frontend.limits();
+    validate::optional("Identity", &identity, &limits)?;
     if validate::is_oversized(details.as_ref(), &limits) {
         let failure = oversize::failure(oversize::HEARTBEAT);
         record_failure(frontend, target, Some(failure), None, identity).await?;
@@ -117,7 +118,9 @@ async fn record_result(
     result: Option<Payloads>,
     identity: String,
 ) -> Result<(), ApiError> {
-    if validate::is_oversized(result.as_ref(), &frontend.limits()) {
+    let limits = frontend.limits();
+    validate::optional("Identity", &identity, &limits)?;
+    if validate::is_oversized(result.as_ref(), &limits) {
         let failure = oversize::failure(oversize::RESULT);
         return record_failure(frontend, target, Some(failure), None, identity).await.map(drop);
     }
@@ -163,7 +166,9 @@ async fn record_cancel(
     details: Option<Payloads>,
     identity: String,
 ) -> Result<(), ApiError> {
-    if validate::is_oversized(details.as_ref(), &frontend.limits()) {
+    let limits = frontend.limits();
+    validate::optional("Identity", &identity, &limits)?;
+    if validate::is_oversized(details.as_ref(), &limits) {
         let failure = oversize::failure(oversize::CANCEL_DETAILS);
         return record_failure(frontend, target, Some(failure), None, identity).await.map(drop);
     }
@@ -254,6 +259,7 @@ pub(super) async fn cancel_by_id(
     call: Call<RespondActivityTaskCanceledByIdRequest>,
 ) -> Result<RespondActivityTaskCanceledByIdResponse, ApiError> {
     let r = call.message;
+    validate::unversioned(r.deployment_options.as_ref())?;
     let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
     record_cancel(frontend, target, r.details, r.identity).await?;
     Ok(RespondActivityTaskCanceledByIdResponse {})

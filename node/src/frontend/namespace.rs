@@ -37,6 +37,8 @@ pub(super) async fn register(
         (elsewhere, "clusters"),
         (!disabled(request.history_archival_state), "history_archival_state"),
         (!disabled(request.visibility_archival_state), "visibility_archival_state"),
+        (!request.history_archival_uri.is_empty(), "history_archival_uri"),
+        (!request.visibility_archival_uri.is_empty(), "visibility_archival_uri"),
     ];
     refuse_not_built(&used)?;
     let retention = request.workflow_execution_retention_period.as_ref();
@@ -129,6 +131,8 @@ pub(super) async fn update(
         (bad_binaries, "config.bad_binaries"),
         (enabled(config.history_archival_state), "config.history_archival_state"),
         (enabled(config.visibility_archival_state), "config.visibility_archival_state"),
+        (!config.history_archival_uri.is_empty(), "config.history_archival_uri"),
+        (!config.visibility_archival_uri.is_empty(), "config.visibility_archival_uri"),
         (
             !config.custom_search_attribute_aliases.is_empty(),
             "config.custom_search_attribute_aliases",

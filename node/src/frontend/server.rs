@@ -68,6 +68,8 @@ pub(crate) async fn serve(
             stop.await;
             // Clients that ask now go elsewhere.
             health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            health.set_not_serving::<WorkflowServiceServer<Frontend>>().await;
+            health.set_not_serving::<OperatorServiceServer<Frontend>>().await;
         })
         .await
         .map_err(Served::Transport)

@@ -214,7 +214,12 @@ fn refuse_not_built(request: &StartWorkflowExecutionRequest) -> Result<(), ApiEr
     if let Some((_, field)) = used.into_iter().find(|(is_used, _)| *is_used) {
         return Err(ApiError::FieldNotBuilt { field });
     }
-    validate::unversioned(request.eager_worker_deployment_options.as_ref())
+    let eager = request.eager_worker_deployment_options.as_ref();
+    if eager.is_some_and(validate::is_versioned) {
+        let field = "eager_worker_deployment_options.worker_versioning_mode VERSIONED";
+        return Err(ApiError::FieldNotBuilt { field });
+    }
+    Ok(())
 }
 
 /// The start that a SignalWithStart asks for; its signal stays behind.

@@ -219,13 +219,16 @@ pub(crate) fn held_until(client: Option<Instant>, now: Instant, at_most: Duratio
 
 /// Worker versioning is not built; workers that only report a build id are served.
 pub(crate) fn unversioned(options: Option<&WorkerDeploymentOptions>) -> Result<(), ApiError> {
-    let versioned = WorkerVersioningMode::Versioned as i32;
-    if options.is_some_and(|o| o.worker_versioning_mode == versioned) {
+    if options.is_some_and(is_versioned) {
         return Err(ApiError::FieldNotBuilt {
             field: "deployment_options.worker_versioning_mode VERSIONED",
         });
     }
     Ok(())
+}
+
+pub(crate) fn is_versioned(options: &WorkerDeploymentOptions) -> bool {
+    options.worker_versioning_mode == WorkerVersioningMode::Versioned as i32
 }
 
 /// The versioning before deployments is not built either.

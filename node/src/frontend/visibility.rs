@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use piton_core::list_filter::ListFilter;
+use piton_core::list_filter::{FilterError, ListFilter};
 use piton_proto::common::Payload;
 use piton_proto::workflowservice::{
     CountWorkflowExecutionsRequest, CountWorkflowExecutionsResponse, ListWorkflowExecutionsRequest,
@@ -20,12 +20,7 @@ pub(super) async fn list(
     let limits = frontend.limits();
     let namespace = frontend.namespace(&request.namespace)?;
     let page_size = validate::page_size(request.page_size, limits.list_page_max)?;
-    let filter = parse(&request.query)?;
-    if filter.group_by().is_some() {
-        return Err(ApiError::invalid(
-            "invalid query: operation is not supported: GROUP BY is for counts only",
-        ));
-    }
+    let filter = ListFilter::parse_for_list(&request.query).map_err(refused)?;
     let token = request.next_page_token.into();
     let (executions, next_page_token) =
         frontend.cluster.list(&namespace, &filter, page_size, token).await?;
@@ -38,7 +33,7 @@ pub(super) async fn count(
 ) -> Result<CountWorkflowExecutionsResponse, ApiError> {
     let request = call.message;
     let namespace = frontend.namespace(&request.namespace)?;
-    let filter = parse(&request.query)?;
+    let filter = ListFilter::parse(&request.query).map_err(refused)?;
     let counts = frontend.cluster.count(&namespace, &filter).await?;
     let group = |(value, count): (String, u64)| AggregationGroup {
         group_values: vec![keyword(&value)],
@@ -50,8 +45,8 @@ pub(super) async fn count(
     })
 }
 
-fn parse(query: &str) -> Result<ListFilter, ApiError> {
-    ListFilter::parse(query).map_err(|error| ApiError::Invalid(error.to_string()))
+fn refused(error: FilterError) -> ApiError {
+    ApiError::Invalid(error.to_string())
 }
 
 /// A search attribute's value as clients read it.

@@ -7,6 +7,7 @@ use piton_core::limits::Limits;
 use piton_core::request::RunRequest;
 use piton_core::time::Timestamp;
 use piton_proto::enums::{DescribeTaskQueueMode, QueryResultType, TaskQueueType};
+use piton_proto::query::WorkflowQueryResult;
 use piton_proto::taskqueue::{
     PollerInfo, TaskQueueStats, TaskQueueStatus, TaskQueueTypeInfo, TaskQueueVersionInfo,
 };
@@ -51,7 +52,7 @@ pub(super) async fn complete_workflow_task(
     frontend: &Frontend,
     call: Call<RespondWorkflowTaskCompletedRequest>,
 ) -> Result<RespondWorkflowTaskCompletedResponse, ApiError> {
-    let request = call.message;
+    let mut request = call.message;
     let limits = frontend.limits();
     let TaskToken::Workflow(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
@@ -59,13 +60,20 @@ pub(super) async fn complete_workflow_task(
     check_token_namespace(frontend, &request.namespace, &token.namespace)?;
     validate::optional("Identity", &request.identity, &limits)?;
     validate::unversioned(request.deployment_options.as_ref())?;
-    if request.intermediate_page || request.page_number > 0 {
-        return Err(ApiError::FieldNotBuilt { field: "intermediate_page" });
+    let used = [
+        (!request.messages.is_empty(), "messages"),
+        (request.versioning_behavior != 0, "versioning_behavior"),
+        (request.intermediate_page || request.page_number > 0, "intermediate_page"),
+    ];
+    if let Some((_, field)) = used.into_iter().find(|(is_used, _)| *is_used) {
+        return Err(ApiError::FieldNotBuilt { field });
     }
-    if let Some(sticky) = request.sticky_attributes.as_ref() {
-        let name = sticky.worker_task_queue.as_ref().map_or("", |queue| queue.name.as_str());
-        validate::queue_name(name, &limits)?;
+    let sticky = request.sticky_attributes.as_ref().and_then(|s| s.worker_task_queue.as_ref());
+    // Without a name it says what no attributes say: the worker keeps nothing.
+    if let Some(queue) = sticky.filter(|queue| !queue.name.is_empty()) {
+        validate::queue_name(&queue.name, &limits)?;
     }
+    request.query_results.values_mut().for_each(|result| fit_attached_result(result, &limits));
     Ok(frontend.cluster.complete_workflow_task(token, request).await?)
 }
 
@@ -116,12 +124,24 @@ fn fit_query_result(
         }
     }
     if validate::is_oversized(answer.query_result.as_ref(), limits) {
-        let max = limits.blob_bytes_max;
         answer.completed_type = QueryResultType::Failed.into();
         answer.query_result = None;
-        answer.error_message = format!("Query result size exceeds limit of {max} bytes.");
+        answer.error_message = too_large_result(limits);
     }
     Ok(())
+}
+
+/// The same of a query that came with a workflow task.
+fn fit_attached_result(result: &mut WorkflowQueryResult, limits: &Limits) {
+    if validate::is_oversized(result.answer.as_ref(), limits) {
+        result.result_type = QueryResultType::Failed.into();
+        result.answer = None;
+        result.error_message = too_large_result(limits);
+    }
+}
+
+fn too_large_result(limits: &Limits) -> String {
+    format!("Query result size exceeds limit of {} bytes.", limits.blob_bytes_max)
 }
 
 pub(super) async fn shutdown(
@@ -173,6 +193,7 @@ pub(super) async fn describe_task_queue(
     let request = call.message;
     let namespace = frontend.namespace(&request.namespace)?;
     let queue = validate::queue(request.task_queue.as_ref(), &frontend.limits())?;
+    refuse_not_built(&request)?;
     #[expect(deprecated, reason = "the command line still asks this way")]
     let is_enhanced = request.api_mode == DescribeTaskQueueMode::Enhanced as i32;
     let mut response = DescribeTaskQueueResponse::default();
@@ -205,6 +226,24 @@ pub(super) async fn describe_task_queue(
             Some(TaskQueueStatus { backlog_count_hint, ..TaskQueueStatus::default() });
     }
     Ok(response)
+}
+
+#[expect(deprecated, reason = "the command line still asks this way")]
+fn refuse_not_built(request: &DescribeTaskQueueRequest) -> Result<(), ApiError> {
+    // Every selection but one by build ids means the unversioned queue, the only one there is.
+    let by_build_id = request
+        .versions
+        .as_ref()
+        .is_some_and(|versions| versions.build_ids.iter().any(|id| !id.is_empty()));
+    let used = [
+        (by_build_id, "versions.build_ids"),
+        (request.report_task_reachability, "report_task_reachability"),
+        (request.report_config, "report_config"),
+    ];
+    match used.into_iter().find(|(is_used, _)| *is_used) {
+        Some((_, field)) => Err(ApiError::FieldNotBuilt { field }),
+        None => Ok(()),
+    }
 }
 
 /// `None`: tasks of a kind that this server does not have, so its queue is empty.
