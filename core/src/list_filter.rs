@@ -7,6 +7,9 @@
 mod literal;
 mod token;
 
+use piton_proto::enums::WorkflowExecutionStatus;
+
+use crate::time::Timestamp;
 use crate::visibility::VisibilityRecord;
 use literal::Literal;
 use token::{Token, TokenKind, tokens};
@@ -28,6 +31,18 @@ pub struct ListFilter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupBy {
     ExecutionStatus,
+}
+
+/// What the lists of open and of closed runs may ask for: all that is given must fit.
+#[derive(Clone, Debug, Default)]
+pub struct Narrowed {
+    pub is_open: bool,
+    pub started_from: Option<Timestamp>,
+    pub started_until: Option<Timestamp>,
+    pub workflow_id: Option<String>,
+    pub run_id: Option<String>,
+    pub workflow_type: Option<String>,
+    pub status: Option<WorkflowExecutionStatus>,
 }
 
 /// A filter that was refused, and where.
@@ -223,6 +238,35 @@ impl ListFilter {
         } else {
             Err(rest.unexpected())
         }
+    }
+
+    /// The filter of a list of open or of closed runs.
+    pub fn narrowed(asked: Narrowed) -> Self {
+        use Operator::{Equal, GreaterOrEqual, LessOrEqual, NotEqual};
+        let number = |number: i128| Literal::Number(number);
+        let status = |status: WorkflowExecutionStatus| number(i128::from(status as i32));
+        let time = |time: Timestamp| number(i128::from(time.0) * 1_000_000);
+        let openness = if asked.is_open { Equal } else { NotEqual };
+        let mut all = vec![Condition::Compare(
+            Attribute::ExecutionStatus,
+            openness,
+            status(WorkflowExecutionStatus::Running),
+        )];
+        let texts = [
+            (Attribute::WorkflowId, asked.workflow_id),
+            (Attribute::RunId, asked.run_id),
+            (Attribute::WorkflowType, asked.workflow_type),
+        ];
+        let texts = texts.into_iter().filter_map(|(attribute, text)| Some((attribute, text?)));
+        all.extend(texts.map(|(a, text)| Condition::Compare(a, Equal, Literal::Text(text))));
+        let numbers = [
+            (Attribute::ExecutionStatus, Equal, asked.status.map(status)),
+            (Attribute::StartTime, GreaterOrEqual, asked.started_from.map(time)),
+            (Attribute::StartTime, LessOrEqual, asked.started_until.map(time)),
+        ];
+        let numbers = numbers.into_iter().filter_map(|(a, op, value)| Some((a, op, value?)));
+        all.extend(numbers.map(|(a, operator, value)| Condition::Compare(a, operator, value)));
+        Self { condition: Some(Condition::All(all)), group_by: None }
     }
 
     /// Whether the filter lets a run pass.

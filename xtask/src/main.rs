@@ -6,6 +6,7 @@
 
 mod process;
 mod report;
+mod rust_core;
 mod server;
 mod suites;
 mod test;
@@ -24,10 +25,12 @@ usage: cargo xtask <command>
 
   test [--fast]        everything CI runs; --fast leaves out the SDK suites but a smoke
   tidy                 the house rules that a machine can check
-  conformance [typescript|python|seed ...] [--release] [--full] [--address HOST:PORT] [-- FILTER ...]
+  conformance [typescript|python|seed|rust-core ...] [--release] [--full] [--address HOST:PORT]
+              [-- FILTER ...]
                        SDK suites against a fresh server, or the one at --address;
                        --release builds it so, --full keeps the seed suite's full sizes;
-                       FILTER: prefixes of scenario names
+                       rust-core: the official Rust core's own tests, from its package;
+                       FILTER: prefixes of scenario names, parts of names of rust-core
 ";
 
 fn main() -> ExitCode {
@@ -85,6 +88,7 @@ fn parse_conformance(rest: &[String]) -> Result<(Vec<Suite>, suites::Options)> {
             "typescript" => wanted.push(Suite::TypeScript),
             "python" => wanted.push(Suite::Python),
             "seed" => wanted.push(Suite::Seed),
+            "rust-core" => wanted.push(Suite::RustCore),
             "--release" => options.release = true,
             "--full" => options.full = true,
             "--address" => {

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::Workspace;
 use crate::process;
 use crate::report::{Log, Report, Tally, print_tail};
+use crate::rust_core;
 use crate::server::{Server, Spec};
 
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
@@ -29,6 +30,7 @@ pub(crate) enum Suite {
     TypeScript,
     Python,
     Seed,
+    RustCore,
 }
 
 impl Suite {
@@ -37,6 +39,7 @@ impl Suite {
             Suite::TypeScript => "typescript",
             Suite::Python => "python",
             Suite::Seed => "seed",
+            Suite::RustCore => "rust-core",
         }
     }
 }
@@ -111,7 +114,7 @@ pub(crate) fn step(workspace: &Workspace, report: &mut Report, run: &Run<'_>) ->
             binary: run.binary.to_path_buf(),
             data: workspace.target.join("test-data").join(&name),
             log: server_log.clone(),
-            environment: run.environment.to_vec(),
+            environment: environment(run),
         })?;
         command
             .env("TEMPORAL_ADDRESS", &server.address)
@@ -122,7 +125,7 @@ pub(crate) fn step(workspace: &Workspace, report: &mut Report, run: &Run<'_>) ->
             command.env("SERVER_PID", id.to_string());
         }
         with_arguments(&mut command, run, &server.address);
-        drive(command, run, log)
+        drive(workspace, command, run, log)
     });
     if !ok {
         print_tail(&server_log);
@@ -135,21 +138,37 @@ fn at(workspace: &Workspace, run: &Run<'_>, address: &str, log: &mut Log) -> Res
     let mut command = prepare(workspace, run, log)?;
     command.env("TEMPORAL_ADDRESS", address);
     with_arguments(&mut command, run, address);
-    drive(command, run, log)
+    drive(workspace, command, run, log)
+}
+
+fn environment(run: &Run<'_>) -> Vec<(&'static str, &'static str)> {
+    let own = if run.suite == Suite::RustCore { rust_core::ENVIRONMENT } else { &[] };
+    [own, run.environment].concat()
 }
 
 fn with_arguments(command: &mut Command, run: &Run<'_>, address: &str) {
-    if run.suite == Suite::Seed {
-        command.arg(address);
-        if !run.full {
-            command.envs(SMALL_SEED.iter().copied());
+    match run.suite {
+        Suite::Seed => {
+            command.arg(address);
+            if !run.full {
+                command.envs(SMALL_SEED.iter().copied());
+            }
         }
+        Suite::RustCore => {
+            command.env("TEMPORAL_SERVICE_ADDRESS", format!("http://{address}"));
+        }
+        Suite::TypeScript | Suite::Python => {}
     }
-    command.args(run.filter);
+    if run.suite != Suite::RustCore {
+        command.args(run.filter);
+    }
 }
 
 /// Runs a suite, shows its lines, and reads its last one.
-fn drive(command: Command, run: &Run<'_>, log: &mut Log) -> Result<Tally> {
+fn drive(workspace: &Workspace, command: Command, run: &Run<'_>, log: &mut Log) -> Result<Tally> {
+    if run.suite == Suite::RustCore {
+        return rust_core::drive(workspace, command, run.filter.is_empty(), log);
+    }
     let limit = if run.full { FULL_SUITE_LIMIT } else { SUITE_LIMIT };
     let mut tally = None;
     let ok = process::run(command, log, limit, |line| {
@@ -185,6 +204,10 @@ fn prepare(workspace: &Workspace, run: &Run<'_>, log: &mut Log) -> Result<Comman
             command.env("SEED_WORK", &work);
             command.env("NODE_OPTIONS", format!("--require \"{}\"", whole_lines.display()));
             Ok(command)
+        }
+        Suite::RustCore => {
+            let binary = rust_core::prepare(workspace, &work, log)?;
+            rust_core::tests(workspace, &binary, &work, run.filter, log)
         }
     }
 }
@@ -256,7 +279,7 @@ fn install_once(
     Ok(())
 }
 
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
         let entry = entry?;

@@ -145,3 +145,30 @@ fn only_a_count_may_be_grouped_and_the_caller_can_tell() {
     assert_eq!(grouped.group_by(), Some(GroupBy::ExecutionStatus));
     assert_eq!(ListFilter::parse("RunId='x'").expect("is understood").group_by(), None);
 }
+
+#[test]
+fn lists_of_open_and_of_closed_runs_are_narrowed_by_all_that_is_given() {
+    let check = |asked: Narrowed, expected: &str| {
+        let filter = ListFilter::narrowed(asked.clone());
+        let runs = [
+            record("open", Status::Running),
+            record("done", Status::Completed),
+            record("child", Status::Failed),
+        ];
+        let fits = runs.iter().filter(|run| filter.matches(run));
+        let ids: Vec<_> = fits.map(|run| run.workflow_id.as_str()).collect();
+        assert_eq!(ids.join(" "), expected, "{asked:?}");
+    };
+    let closed = Narrowed::default;
+    check(Narrowed { is_open: true, ..closed() }, "open");
+    check(closed(), "done child");
+    let status = Some(WorkflowExecutionStatus::Failed);
+    check(Narrowed { status, ..closed() }, "child");
+    check(Narrowed { workflow_id: Some("done".into()), ..closed() }, "done");
+    check(Narrowed { workflow_id: Some("open".into()), ..closed() }, "");
+    check(Narrowed { workflow_type: Some("order's".into()), ..closed() }, "done child");
+    check(Narrowed { run_id: Some("other".into()), ..closed() }, "");
+    check(Narrowed { started_from: Some(Timestamp(1_000)), ..closed() }, "done child");
+    check(Narrowed { started_from: Some(Timestamp(1_001)), ..closed() }, "");
+    check(Narrowed { started_until: Some(Timestamp(999)), ..closed() }, "");
+}

@@ -195,8 +195,14 @@ fn completed_attributes(
         sdk_metadata: answer.sdk_metadata.clone(),
         metering_metadata: answer.metering_metadata,
         deployment: answer.deployment.clone(),
+        worker_deployment_name: deployment_name(answer),
         ..Default::default()
     })
+}
+
+/// The deployment that an unversioned worker belongs to, for those who read the history.
+fn deployment_name(answer: &RespondWorkflowTaskCompletedRequest) -> String {
+    answer.deployment_options.as_ref().map_or_else(String::new, |o| o.deployment_name.clone())
 }
 
 /// Refuses what is not built rather than ignore it.

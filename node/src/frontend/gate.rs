@@ -111,10 +111,11 @@ where
                 Ok(permit) => permit,
                 Err(refusal) => return Ok(measured.end(refuse(refusal))),
             };
-            let answered = inner.call(request);
             let response = match deadline {
-                None => answered.await?,
-                Some(deadline) => match timeout_at(deadline, answered).await {
+                // Nobody waits for an answer any more, so the request is not carried out either.
+                Some(deadline) if deadline <= arrived => refuse(ApiError::DeadlineExceeded),
+                None => inner.call(request).await?,
+                Some(deadline) => match timeout_at(deadline, inner.call(request)).await {
                     Ok(answered) => answered?,
                     Err(_) => refuse(ApiError::DeadlineExceeded),
                 },

@@ -10,6 +10,7 @@ use piton_core::limits::Limits;
 use piton_proto::operatorservice as operator_api;
 use piton_proto::workflowservice as workflow_api;
 use piton_shard::{Clock, Cluster, Namespace, ShardError};
+use prost::Message;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
@@ -37,6 +38,9 @@ mod worker;
 mod workflow;
 
 pub(crate) use server::serve;
+
+/// A packet's worth: compressing less costs time and saves nothing.
+const COMPRESSED_BYTES_MIN: usize = 1_400;
 
 /// Both services. Cheap to clone.
 #[derive(Clone)]
@@ -110,6 +114,16 @@ impl Frontend {
     }
 }
 
+/// An answer, compressed for clients that take it so if it is large enough to gain by it.
+fn answered<T: Message>(message: T) -> Response<T> {
+    let is_small = message.encoded_len() < COMPRESSED_BYTES_MIN;
+    let mut response = Response::new(message);
+    if is_small {
+        response.disable_compression();
+    }
+    response
+}
+
 /// Implements a service: each line names the method, its messages and the function that answers.
 macro_rules! service {
     (
@@ -122,7 +136,7 @@ macro_rules! service {
                 &self,
                 request: Request<$api::$request>,
             ) -> Result<Response<$api::$response>, Status> {
-                Ok(Response::new($answer(self, Call::of(request)).await?))
+                Ok(answered($answer(self, Call::of(request)).await?))
             })+
         }
 
@@ -173,7 +187,10 @@ service! {
     respond_activity_task_canceled: RespondActivityTaskCanceledRequest -> RespondActivityTaskCanceledResponse = activity::cancel;
     respond_activity_task_canceled_by_id: RespondActivityTaskCanceledByIdRequest -> RespondActivityTaskCanceledByIdResponse = activity::cancel_by_id;
 
+    list_open_workflow_executions: ListOpenWorkflowExecutionsRequest -> ListOpenWorkflowExecutionsResponse = visibility::list_open;
+    list_closed_workflow_executions: ListClosedWorkflowExecutionsRequest -> ListClosedWorkflowExecutionsResponse = visibility::list_closed;
     list_workflow_executions: ListWorkflowExecutionsRequest -> ListWorkflowExecutionsResponse = visibility::list;
+    scan_workflow_executions: ScanWorkflowExecutionsRequest -> ScanWorkflowExecutionsResponse = visibility::scan;
     count_workflow_executions: CountWorkflowExecutionsRequest -> CountWorkflowExecutionsResponse = visibility::count;
 
     get_system_info: GetSystemInfoRequest -> GetSystemInfoResponse = system::system_info;

@@ -47,10 +47,12 @@ pub(crate) async fn serve(
     set_serving(&health).await;
     let workflows = WorkflowServiceServer::new(frontend.clone())
         .max_decoding_message_size(admission.message_bytes_max)
-        .accept_compressed(CompressionEncoding::Gzip);
+        .accept_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Gzip);
     let operators = OperatorServiceServer::new(frontend)
         .max_decoding_message_size(admission.message_bytes_max)
-        .accept_compressed(CompressionEncoding::Gzip);
+        .accept_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Gzip);
     // A small answer leaves at once instead of waiting for more to fill a packet.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()

@@ -2,11 +2,20 @@
 
 use std::collections::HashMap;
 
-use piton_core::list_filter::{FilterError, ListFilter};
+use bytes::Bytes;
+use piton_core::list_filter::{FilterError, ListFilter, Narrowed};
+use piton_core::time::Timestamp;
 use piton_proto::common::Payload;
+use piton_proto::enums::WorkflowExecutionStatus;
+use piton_proto::filter::{StartTimeFilter, WorkflowExecutionFilter};
+use piton_proto::workflow::WorkflowExecutionInfo;
 use piton_proto::workflowservice::{
-    CountWorkflowExecutionsRequest, CountWorkflowExecutionsResponse, ListWorkflowExecutionsRequest,
-    ListWorkflowExecutionsResponse, count_workflow_executions_response::AggregationGroup,
+    CountWorkflowExecutionsRequest, CountWorkflowExecutionsResponse,
+    ListClosedWorkflowExecutionsRequest, ListClosedWorkflowExecutionsResponse,
+    ListOpenWorkflowExecutionsRequest, ListOpenWorkflowExecutionsResponse,
+    ListWorkflowExecutionsRequest, ListWorkflowExecutionsResponse, ScanWorkflowExecutionsRequest,
+    ScanWorkflowExecutionsResponse, count_workflow_executions_response::AggregationGroup,
+    list_closed_workflow_executions_request, list_open_workflow_executions_request,
 };
 
 use super::error::ApiError;
@@ -25,6 +34,90 @@ pub(super) async fn list(
     let (executions, next_page_token) =
         frontend.cluster.list(&namespace, &filter, page_size, token).await?;
     Ok(ListWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+}
+
+/// The same list: every list here comes straight from the rows, in one order.
+pub(super) async fn scan(
+    frontend: &Frontend,
+    call: Call<ScanWorkflowExecutionsRequest>,
+) -> Result<ScanWorkflowExecutionsResponse, ApiError> {
+    let Call { message: request, deadline } = call;
+    let ScanWorkflowExecutionsRequest { namespace, page_size, next_page_token, query } = request;
+    let message = ListWorkflowExecutionsRequest { namespace, page_size, next_page_token, query };
+    let ListWorkflowExecutionsResponse { executions, next_page_token } =
+        list(frontend, Call { message, deadline }).await?;
+    Ok(ScanWorkflowExecutionsResponse { executions, next_page_token })
+}
+
+pub(super) async fn list_open(
+    frontend: &Frontend,
+    call: Call<ListOpenWorkflowExecutionsRequest>,
+) -> Result<ListOpenWorkflowExecutionsResponse, ApiError> {
+    use list_open_workflow_executions_request::Filters;
+    let request = call.message;
+    let mut asked = Narrowed { is_open: true, ..started_within(request.start_time_filter) };
+    match request.filters {
+        Some(Filters::ExecutionFilter(execution)) => of_execution(&mut asked, execution),
+        Some(Filters::TypeFilter(of)) => asked.workflow_type = Some(of.name),
+        None => {}
+    }
+    let page = (request.maximum_page_size, request.next_page_token);
+    let (executions, next_page_token) = narrowed(frontend, &request.namespace, asked, page).await?;
+    Ok(ListOpenWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+}
+
+pub(super) async fn list_closed(
+    frontend: &Frontend,
+    call: Call<ListClosedWorkflowExecutionsRequest>,
+) -> Result<ListClosedWorkflowExecutionsResponse, ApiError> {
+    use list_closed_workflow_executions_request::Filters;
+    let request = call.message;
+    let mut asked = started_within(request.start_time_filter);
+    match request.filters {
+        Some(Filters::ExecutionFilter(execution)) => of_execution(&mut asked, execution),
+        Some(Filters::TypeFilter(of)) => asked.workflow_type = Some(of.name),
+        Some(Filters::StatusFilter(of)) => match of.status() {
+            WorkflowExecutionStatus::Unspecified | WorkflowExecutionStatus::Running => {
+                return Err(ApiError::invalid(
+                    "StatusFilter must be specified and must be not Running.",
+                ));
+            }
+            status => asked.status = Some(status),
+        },
+        None => {}
+    }
+    let page = (request.maximum_page_size, request.next_page_token);
+    let (executions, next_page_token) = narrowed(frontend, &request.namespace, asked, page).await?;
+    Ok(ListClosedWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+}
+
+fn started_within(times: Option<StartTimeFilter>) -> Narrowed {
+    let times = times.unwrap_or_default();
+    Narrowed {
+        started_from: Timestamp::from_proto(times.earliest_time.as_ref()),
+        started_until: Timestamp::from_proto(times.latest_time.as_ref()),
+        ..Narrowed::default()
+    }
+}
+
+fn of_execution(asked: &mut Narrowed, filter: WorkflowExecutionFilter) {
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    asked.workflow_id = given(filter.workflow_id);
+    asked.run_id = given(filter.run_id);
+}
+
+/// A page of the open or the closed runs: its size and token, and what it holds.
+async fn narrowed(
+    frontend: &Frontend,
+    namespace: &str,
+    asked: Narrowed,
+    (page_size, token): (i32, Bytes),
+) -> Result<(Vec<WorkflowExecutionInfo>, Vec<u8>), ApiError> {
+    let limits = frontend.limits();
+    let namespace = frontend.namespace(namespace)?;
+    let page_size = validate::page_size(page_size, limits.list_page_max)?;
+    let filter = ListFilter::narrowed(asked);
+    Ok(frontend.cluster.list(&namespace, &filter, page_size, token.into()).await?)
 }
 
 pub(super) async fn count(
