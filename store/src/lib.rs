@@ -16,6 +16,9 @@ pub mod compaction;
 mod directory;
 mod error;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keys;
 pub mod memory;
 pub mod redb;
