@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use piton_core::limits::Limits;
+use piton_store::EngineKind;
 use serde::{Deserialize, Serialize};
 
 /// Why a configuration cannot be used.
@@ -101,6 +102,8 @@ pub struct DataConfig {
     pub ephemeral: bool,
     /// Rows that all shards of this node may hold in memory before they must write them to the store.
     pub table_bytes: u64,
+    /// What keeps the store. A store that another engine made is discarded and rebuilt.
+    pub store: StoreEngine,
     /// The store's own cache.
     pub store_cache_bytes: u64,
 }
@@ -111,7 +114,24 @@ impl Default for DataConfig {
             directory: PathBuf::from("./piton-data"),
             ephemeral: false,
             table_bytes: 64 << 20,
+            store: StoreEngine::Sled,
             store_cache_bytes: 64 << 20,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreEngine {
+    Sled,
+    Redb,
+}
+
+impl From<StoreEngine> for EngineKind {
+    fn from(engine: StoreEngine) -> Self {
+        match engine {
+            StoreEngine::Sled => Self::Sled,
+            StoreEngine::Redb => Self::Redb,
         }
     }
 }

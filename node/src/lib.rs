@@ -9,6 +9,7 @@ mod identity;
 mod log_metrics;
 mod node;
 mod storage;
+mod store_upkeep;
 mod telemetry;
 
 pub use data_directory::{DataDirectory, DataDirectoryError};

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use piton_core::limits::Limits;
-use piton_node::config::{Config, LogFormat};
+use piton_node::config::{Config, LogFormat, StoreEngine};
 use piton_node::{Failure, Node, init_tracing};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -99,6 +99,9 @@ struct Flags {
     /// Rows kept in memory before they must be in the store [default: 67108864].
     #[arg(long, value_name = "BYTES", env = "PITON_TABLE_BYTES")]
     table_bytes: Option<u64>,
+    /// What keeps the store; one that another engine made is rebuilt from the log [default: sled].
+    #[arg(long, value_name = "ENGINE", env = "PITON_STORE")]
+    store: Option<StoreEngine>,
     /// Shards of a cluster that is first started [default: 16].
     #[arg(long, value_name = "COUNT", env = "PITON_SHARDS")]
     shards: Option<u32>,
@@ -141,6 +144,7 @@ impl Flags {
             (ephemeral, None) => set(&mut config.data.ephemeral, ephemeral),
         }
         set(&mut config.data.table_bytes, self.table_bytes);
+        set(&mut config.data.store, self.store);
         set(&mut config.shards.idle_ms, self.idle_ms);
         config.shards.count = self.shards.or(config.shards.count);
         set(&mut config.log.filter, self.log);
@@ -299,6 +303,8 @@ mod tests {
             "0",
             "--table-bytes",
             "65536",
+            "--store",
+            "redb",
             "--ephemeral",
         ]);
         let config = config.unwrap();
@@ -308,6 +314,7 @@ mod tests {
         assert_eq!(config.namespaces.search_attributes["Customer"], "Keyword");
         assert_eq!((config.limits["signals_max"], config.limits["blob_bytes_max"]), (5, 7));
         assert_eq!((config.shards.idle_ms, config.data.table_bytes), (0, 65_536));
+        assert_eq!(config.data.store, StoreEngine::Redb);
         assert!(config.data.ephemeral);
     }
 
@@ -330,6 +337,7 @@ mod tests {
             (&["dev", "--limit", "x=1"][..], "no limit called `x`"),
             (&["dev", "--search-attribute", "x"][..], "name=Type"),
             (&["dev", "--port", "70000"][..], "--port"),
+            (&["dev", "--store", "rocks"][..], "--store"),
             (&["dev", "--ephemeral", "--data-dir", "x"][..], "--data-dir"),
         ] {
             let error = format!("{:#}", parse(arguments).unwrap_err());

@@ -11,12 +11,13 @@ use piton_raft::{Disk, Groups, MemoryNetwork, NodeConfig, NodeId, RaftError, Tun
 use piton_shard::{
     Clock, Cluster, HostParts, NoPeers, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
 };
-use piton_store::{Opened, SledStore, Store, StoreError, Watched};
+use piton_store::{Opened, Store, StoreError, Watched};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::log_metrics::LogCollector;
+use crate::store_upkeep::StoreUpkeep;
 use crate::telemetry::Metrics;
 
 /// Where the store lies in the data directory; the log and the snapshots are named by Raft.
@@ -80,6 +81,7 @@ pub(crate) struct Storage {
     groups: Groups,
     serving: Serving,
     store: Arc<dyn Store>,
+    upkeep: Option<StoreUpkeep>,
     store_failed: watch::Receiver<Option<String>>,
 }
 
@@ -153,7 +155,10 @@ impl Storage {
                 return Err(error.into());
             }
         };
-        let storage = Self { cluster, clock, groups, serving, store, store_failed };
+        let upkeep = StoreUpkeep::start(Arc::clone(&store));
+        let upkeep = upkeep.inspect_err(|error| tracing::warn!(%error, "no space is given back"));
+        let upkeep = upkeep.ok();
+        let storage = Self { cluster, clock, groups, serving, store, upkeep, store_failed };
         if let Err(error) = storage.wait_until_ready().await {
             storage.close().await;
             return Err(error);
@@ -204,7 +209,7 @@ impl Storage {
     /// Discards the store of a directory that no node has open.
     pub(crate) async fn discard_store(directory: &Path) -> Result<(), StorageError> {
         let store = directory.join(STORE_DIRECTORY);
-        let discarded = tokio::task::spawn_blocking(move || piton_store::sled::discard(&store));
+        let discarded = tokio::task::spawn_blocking(move || piton_store::discard(&store));
         Ok(discarded.await??)
     }
 
@@ -214,7 +219,14 @@ impl Storage {
         // the last checkpoint comes between, while the log still says what is synced.
         self.serving.stop().await;
         let host = Arc::clone(self.cluster.host());
-        if tokio::task::spawn_blocking(move || host.stop_checkpoints()).await.is_err() {
+        let upkeep = self.upkeep;
+        let stop = move || {
+            if let Some(upkeep) = upkeep {
+                upkeep.stop();
+            }
+            host.stop_checkpoints();
+        };
+        if tokio::task::spawn_blocking(stop).await.is_err() {
             tracing::warn!("the last checkpoint was not written; the log has it all");
         }
         self.groups.shutdown().await;
@@ -257,16 +269,13 @@ fn shard_config(config: &Config, shards: u32) -> ShardConfig {
 
 async fn open_store(config: &Config, directory: &Path) -> Result<Arc<dyn Store>, StorageError> {
     let directory = directory.join(STORE_DIRECTORY);
-    let cache_bytes = config.data.store_cache_bytes;
-    let open = move || -> Result<(SledStore, Opened), StoreError> {
-        let boot_id = piton_store::sled::machine_boot_id()?;
-        piton_store::sled::open_or_rebuild(&directory, &boot_id, cache_bytes)
-    };
+    let (engine, cache_bytes) = (config.data.store.into(), config.data.store_cache_bytes);
+    let open = move || piton_store::open_or_rebuild(engine, &directory, cache_bytes);
     let (store, opened) = tokio::task::spawn_blocking(open).await??;
     if let Opened::Discarded { reason } = opened {
         tracing::info!(reason, "the store is rebuilt from snapshots and the log");
     }
-    Ok(Arc::new(store))
+    Ok(store)
 }
 
 async fn open_groups(

@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderRequest};
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 
 use crate::config::NodeId;
 use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
@@ -79,7 +77,7 @@ fn bodies() -> Vec<Body> {
     bodies
 }
 
-fn frames() -> Vec<Frame> {
+pub(crate) fn frames() -> Vec<Frame> {
     let frame = |body| Frame { group: GroupId(11), number: u64::MAX - 1, body };
     bodies().into_iter().map(frame).collect()
 }
@@ -114,25 +112,17 @@ fn entries_that_do_not_follow_each_other_are_refused() {
     assert!(Frame::decode(frame.encode()).is_err());
 }
 
-#[test]
-fn mutated_bytes_never_panic() {
-    let mut random = SmallRng::seed_from_u64(1);
+/// A vote, a log id, entries, and at last a mark.
+pub(crate) fn wire_samples() -> Vec<Vec<u8>> {
+    let entries = append().entries;
+    let mut samples = vec![
+        wire::vote_to_bytes(&Vote::new_committed(5, NodeId(2))),
+        wire::log_id_to_bytes(&log_id(5, 8)),
+    ];
+    samples.extend(entries.iter().map(wire::entry_to_record));
     let membership = StoredMembership::new(Some(log_id(1, 2)), membership());
-    let mut originals: Vec<Bytes> = frames().iter().map(Frame::encode).collect();
-    let mark = wire::mark(&log_id(3, 4), &membership);
-    originals.push(mark.bytes.clone());
-    for _ in 0..100_000 {
-        let original = &originals[random.random_range(0..originals.len())];
-        let mut bytes = original.to_vec();
-        for _ in 0..random.random_range(1..4) {
-            let at = random.random_range(0..bytes.len());
-            bytes[at] = random.random();
-        }
-        let bytes = Bytes::from(bytes);
-        // Whatever comes out, it comes out.
-        let _ = Frame::decode(bytes.clone());
-        let _ = wire::mark_parts(&piton_store::Mark { index: 4, bytes });
-    }
+    samples.push(wire::mark(&log_id(3, 4), &membership).bytes);
+    samples.iter().map(|bytes| bytes.to_vec()).collect()
 }
 
 #[test]

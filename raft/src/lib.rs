@@ -16,6 +16,9 @@ mod error;
 mod frame;
 #[cfg(test)]
 mod frame_tests;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod groups;
 mod log_store;

@@ -36,6 +36,8 @@ const MARK_BYTES_MAX: usize = 1 << 20;
 const BLOCK_HEAD_BYTES: usize = 8;
 /// A block is closed when it is at least this long.
 const BLOCK_BYTES: usize = 256 << 10;
+/// A block ends with the row that makes it long enough, and no row is longer than a log record.
+const BLOCK_BYTES_MAX: u64 = 512 << 20;
 /// Rows asked of the replica at once.
 const ROWS_AT_ONCE: usize = 256;
 const KIND_ROWS: u8 = 0;
@@ -309,14 +311,7 @@ impl Writer<'_> {
     }
 
     fn head(&mut self, group: GroupId, mark: &Mark) -> Result<(), SnapshotError> {
-        let mut head = BytesMut::new();
-        head.put_slice(MAGIC);
-        head.put_u32(group.0);
-        head.put_u64(mark.index);
-        wire::put_bytes(&mut head, &mark.bytes);
-        let crc = crc32c::crc32c(&head);
-        head.put_u32(crc);
-        self.put(&head)
+        self.put(&head_bytes(group, mark.index, &mark.bytes))
     }
 
     fn rows(&mut self, rows: &[Row]) -> Result<(), SnapshotError> {
@@ -344,13 +339,31 @@ impl Writer<'_> {
     }
 
     fn block(&mut self, payload: &[u8]) -> Result<(), SnapshotError> {
-        let mut block = BytesMut::with_capacity(payload.len() + BLOCK_HEAD_BYTES);
-        block.put_u32(wire::length(payload.len()));
-        block.put_u32(block_crc(self.block, payload));
-        block.put_slice(payload);
+        let block = block_bytes(self.block, payload);
         self.block += 1;
         self.put(&block)
     }
+}
+
+/// The head of a file.
+pub(crate) fn head_bytes(group: GroupId, index: u64, mark: &[u8]) -> Bytes {
+    let mut head = BytesMut::new();
+    head.put_slice(MAGIC);
+    head.put_u32(group.0);
+    head.put_u64(index);
+    wire::put_bytes(&mut head, mark);
+    let crc = crc32c::crc32c(&head);
+    head.put_u32(crc);
+    head.freeze()
+}
+
+/// A block with its length and checksum.
+pub(crate) fn block_bytes(number: u64, payload: &[u8]) -> Bytes {
+    let mut block = BytesMut::with_capacity(payload.len() + BLOCK_HEAD_BYTES);
+    block.put_u32(wire::length(payload.len()));
+    block.put_u32(block_crc(number, payload));
+    block.put_slice(payload);
+    block.freeze()
 }
 
 /// Iterates the rows of a snapshot file. Ends after the first error.
@@ -390,7 +403,8 @@ impl Rows {
         let mut reader = &head[..];
         let (length, crc) = (u64::from(reader.get_u32()), reader.get_u32());
         let begin = self.offset + BLOCK_HEAD_BYTES as u64;
-        if length == 0 || length > self.source.bytes.saturating_sub(begin) {
+        let here = self.source.bytes.saturating_sub(begin).min(BLOCK_BYTES_MAX);
+        if length == 0 || length > here {
             return Err(corrupt(path, self.offset, "a block's length does not fit"));
         }
         let length = usize::try_from(length).expect("a block's length is 32 bits wide");

@@ -70,6 +70,15 @@ impl PageToken {
         Ok(Some(token))
     }
 
+    /// Whether it goes on within the run as it is. Ours do; a client's own making may not.
+    fn is_within(&self, view: &RunView) -> bool {
+        if self.reverse {
+            (EventId::FIRST..view.next_event_id).contains(&self.next)
+        } else {
+            (EventId::FIRST..=self.end).contains(&self.next) && self.end <= view.next_event_id
+        }
+    }
+
     fn encode(&self) -> Vec<u8> {
         codec::encode(self).expect("a token holds a run id and at most two events").to_vec()
     }
@@ -98,6 +107,9 @@ pub(crate) fn read_page(
     let fits = |token: &PageToken| token.run_id == view.run_id && token.reverse == page.reverse;
     if token.as_ref().is_some_and(|token| !fits(token)) {
         return Err(HistoryError::Token("Next page token is for another request."));
+    }
+    if token.as_ref().is_some_and(|token| !token.is_within(view)) {
+        return Err(HistoryError::Token("Invalid NextPageToken."));
     }
     let reader = Reader { rows, key, run_id: &view.run_id, budget: Budget::of(page, limits) };
     if page.reverse {

@@ -13,6 +13,9 @@ mod cluster_api;
 mod config;
 mod entry;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 mod host;
 mod matching_actor;

@@ -1,8 +1,9 @@
 //! One version byte, then the value in bincode's encoding; the only file that names bincode.
 //!
-//! Decoding takes bytes from disk or network: it never panics, refuses trailing bytes, and takes no
-//! more memory than [`RECORD_BYTES_MAX`] whatever lengths the bytes claim. It does not find flipped
-//! bits: checksums are the business of who stores or sends the bytes.
+//! Decoding takes bytes from disk or network: it never panics, refuses trailing bytes, and takes
+//! memory in proportion to the bytes, and no more than [`RECORD_BYTES_MAX`], whatever lengths they
+//! claim. It does not find flipped bits: checksums are the business of who stores or sends the
+//! bytes.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -13,6 +14,10 @@ pub const FORMAT: u8 = 1;
 
 /// No record is larger than this when encoded, nor when decoded.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Records up to these sizes are decoded within eight times as much.
+const SMALL_BYTES: usize = 4 * 1024;
+const MEDIUM_BYTES: usize = 256 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
@@ -62,14 +67,27 @@ pub fn decode_as<T: DeserializeOwned>(expected: u8, bytes: &[u8]) -> Result<T, C
     if found != expected {
         return Err(CodecError::Version { found, expected });
     }
-    let limits = bincode::config::standard().with_limit::<RECORD_BYTES_MAX>();
     let body = &bytes[1..];
-    let (value, read) = bincode::serde::decode_from_slice(body, limits)
-        .map_err(|source| CodecError::Decode(Box::new(source)))?;
+    // bincode reserves what a length claims before it looks whether so much is there, up to a limit
+    // that is fixed when it is compiled. A byte stands for eight at most (a number or a length).
+    let decoded = if body.len() <= SMALL_BYTES {
+        decode_within::<T, { 8 * SMALL_BYTES }>(body)
+    } else if body.len() <= MEDIUM_BYTES {
+        decode_within::<T, { 8 * MEDIUM_BYTES }>(body)
+    } else {
+        decode_within::<T, RECORD_BYTES_MAX>(body)
+    };
+    let (value, read) = decoded.map_err(|source| CodecError::Decode(Box::new(source)))?;
     if read != body.len() {
         return Err(CodecError::Trailing { bytes: body.len() - read });
     }
     Ok(value)
+}
+
+fn decode_within<T: DeserializeOwned, const BYTES: usize>(
+    body: &[u8],
+) -> Result<(T, usize), bincode::error::DecodeError> {
+    bincode::serde::decode_from_slice(body, bincode::config::standard().with_limit::<BYTES>())
 }
 
 /// The version a record was written with.

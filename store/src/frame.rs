@@ -15,9 +15,9 @@
 use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
-use crate::{Batch, KeyRange, Order, Row, Store, StoreError, Write, prefix_end};
+use crate::{Batch, Compacted, KeyRange, Order, Row, Store, StoreError, Write, prefix_end};
 
 /// Values up to this size are stored whole; larger ones in chunks of this size. sled splits a leaf
 /// at 16 rows whatever their size and puts a leaf of over 128 KiB into a file of its own, so 17
@@ -33,15 +33,28 @@ const CHUNK_NUMBER_BYTES: usize = 4;
 /// Rows read, then deleted, in one step of `clear_prefix`.
 const CLEAR_ROWS: usize = 1024;
 
-/// An ordered map with atomic batches, values up to 8 KiB. The contract is [`Store`]'s, but only
-/// batches need be atomic for readers, and each key occurs once in a batch.
-pub trait Engine: Send + Sync + 'static {
+/// Reads an engine's rows.
+pub trait View {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
     fn scan(&self, range: KeyRange<'_>, order: Order, limit: usize)
     -> Result<Vec<Row>, StoreError>;
+}
+
+/// An ordered map with atomic batches, values up to 8 KiB. The contract is [`Store`]'s, but each
+/// key occurs once in a batch, and reads that belong together go through one `view`.
+pub trait Engine: View + Send + Sync + 'static {
+    /// Runs `read` over rows that stand between two batches, the same two for all it reads.
+    fn view<T>(
+        &self,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError>;
     fn write(&self, writes: Vec<Write>) -> Result<(), StoreError>;
     fn sync(&self) -> Result<(), StoreError>;
     fn bytes_on_disk(&self) -> Result<u64, StoreError>;
+    /// See [`Store::compact`].
+    fn compact(&self, _go_on: &dyn Fn() -> bool) -> Result<Option<Compacted>, StoreError> {
+        Ok(None)
+    }
     fn close(&self);
 }
 
@@ -50,14 +63,11 @@ pub struct Framed<E> {
     engine: E,
     /// Held by the one writer, from looking up what a batch replaces until it is written.
     writer: Mutex<()>,
-    /// Held for reading by each `get` and `scan`, which read several engine rows, and for writing
-    /// while a batch is put in. (sled stops its own readers for as long, so this costs little.)
-    between_batches: RwLock<()>,
 }
 
 impl<E: Engine> Framed<E> {
     pub fn over(engine: E) -> Framed<E> {
-        Framed { engine, writer: Mutex::new(()), between_batches: RwLock::new(()) }
+        Framed { engine, writer: Mutex::new(()) }
     }
 
     /// The engine itself: its rows as laid out above, unchecked. Writing to it is for tests of
@@ -66,63 +76,8 @@ impl<E: Engine> Framed<E> {
         &self.engine
     }
 
-    /// The value whose first engine row is `row`.
-    fn value(&self, row: Row) -> Result<Bytes, StoreError> {
-        let Head { value, chunked } = open_head(&row.key, row.value)?;
-        let Some(chunked) = chunked else { return Ok(value) };
-        let key = &row.key[1..];
-        // The length passed its checksum, but a value is never trusted with an allocation.
-        let mut whole = BytesMut::new();
-        for number in 0..chunked.chunks() {
-            let chunk_key = chunk_key(key, number);
-            let chunk = self.engine.get(&chunk_key)?;
-            let chunk = chunk.ok_or_else(|| corrupt(&chunk_key, "a chunk is missing"))?;
-            whole.put_slice(&unseal(&chunk_key, chunk)?);
-        }
-        if whole.len() as u64 != chunked.length || crc32c::crc32c(&whole) != chunked.crc {
-            return Err(corrupt(&row.key, "the chunks do not make up the value"));
-        }
-        Ok(whole.freeze())
-    }
-
-    /// How many chunks a key's value has now, and whether it has a value at all.
-    fn replaced(&self, row_key: &Bytes) -> Result<Option<u32>, StoreError> {
-        let Some(value) = self.engine.get(row_key)? else { return Ok(None) };
-        // A damaged row is replaced like any other; its chunks, if any, are left over until the
-        // group is cleared.
-        let head = open_head(row_key, value).ok();
-        Ok(Some(head.and_then(|head| head.chunked).map_or(0, |chunked| chunked.chunks())))
-    }
-
-    /// The engine's writes for one write.
-    fn lay_out(&self, write: Write, out: &mut Vec<Write>) -> Result<(), StoreError> {
-        let key = write.key().clone();
-        let row_key = tagged(ROW, &key);
-        let replaced = self.replaced(&row_key)?;
-        let mut chunks = 0;
-        match write {
-            Write::Put { value, .. } if value.len() <= CHUNK_BYTES => {
-                let value = seal(&row_key, &[&[WHOLE], &value]);
-                out.push(Write::Put { key: row_key, value });
-            }
-            Write::Put { value, .. } => {
-                for chunk in value.chunks(CHUNK_BYTES) {
-                    let key = chunk_key(&key, chunks);
-                    let value = seal(&key, &[chunk]);
-                    out.push(Write::Put { key, value });
-                    chunks += 1;
-                }
-                let length = (value.len() as u64).to_be_bytes();
-                let crc = crc32c::crc32c(&value).to_be_bytes();
-                let value = seal(&row_key, &[&[CHUNKED], &length, &crc]);
-                out.push(Write::Put { key: row_key, value });
-            }
-            Write::Delete { .. } if replaced.is_none() => return Ok(()),
-            Write::Delete { .. } => out.push(Write::Delete { key: row_key }),
-        }
-        let left_over = chunks..replaced.unwrap_or(0);
-        out.extend(left_over.map(|number| Write::Delete { key: chunk_key(&key, number) }));
-        Ok(())
+    pub fn into_engine(self) -> E {
+        self.engine
     }
 
     fn clear_tagged(&self, tag: u8, prefix: &[u8]) -> Result<(), StoreError> {
@@ -138,7 +93,6 @@ impl<E: Engine> Framed<E> {
             let belongs = |row: &Row| row.key.len() > prefix.len() + suffix;
             let writes = rows.into_iter().filter(belongs);
             let writes = writes.map(|row| Write::Delete { key: row.key }).collect();
-            let _alone = self.between_batches.write();
             self.engine.write(writes)?;
         }
     }
@@ -147,11 +101,10 @@ impl<E: Engine> Framed<E> {
 impl<E: Engine> Store for Framed<E> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let key = tagged(ROW, key);
-        let _between = self.between_batches.read();
-        match self.engine.get(&key)? {
-            Some(value) => self.value(Row { key, value }).map(Some),
+        self.engine.view(|view| match view.get(&key)? {
+            Some(value) => value_of(view, Row { key, value }).map(Some),
             None => Ok(None),
-        }
+        })
     }
 
     fn scan(
@@ -165,22 +118,25 @@ impl<E: Engine> Store for Framed<E> {
         }
         let start = tagged(ROW, range.start);
         let end = range.end.map_or(Bytes::from_static(&[ROW + 1]), |end| tagged(ROW, end));
-        let _between = self.between_batches.read();
-        let rows = self.engine.scan(KeyRange::new(&start, &end), order, limit)?;
-        rows.into_iter()
-            .map(|row| Ok(Row { key: row.key.slice(1..), value: self.value(row)? }))
-            .collect()
+        self.engine.view(|view| {
+            let rows = view.scan(KeyRange::new(&start, &end), order, limit)?;
+            rows.into_iter()
+                .map(|row| Ok(Row { key: row.key.slice(1..), value: value_of(view, row)? }))
+                .collect()
+        })
     }
 
     fn write(&self, batch: Batch) -> Result<(), StoreError> {
         let last_of_each_key: BTreeMap<Bytes, Write> =
             batch.writes.into_iter().map(|write| (write.key().clone(), write)).collect();
         let _writer = self.writer.lock();
-        let mut writes = Vec::with_capacity(last_of_each_key.len());
-        for write in last_of_each_key.into_values() {
-            self.lay_out(write, &mut writes)?;
-        }
-        let _alone = self.between_batches.write();
+        let writes = self.engine.view(|view| {
+            let mut writes = Vec::with_capacity(last_of_each_key.len());
+            for write in last_of_each_key.into_values() {
+                lay_out(view, write, &mut writes)?;
+            }
+            Ok(writes)
+        })?;
         self.engine.write(writes)
     }
 
@@ -199,9 +155,78 @@ impl<E: Engine> Store for Framed<E> {
         self.engine.bytes_on_disk()
     }
 
+    fn compact(&self, go_on: &dyn Fn() -> bool) -> Result<Option<Compacted>, StoreError> {
+        self.engine.compact(go_on)
+    }
+
     fn close(&self) {
         self.engine.close();
     }
+}
+
+/// How many chunks a key's value has now, and whether it has a value at all.
+fn replaced(view: &dyn View, row_key: &Bytes) -> Result<Option<u32>, StoreError> {
+    let Some(value) = view.get(row_key)? else { return Ok(None) };
+    // A damaged row is replaced like any other; its chunks, if any, are left over until the
+    // group is cleared.
+    let head = open_head(row_key, value).ok();
+    Ok(Some(head.and_then(|head| head.chunked).map_or(0, |chunked| chunked.chunks())))
+}
+
+/// The engine's writes for one write.
+fn lay_out(view: &dyn View, write: Write, out: &mut Vec<Write>) -> Result<(), StoreError> {
+    let key = write.key().clone();
+    let row_key = tagged(ROW, &key);
+    let replaced = replaced(view, &row_key)?;
+    let mut chunks = 0;
+    match write {
+        Write::Put { value, .. } if value.len() <= CHUNK_BYTES => {
+            let value = seal(&row_key, &[&[WHOLE], &value]);
+            out.push(Write::Put { key: row_key, value });
+        }
+        Write::Put { value, .. } => {
+            for chunk in value.chunks(CHUNK_BYTES) {
+                let key = chunk_key(&key, chunks);
+                let value = seal(&key, &[chunk]);
+                out.push(Write::Put { key, value });
+                chunks += 1;
+            }
+            let length = (value.len() as u64).to_be_bytes();
+            let crc = crc32c::crc32c(&value).to_be_bytes();
+            let value = seal(&row_key, &[&[CHUNKED], &length, &crc]);
+            out.push(Write::Put { key: row_key, value });
+        }
+        Write::Delete { .. } if replaced.is_none() => return Ok(()),
+        Write::Delete { .. } => out.push(Write::Delete { key: row_key }),
+    }
+    for number in chunks..replaced.unwrap_or(0) {
+        let key = chunk_key(&key, number);
+        // The length passed its checksum, but is not trusted with so many deletes.
+        if view.get(&key)?.is_none() {
+            break;
+        }
+        out.push(Write::Delete { key });
+    }
+    Ok(())
+}
+
+/// The value whose first engine row is `row`.
+fn value_of(view: &dyn View, row: Row) -> Result<Bytes, StoreError> {
+    let Head { value, chunked } = open_head(&row.key, row.value)?;
+    let Some(chunked) = chunked else { return Ok(value) };
+    let key = &row.key[1..];
+    // The length passed its checksum, but a value is never trusted with an allocation.
+    let mut whole = BytesMut::new();
+    for number in 0..chunked.chunks() {
+        let chunk_key = chunk_key(key, number);
+        let chunk = view.get(&chunk_key)?;
+        let chunk = chunk.ok_or_else(|| corrupt(&chunk_key, "a chunk is missing"))?;
+        whole.put_slice(&unseal(&chunk_key, chunk)?);
+    }
+    if whole.len() as u64 != chunked.length || crc32c::crc32c(&whole) != chunked.crc {
+        return Err(corrupt(&row.key, "the chunks do not make up the value"));
+    }
+    Ok(whole.freeze())
 }
 
 /// What a key's own engine row says.
@@ -253,7 +278,7 @@ fn chunk_key(key: &[u8], number: u32) -> Bytes {
 }
 
 /// Puts the parts one after another and their checksum at the end.
-fn seal(key: &[u8], parts: &[&[u8]]) -> Bytes {
+pub(crate) fn seal(key: &[u8], parts: &[&[u8]]) -> Bytes {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let mut bytes = BytesMut::with_capacity(length + CRC_BYTES);
     for part in parts {

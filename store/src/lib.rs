@@ -1,4 +1,5 @@
-//! Ordered keys, atomic batches, and the table in front of them; the only crate that names sled.
+//! Ordered keys, atomic batches, and the table in front of them; the only crate that names sled
+//! and redb.
 //!
 //! What lies here is a projection of the log (architecture D13): crash-consistent at some applied
 //! index, and never the truth. Whoever finds it damaged deletes it and rebuilds it from a snapshot
@@ -6,22 +7,32 @@
 //! decides when a checkpoint is due.
 //!
 //! Read in this order: [`Store`] (the contract), [`frame`] (how a value lies in an engine),
-//! [`sled`] and [`memory`] (the engines), [`table`] (rows applied but not yet checkpointed).
+//! [`sled`], [`redb`] and [`memory`] (the engines), `directory` (which of them keeps a node's store,
+//! and what is thrown away), [`compaction`] (space given back), [`table`] (rows applied but not yet checkpointed).
 
+mod caught;
 pub mod codec;
+pub mod compaction;
+mod directory;
 mod error;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keys;
 pub mod memory;
+pub mod redb;
 pub mod sled;
 pub mod table;
 mod watched;
 
 use bytes::Bytes;
 
+pub use directory::{EngineKind, Opened, discard, open_or_rebuild};
 pub use error::StoreError;
 pub use memory::MemoryStore;
-pub use sled::{Opened, SledStore};
+pub use redb::RedbStore;
+pub use sled::SledStore;
 pub use table::{CheckpointReport, Held, Mark, PostponedBecause, Restore, Table};
 pub use watched::{FailureListener, Watched};
 
@@ -58,9 +69,25 @@ pub trait Store: Send + Sync + 'static {
     /// Bytes the store occupies where it keeps its data.
     fn bytes_on_disk(&self) -> Result<u64, StoreError>;
 
+    /// Gives space back if the files take up far more than what is live, while others read and
+    /// write. May take long; it is given up once `go_on` says no. `None`: nothing was given back.
+    ///
+    /// # Errors
+    /// When it cannot be done; the store is as it was, unless it has failed by itself.
+    fn compact(&self, _go_on: &dyn Fn() -> bool) -> Result<Option<Compacted>, StoreError> {
+        Ok(None)
+    }
+
     /// Lets go of the files, whoever else still holds this store: calls that run are waited for,
     /// later ones are [`StoreError::Stopped`]. What lies in memory stays as it is.
     fn close(&self);
+}
+
+/// What giving space back did: the bytes on disk before and after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compacted {
+    pub before: u64,
+    pub after: u64,
 }
 
 /// Keys from `start` (included) to `end` (not included; `None`: to the last key).

@@ -7,7 +7,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use crate::frame::{Engine, Framed};
+use crate::frame::{Engine, Framed, View};
 use crate::{KeyRange, Order, Row, StoreError, Write};
 
 /// A [`crate::Store`] in memory.
@@ -16,6 +16,8 @@ pub type MemoryStore = Framed<MemoryEngine>;
 #[derive(Default)]
 pub struct MemoryEngine {
     state: RwLock<State>,
+    /// As sled's.
+    between_batches: RwLock<()>,
 }
 
 #[derive(Default)]
@@ -64,7 +66,7 @@ impl State {
     }
 }
 
-impl Engine for MemoryEngine {
+impl View for MemoryEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         Ok(self.state.read().rows.get(key).cloned())
     }
@@ -87,8 +89,19 @@ impl Engine for MemoryEngine {
             Order::Descending => found.rev().take(limit).map(row).collect(),
         })
     }
+}
+
+impl Engine for MemoryEngine {
+    fn view<T>(
+        &self,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let _between = self.between_batches.read();
+        read(self)
+    }
 
     fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        let _alone = self.between_batches.write();
         let mut state = self.state.write();
         let mut before = Vec::with_capacity(writes.len());
         for write in writes {

@@ -1,26 +1,22 @@
 //! The store in sled; the only file that names it.
 //!
-//! Owns the store's directory, and the rule for when its contents are thrown away: sled survives
-//! the end of a process, but after a power loss it may return old pages, and some damage makes it
-//! panic, now or later. So every call runs under `catch_unwind`, and a store that was last opened
-//! before the machine started, or that does not open, is discarded. It never repairs.
-//!
-//! ```text
-//! <dir>/boot_id     the layout's version, the boot id of the machine when the store was made
-//! <dir>/sled/       sled's own files
-//! ```
+//! Owns sled's files, and the rule for when they are thrown away: sled survives the end of a
+//! process, but after a power loss it may return old pages, and some damage makes it panic, now or
+//! later. So every call runs under `catch_unwind`, and a store that was made before the machine
+//! started, or that does not open, is discarded. It never repairs.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use crate::frame::{Engine, Framed};
+use crate::caught::{caught, engine};
+use crate::compaction::Beside;
+use crate::directory::{BOOT_ID_FILE, EngineKind, Opened, Unkept, file, keep_or_make, remove};
+use crate::frame::{Engine, Framed, View};
 use crate::{KeyRange, Order, Row, StoreError, Write};
 
 /// Pages sled keeps in memory unless the configuration says otherwise.
@@ -28,12 +24,13 @@ pub const CACHE_BYTES_DEFAULT: u64 = 128 * 1024 * 1024;
 
 /// Precedes the boot id; another one means another layout.
 const LAYOUT: &str = "piton store 1";
-const BOOT_ID_FILE: &str = "boot_id";
 /// A row in a tree of its own, the first one written. sled opens a file without one valid segment
 /// as an empty database, which would look like a store that was never written to.
 const SEAL_TREE: &str = "seal";
 const SEAL_KEY: &[u8] = b"sealed";
-const ENGINE_DIRECTORY: &str = "sled";
+/// A copy that is being made, and what it takes the place of.
+const FRESH: &str = "new";
+const OLD: &str = "old";
 /// sled reclaims space only in its flush thread, so that cannot be switched off; checkpoints sync
 /// by themselves.
 const FLUSH_EVERY_MS: u64 = 1_000;
@@ -44,17 +41,6 @@ const IN_USE_RETRY: Duration = Duration::from_millis(20);
 /// A [`crate::Store`] in sled.
 pub type SledStore = Framed<SledEngine>;
 
-/// What opening found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Opened {
-    /// The store is as it was left.
-    Kept,
-    /// The store is empty; there was none.
-    Created,
-    /// The store is empty; what was there could not be relied on.
-    Discarded { reason: String },
-}
-
 /// The id the kernel drew when the machine started; a store is not kept across it.
 pub fn machine_boot_id() -> Result<String, StoreError> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
@@ -62,38 +48,39 @@ pub fn machine_boot_id() -> Result<String, StoreError> {
     Ok(id.trim().to_owned())
 }
 
-/// Opens the store in `dir`, or discards what is there and makes an empty one.
+/// Opens the store in `dir`, or discards what is there and makes an empty one. `boot_id` is that of
+/// the machine; a store that was made under another one is discarded.
 ///
 /// # Errors
-/// [`StoreError::InUse`] if another process has it open (nothing is discarded then); any other
-/// error means that not even an empty store can be made here.
+/// As [`crate::open_or_rebuild`].
 pub fn open_or_rebuild(
     dir: &Path,
     boot_id: &str,
     cache_bytes: u64,
 ) -> Result<(SledStore, Opened), StoreError> {
-    let engine_dir = dir.join(ENGINE_DIRECTORY);
-    let existed = engine_dir.exists();
-    let reason = match recorded_boot_id(dir) {
-        Ok(recorded) if recorded == boot_id => match reopen(&engine_dir, cache_bytes) {
-            Ok(engine) => return Ok((Framed::over(engine), Opened::Kept)),
-            Err(error @ StoreError::InUse { .. }) => return Err(error),
-            Err(error) => with_causes(&error),
-        },
-        Ok(recorded) => format!("the machine was restarted (boot id was {recorded:?})"),
-        Err(reason) => reason,
+    let engine_dir = dir.join(EngineKind::Sled.name());
+    let keep = || match recorded_boot_id(dir) {
+        Ok(recorded) if recorded == boot_id => {
+            remove(&engine_dir.with_extension(FRESH))?;
+            remove(&engine_dir.with_extension(OLD))?;
+            Ok(reopen(&engine_dir, cache_bytes)?)
+        }
+        Ok(recorded) => {
+            Err(Unkept::Stale(format!("the machine was restarted (boot id was {recorded:?})")))
+        }
+        Err(reason) => Err(Unkept::Stale(reason)),
     };
-    discard(dir)?;
-    let boot_id_path = dir.join(BOOT_ID_FILE);
-    fs::create_dir_all(dir).map_err(file("create the store's directory", dir))?;
-    // ORDER: the boot id is written before the engine makes its files, so whatever lies beside it
-    // was written since that boot.
-    fs::write(&boot_id_path, format!("{LAYOUT}\n{boot_id}\n"))
-        .map_err(file("write the boot id to", &boot_id_path))?;
-    let engine = SledEngine::open(&engine_dir, cache_bytes)?;
-    engine.seal()?;
-    let opened = if existed { Opened::Discarded { reason } } else { Opened::Created };
-    Ok((Framed::over(engine), opened))
+    let make = || {
+        // ORDER: the boot id is written before the engine makes its files, so whatever lies beside
+        // it was written since that boot.
+        let boot_id_path = dir.join(BOOT_ID_FILE);
+        fs::write(&boot_id_path, format!("{LAYOUT}\n{boot_id}\n"))
+            .map_err(file("write the boot id to", &boot_id_path))?;
+        let engine = SledEngine::open(&engine_dir, cache_bytes)?;
+        engine.seal()?;
+        Ok(engine)
+    };
+    keep_or_make(dir, EngineKind::Sled, keep, make)
 }
 
 fn reopen(dir: &Path, cache_bytes: u64) -> Result<SledEngine, StoreError> {
@@ -118,43 +105,16 @@ fn recorded_boot_id(dir: &Path) -> Result<String, String> {
     }
 }
 
-/// Discards what is in `dir`: the next start makes an empty store and has it rebuilt.
-///
-/// # Errors
-/// When files cannot be removed.
-pub fn discard(dir: &Path) -> Result<(), StoreError> {
-    let remove = |path: &Path, result: std::io::Result<()>| match result {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(file("discard the store at", path)(error))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    };
-    // ORDER: the boot id goes first. Without it the rest is discarded at the next start too, so a
-    // store that was half deleted is never opened.
-    let boot_id = dir.join(BOOT_ID_FILE);
-    remove(&boot_id, fs::remove_file(&boot_id))?;
-    remove(dir, fs::remove_dir_all(dir))
-}
-
-fn file(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
-    move |source| StoreError::File { doing, path: path.to_owned(), source }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 pub struct SledEngine {
     /// `None` once it is closed. Calls hold it for reading.
     db: RwLock<Option<sled::Db>>,
     /// Set by a panic: what sled holds in memory may be half-changed.
     stopped: AtomicBool,
+    /// Held for reading by each view, which may read several rows, and for writing while a batch
+    /// is put in. (sled stops its own readers for as long, so this costs little.)
+    between_batches: RwLock<()>,
+    dir: PathBuf,
+    cache_bytes: u64,
 }
 
 impl SledEngine {
@@ -168,11 +128,14 @@ impl SledEngine {
                     .flush_every_ms(Some(FLUSH_EVERY_MS))
                     .open()
             };
-            match caught("open the store", open) {
+            match caught("open the store", || open().map_err(engine("open the store"))) {
                 Ok(db) => {
                     return Ok(SledEngine {
                         db: RwLock::new(Some(db)),
                         stopped: AtomicBool::new(false),
+                        between_batches: RwLock::new(()),
+                        dir: dir.to_owned(),
+                        cache_bytes,
                     });
                 }
                 Err(StoreError::Engine { source, .. }) if says_in_use(source.as_ref()) => {
@@ -206,7 +169,7 @@ impl SledEngine {
         let Some(db) = db.as_ref().filter(|_| !self.stopped.load(Ordering::Acquire)) else {
             return Err(StoreError::Stopped { doing });
         };
-        let result = caught(doing, || call(db));
+        let result = caught(doing, || call(db).map_err(engine(doing)));
         if matches!(result, Err(StoreError::Panicked { .. })) {
             self.stopped.store(true, Ordering::Release);
         }
@@ -217,20 +180,6 @@ impl SledEngine {
 impl Drop for SledEngine {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-fn caught<T>(doing: &'static str, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
-    // Unwind safe: after a panic the engine is stopped, and nobody looks at what was half-changed.
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(StoreError::Engine { doing, source: Box::new(error) }),
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            let message = text.unwrap_or_else(|| "no message".to_owned());
-            Err(StoreError::Panicked { doing, message })
-        }
     }
 }
 
@@ -246,7 +195,7 @@ fn bytes(value: &sled::IVec) -> Bytes {
     Bytes::copy_from_slice(value)
 }
 
-impl Engine for SledEngine {
+impl View for SledEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let found = self.call("read a row", |db| db.get(key))?;
         Ok(found.as_ref().map(bytes))
@@ -275,6 +224,16 @@ impl Engine for SledEngine {
             }
         })
     }
+}
+
+impl Engine for SledEngine {
+    fn view<T>(
+        &self,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let _between = self.between_batches.read();
+        read(self)
+    }
 
     fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
@@ -284,6 +243,7 @@ impl Engine for SledEngine {
                 Write::Delete { key } => batch.remove(key.as_ref()),
             }
         }
+        let _alone = self.between_batches.write();
         self.call("write a batch", |db| db.apply_batch(batch))
     }
 
@@ -305,5 +265,35 @@ impl Engine for SledEngine {
         if let Err(error) = closed {
             tracing::warn!(%error, "the store did not close cleanly");
         }
+    }
+}
+
+impl Beside for SledEngine {
+    const FILES_PER_LIVE_MAX: u64 = 4;
+
+    fn beside(&self) -> Result<SledEngine, StoreError> {
+        let dir = self.dir.with_extension(FRESH);
+        remove(&dir)?;
+        let engine = SledEngine::open(&dir, self.cache_bytes)?;
+        engine.seal()?;
+        Ok(engine)
+    }
+
+    /// sled goes by its files' names, so it is opened anew under the old ones. A crash between the
+    /// two renames leaves no store, which is then rebuilt.
+    fn take_place(self, old: &SledEngine) -> Result<SledEngine, StoreError> {
+        self.close();
+        old.close();
+        let gone = old.dir.with_extension(OLD);
+        remove(&gone)?;
+        fs::rename(&old.dir, &gone).map_err(file("rename", &old.dir))?;
+        fs::rename(&self.dir, &old.dir).map_err(file("rename", &self.dir))?;
+        remove(&gone)?;
+        reopen(&old.dir, self.cache_bytes)
+    }
+
+    fn give_up(self) -> Result<(), StoreError> {
+        self.close();
+        remove(&self.dir)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Batch, KeyRange, Order, Row, Store, StoreError};
+use crate::{Batch, Compacted, KeyRange, Order, Row, Store, StoreError};
 
 /// Hears of an error that only a rebuild repairs. Called on the thread that met it.
 pub type FailureListener = Box<dyn Fn(&StoreError) + Send + Sync>;
@@ -59,6 +59,11 @@ impl Store for Watched {
 
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
         self.watch(self.store.bytes_on_disk())
+    }
+
+    /// An error of it is not one of the store's: if the store has failed too, the next call tells.
+    fn compact(&self, go_on: &dyn Fn() -> bool) -> Result<Option<Compacted>, StoreError> {
+        self.store.compact(go_on)
     }
 
     fn close(&self) {

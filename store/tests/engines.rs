@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use piton_store::frame::{CHUNK_BYTES, Engine, Framed};
 use piton_store::{
-    Batch, KeyRange, MemoryStore, Order, Row, Store, StoreError, Watched, Write, codec, prefix_end,
-    sled,
+    Batch, EngineKind, KeyRange, MemoryStore, Opened, Order, Row, Store, StoreError, Watched,
+    Write, codec, open_or_rebuild, prefix_end, redb, sled,
 };
 
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
@@ -21,6 +21,15 @@ macro_rules! over_every_engine {
             #[test] $(#[$attribute])*
             fn $name() {
                 super::$name(&super::MemoryStore::new())
+            }
+        )+ }
+        mod redb_engine { $(
+            #[test] $(#[$attribute])*
+            fn $name() {
+                let dir = tempfile::tempdir().unwrap();
+                let (store, _) =
+                    super::redb::open_or_rebuild(dir.path(), super::CACHE_BYTES).unwrap();
+                super::$name(&store)
             }
         )+ }
         mod sled_engine { $(
@@ -215,6 +224,27 @@ over_every_engine! {
         });
     }
 
+    // A reader that takes its time, in the middle of its rows, sees none of what is written then.
+    fn a_view_stands_between_two_batches(store) {
+        put(store, &[("a", b"1"), ("b", b"1")]);
+        let seen = std::thread::scope(|scope| {
+            store.engine().view(|view| {
+                let first = view.get(b"ra")?;
+                scope.spawn(|| put(store, &[("a", b"2"), ("b", b"2")]));
+                // An engine may let the writer go on beside the view, or make it wait.
+                for _ in 0..1_000 {
+                    std::thread::yield_now();
+                }
+                let second = view.get(b"rb")?;
+                Ok((first, second))
+            })
+        });
+        let (first, second) = seen.unwrap();
+        let value = |sealed: Option<Bytes>| sealed.unwrap()[1];
+        assert_eq!((value(first), value(second)), (b'1', b'1'));
+        assert_eq!(store.get(b"b").unwrap().as_deref(), Some(&b"2"[..]));
+    }
+
     fn bytes_on_disk_grow_with_what_is_stored(store) {
         let before = store.bytes_on_disk().unwrap();
         for n in 0..40 {
@@ -337,15 +367,17 @@ fn a_store_that_is_watched_tells_of_what_only_a_rebuild_repairs() {
 
 #[test]
 fn a_closed_store_lets_go_of_its_files_while_others_still_hold_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let open = || sled::open_or_rebuild(dir.path(), "boot", CACHE_BYTES).unwrap();
-    let (store, _) = open();
-    let held = Arc::new(store);
-    held.write(Batch { writes: vec![Write::put("key", "value")] }).unwrap();
-    held.close();
-    assert!(matches!(held.get(b"key"), Err(StoreError::Stopped { .. })));
-    let (again, opened) = open();
-    assert_eq!(opened, sled::Opened::Kept);
-    assert_eq!(again.get(b"key").unwrap().unwrap(), "value");
-    held.close();
+    for engine in EngineKind::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || open_or_rebuild(engine, dir.path(), CACHE_BYTES).unwrap();
+        let (held, opened) = open();
+        assert_eq!(opened, Opened::Created);
+        held.write(Batch { writes: vec![Write::put("key", "value")] }).unwrap();
+        held.close();
+        assert!(matches!(held.get(b"key"), Err(StoreError::Stopped { .. })));
+        let (again, opened) = open();
+        assert_eq!(opened, Opened::Kept);
+        assert_eq!(again.get(b"key").unwrap().unwrap(), "value");
+        held.close();
+    }
 }

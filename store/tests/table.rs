@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use piton_store::frame::{Engine, Framed};
+use piton_store::frame::{Engine, Framed, View};
 use piton_store::memory::MemoryEngine;
 use piton_store::{
     CheckpointReport, KeyRange, MemoryStore, Order, PostponedBecause, Row, StoreError, Table, Write,
@@ -367,7 +367,7 @@ struct Recording {
     written: Mutex<Vec<Write>>,
 }
 
-impl Engine for Recording {
+impl View for Recording {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.engine.get(key)
     }
@@ -379,6 +379,15 @@ impl Engine for Recording {
         limit: usize,
     ) -> Result<Vec<Row>, StoreError> {
         self.engine.scan(range, order, limit)
+    }
+}
+
+impl Engine for Recording {
+    fn view<T>(
+        &self,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.engine.view(read)
     }
 
     fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {

@@ -12,20 +12,22 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use piton_store::{
-    CheckpointReport, KeyRange, MemoryStore, Order, PostponedBecause, Row, Store, StoreError,
-    Table, Write, sled,
+    CheckpointReport, EngineKind, KeyRange, MemoryStore, Opened, Order, PostponedBecause, Row,
+    Store, StoreError, Table, Write, open_or_rebuild,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use support::{Failing, GROUP, NO_LIMIT, mark};
 
+const CACHE_BYTES: u64 = 1 << 24;
+
 type Rows = BTreeMap<Bytes, Bytes>;
 
-/// Two engines, one way to end a process: what is not synced may be lost (memory), or the handle is
-/// closed and opened again (sled).
+/// Two ways to end a process: what is not synced may be lost (memory), or the handle is closed and
+/// opened again (the engines on disk).
 enum Disk {
     Memory(Arc<MemoryStore>),
-    Sled(tempfile::TempDir),
+    Directory(EngineKind, tempfile::TempDir),
 }
 
 /// A group's log, every state it went through, and the table under test.
@@ -186,7 +188,7 @@ impl Model {
     /// Ends the process, opens again, checks that the state is that of the mark, and replays.
     fn crash(&mut self) {
         let checkpointed = self.table.checkpointed();
-        // The old table has to go first: sled's files are locked by it.
+        // The old table has to go first: the engine's files are locked by it.
         self.table = Table::open(Arc::new(MemoryStore::new()), GROUP).unwrap();
         if let Disk::Memory(store) = &self.disk {
             let kept = self.random.random_range(0..3);
@@ -240,10 +242,10 @@ fn open(disk: &Disk) -> (Arc<dyn Store>, Option<Arc<Failing>>) {
             let failing = Arc::new(Failing { inner: store.clone(), changes_left });
             (failing.clone(), Some(failing))
         }
-        Disk::Sled(dir) => {
-            let (store, opened) = sled::open_or_rebuild(dir.path(), "boot", 1 << 24).unwrap();
-            assert!(!matches!(opened, sled::Opened::Discarded { .. }), "{opened:?}");
-            (Arc::new(store), None)
+        Disk::Directory(engine, dir) => {
+            let (store, opened) = open_or_rebuild(*engine, dir.path(), CACHE_BYTES).unwrap();
+            assert!(!matches!(opened, Opened::Discarded { .. }), "{opened:?}");
+            (store, None)
         }
     }
 }
@@ -261,10 +263,10 @@ fn the_table_equals_a_model_over_the_memory_engine_with_crashes_and_failures() {
 }
 
 #[test]
-fn the_table_equals_a_model_over_sled_with_reopening() {
-    for seed in 0..3 {
-        println!("seed {seed}");
-        Model::new(seed, Disk::Sled(tempfile::tempdir().unwrap())).run(300);
+fn the_table_equals_a_model_over_the_engines_on_disk_with_reopening() {
+    for (engine, seed) in EngineKind::ALL.into_iter().flat_map(|e| [(e, 0), (e, 1), (e, 2)]) {
+        println!("{engine:?}, seed {seed}");
+        Model::new(seed, Disk::Directory(engine, tempfile::tempdir().unwrap())).run(300);
     }
 }
 
@@ -322,8 +324,10 @@ fn concurrent_readers_see_one_applied_index_over_the_memory_engine() {
 }
 
 #[test]
-fn concurrent_readers_see_one_applied_index_over_sled() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _) = sled::open_or_rebuild(dir.path(), "boot", 1 << 24).unwrap();
-    readers_see_one_applied_index(Arc::new(store), 5_000);
+fn concurrent_readers_see_one_applied_index_over_the_engines_on_disk() {
+    for engine in EngineKind::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open_or_rebuild(engine, dir.path(), CACHE_BYTES).unwrap();
+        readers_see_one_applied_index(store, 5_000);
+    }
 }

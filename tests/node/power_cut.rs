@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use piton_node::config::{Config, StoreEngine};
 use piton_node::{Devices, Failure};
 use piton_proto::history::HistoryEvent;
 use piton_raft::log::{Faults, FaultyDisk};
@@ -31,6 +32,7 @@ const CUTS: usize = 200;
 /// Power cuts that one machine lives through; then the next begins with empty disks.
 const CUTS_OF_ONE_MACHINE: usize = 10;
 const CLIENTS: usize = 6;
+const ENGINES: [StoreEngine; 2] = [StoreEngine::Sled, StoreEngine::Redb];
 
 fn from_environment<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
@@ -41,6 +43,7 @@ fn from_environment<T: std::str::FromStr>(name: &str) -> Option<T> {
 struct Machine {
     disk: FaultyDisk,
     directory: TempDir,
+    store: StoreEngine,
     random: SmallRng,
     ledger: Ledger,
     /// Sent, with an unknown outcome: sent again after the restart, as clients do.
@@ -85,12 +88,19 @@ impl Machine {
         Self {
             disk: FaultyDisk::new(seed),
             directory: TempDir::new().unwrap(),
+            store: StoreEngine::Sled,
             random: SmallRng::seed_from_u64(seed),
             ledger: Ledger::default(),
             unknown: Vec::new(),
             old_token: None,
             life: 0,
         }
+    }
+
+    fn config(&self) -> Config {
+        let mut config = config(Some(self.directory.path()));
+        config.data.store = self.store;
+        config
     }
 
     /// Starts the node; in some lives the power fails while it starts, perhaps twice.
@@ -101,7 +111,7 @@ impl Machine {
             let cut_at_call =
                 self.random.random_ratio(1, 5).then(|| self.random.random_range(1..12));
             self.disk.set_faults(Faults { cut_at_call, ..Faults::default() });
-            match Running::start_on(config(Some(self.directory.path())), disk).await {
+            match Running::start_on(self.config(), disk).await {
                 Ok(running) if cut_at_call.is_none() => return running,
                 // It came up before the call that should fail.
                 Ok(running) => running.stop().await,
@@ -115,8 +125,8 @@ impl Machine {
 
     fn lose_power(&mut self) {
         self.disk = self.disk.cut_power();
-        // A machine that comes back has another boot id, and the store is discarded; if it was the
-        // process alone that ended, the store is used.
+        // A machine that comes back has another boot id, and sled's store is discarded; if it was the
+        // process alone that ended, or redb keeps it, the store is used.
         if self.random.random_ratio(1, 2) {
             remove_store(self.directory.path());
         }
@@ -237,6 +247,7 @@ async fn nothing_acknowledged_is_lost_by_power_cuts_at_random_moments_under_load
     let (mut acknowledged, mut tokens) = (0, 0);
     for number in 0..cuts.div_ceil(CUTS_OF_ONE_MACHINE) {
         let mut machine = Machine::new(seed.wrapping_add(number as u64));
+        machine.store = ENGINES[number % ENGINES.len()];
         for _ in 0..CUTS_OF_ONE_MACHINE.min(cuts - number * CUTS_OF_ONE_MACHINE) {
             machine.live().await;
             tokens += usize::from(machine.old_token.is_some());
@@ -255,8 +266,7 @@ async fn a_failed_sync_stops_the_node_and_nothing_more_is_acknowledged() {
     for fail_at_sync in [1, 2, 5, 9] {
         let mut machine = Machine::new(fail_at_sync);
         let disk = Arc::new(machine.disk.clone());
-        let running =
-            Running::start_on(config(Some(machine.directory.path())), disk).await.unwrap();
+        let running = Running::start_on(machine.config(), disk).await.unwrap();
         let api = running.api();
         let faults = Faults { fail_at_sync: Some(fail_at_sync), ..Faults::default() };
         machine.disk.set_faults(faults);
@@ -276,8 +286,7 @@ async fn a_failed_sync_stops_the_node_and_nothing_more_is_acknowledged() {
         machine.disk = if is_lost { machine.disk.cut_power() } else { machine.disk.kill() };
         assert_eq!(machine.ledger.len(), acknowledged);
         let disk = Arc::new(machine.disk.clone());
-        let running =
-            Running::start_on(config(Some(machine.directory.path())), disk).await.unwrap();
+        let running = Running::start_on(machine.config(), disk).await.unwrap();
         machine.check_all(running.api().as_ref()).await;
         running.stop().await;
     }
@@ -286,7 +295,7 @@ async fn a_failed_sync_stops_the_node_and_nothing_more_is_acknowledged() {
 /// Places orders on a node, waits for them, and stops it.
 async fn fill(machine: &Machine, orders: impl IntoIterator<Item = String>) {
     let disk = Arc::new(machine.disk.clone());
-    let running = Running::start_on(config(Some(machine.directory.path())), disk).await.unwrap();
+    let running = Running::start_on(machine.config(), disk).await.unwrap();
     let api = running.api();
     let worker = Worker::start(&api, "orders", 3);
     place_orders(&api, &machine.ledger, "orders", orders).join_all().await;
@@ -317,7 +326,7 @@ async fn a_flipped_bit_in_acknowledged_log_data_is_detected_and_named() {
         let disk = machine.disk.fork();
         disk.flip(path, *offset, 3);
         remove_store(machine.directory.path());
-        let started = Running::start_on(config(Some(machine.directory.path())), Arc::new(disk));
+        let started = Running::start_on(machine.config(), Arc::new(disk));
         let text = chain(&started.await.err().expect("it starts on damaged acknowledged data"));
         assert!(text.contains(&path.display().to_string()), "{text}");
         // The record is named by where it begins, before the flipped byte.
@@ -395,9 +404,11 @@ impl Loss {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_lost_old_or_damaged_is_rebuilt_from_the_log() {
-    for loss in [Loss::Emptied, Loss::Older, Loss::Damaged, Loss::Cut] {
-        println!("{loss:?}");
-        let machine = Machine::new(21);
+    let losses = [Loss::Emptied, Loss::Older, Loss::Damaged, Loss::Cut];
+    for (engine, loss) in ENGINES.into_iter().flat_map(|engine| losses.map(|loss| (engine, loss))) {
+        println!("{engine:?}: {loss:?}");
+        let mut machine = Machine::new(21);
+        machine.store = engine;
         let store = machine.directory.path().join("store");
         let older = machine.directory.path().join("older");
         fill(&machine, named("early", 3)).await;
@@ -406,16 +417,32 @@ async fn a_store_that_is_lost_old_or_damaged_is_rebuilt_from_the_log() {
         let before = histories(&machine).await;
         loss.befall(&store, &older);
         let after = histories(&machine).await;
-        assert_eq!(before, after, "after its store was {loss:?}");
+        assert_eq!(before, after, "after its {engine:?} store was {loss:?}");
         // And it goes on.
         fill(&machine, named("after", 2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_of_another_engine_is_rebuilt_from_the_log() {
+    let mut machine = Machine::new(22);
+    for (number, engine) in ENGINES.into_iter().cycle().take(4).enumerate() {
+        machine.store = engine;
+        fill(&machine, named(&format!("phase-{number}"), 2)).await;
+        let before = histories(&machine).await;
+        machine.store = ENGINES[(number + 1) % ENGINES.len()];
+        assert_eq!(before, histories(&machine).await, "after a change from {engine:?}");
+        let left = std::fs::read_dir(machine.directory.path().join("store")).unwrap();
+        let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        let old = format!("{engine:?}").to_lowercase();
+        assert!(!names.iter().any(|name| name == old.as_str()), "{names:?}");
     }
 }
 
 /// What a node answers of all orders.
 async fn histories(machine: &Machine) -> BTreeMap<String, Vec<HistoryEvent>> {
     let disk = Arc::new(machine.disk.clone());
-    let running = Running::start_on(config(Some(machine.directory.path())), disk).await;
+    let running = Running::start_on(machine.config(), disk).await;
     let running = running.unwrap_or_else(|error| panic!("{}", chain(&error)));
     let api = running.api();
     let found = await_orders(api.as_ref(), &machine.ledger).await;
@@ -520,8 +547,7 @@ async fn a_store_that_fails_while_the_node_runs_is_rebuilt_and_the_node_goes_on(
             Arc::new(FailingStore { store, fails: Arc::clone(&flag) })
         }),
     };
-    let config = config(Some(machine.directory.path()));
-    let mut running = Running::start_with(config, devices).await.unwrap();
+    let mut running = Running::start_with(machine.config(), devices).await.unwrap();
     for phase in ["one", "two", "three"] {
         let api = running.api();
         let worker = Worker::start(&api, "orders", 3);

@@ -299,6 +299,8 @@ impl GroupIndex {
     pub(super) fn stored_in(&self, segment: u64) -> impl Iterator<Item = u64> {
         let first = self.first;
         let here = move |slot: &Slot| slot.stored_in() == Some(segment);
-        (first..).zip(&self.slots).filter(move |(_, slot)| here(slot)).map(|(index, _)| index)
+        // The slots are asked first: behind a purge point at the end of all numbers there is no next.
+        let numbered = self.slots.iter().zip(first..);
+        numbered.filter(move |(slot, _)| here(slot)).map(|(_, index)| index)
     }
 }

@@ -10,6 +10,8 @@
 mod disk;
 mod error;
 mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod reader;
 mod record;

@@ -56,8 +56,11 @@ impl EntryReader {
         if have.contains(&u64::from(offset)) && u64::from(offset) + length as u64 <= have.end {
             return Ok(());
         }
-        self.buffer.resize(length.max(READ_AHEAD_BYTES), 0);
         let failed = |error| LogError::disk("read entry from", &self.path, error);
+        // The length may come from a footer: no room is made for more than the file has.
+        let left = self.file.length().map_err(failed)?.saturating_sub(u64::from(offset));
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        self.buffer.resize(length.max(READ_AHEAD_BYTES).min(left), 0);
         let read = self.file.read_at(&mut self.buffer, u64::from(offset)).map_err(failed)?;
         self.buffer.truncate(read);
         self.buffer_start = offset;

@@ -54,7 +54,7 @@ pub(super) enum RecordKind {
 }
 
 impl RecordKind {
-    const ALL: [RecordKind; 10] = [
+    pub(super) const ALL: [RecordKind; 10] = [
         RecordKind::Batch,
         RecordKind::Head,
         RecordKind::Entry,

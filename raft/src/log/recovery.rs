@@ -180,7 +180,8 @@ impl<'a> Contents<'a> {
             .filter(|(header, _)| header.kind == RecordKind::Head)
             .and_then(|(_, payload)| Head::decode(payload));
         let bytes = self.bytes(footer, u64::from(previous.end))?;
-        let place = Place { offset: footer + offset, ..place };
+        let Some(offset) = footer.checked_add(offset) else { return Ok(None) };
+        let place = Place { offset, ..place };
         let index = bytes
             .get(HEADER_BYTES..)
             .and_then(|bytes| record::decode(bytes, place))
@@ -490,8 +491,12 @@ fn contiguous(
     slots: BTreeMap<u64, Slot>,
 ) -> Result<GroupIndex, LogError> {
     let first = next.or(slots.keys().next().copied()).unwrap_or(0);
-    for (expected, found) in (first..).zip(slots.keys()) {
-        if expected != *found {
+    // Nothing could follow the greatest index, so an entry there is none of ours.
+    if slots.contains_key(&u64::MAX) {
+        return Err(LogError::Missing { dir: dir.to_owned(), group, index: first });
+    }
+    for (&found, expected) in slots.keys().zip(first..) {
+        if found != expected {
             return Err(LogError::Missing { dir: dir.to_owned(), group, index: expected });
         }
     }

@@ -20,6 +20,9 @@ use super::record::{self, Content, HEADER_BYTES, Header, Place, RecordKind};
 
 const SEGMENT_SUFFIX: &str = ".log";
 const SPARE_SUFFIX: &str = ".spare";
+/// Segments and batches are counted one by one and never get here. What claims to have is not ours,
+/// and there are always numbers left to go on with.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 /// The file of a segment.
 pub(super) fn segment_path(dir: &Path, number: u64) -> PathBuf {
@@ -33,7 +36,7 @@ pub(super) fn spare_path(dir: &Path, number: u64) -> PathBuf {
 
 /// The segment number in a file name.
 pub(super) fn segment_number(name: &str) -> Option<u64> {
-    name.strip_suffix(SEGMENT_SUFFIX)?.parse().ok()
+    name.strip_suffix(SEGMENT_SUFFIX)?.parse().ok().filter(|number| *number <= NUMBER_MAX)
 }
 
 /// Whether a file name is that of a spare.
@@ -111,6 +114,9 @@ pub(super) fn read_batch(segment: u64, bytes: &[u8], offset: u32) -> Result<Batc
     let (first, _) = read_record(segment, bytes, offset)
         .filter(|(header, _)| header.kind == RecordKind::Batch)
         .ok_or(Damage { offset, what: "no valid batch header" })?;
+    if first.batch > NUMBER_MAX {
+        return Err(Damage { offset, what: "no batch has such a number" });
+    }
     let end = u64::from(offset)
         .checked_add(first.term)
         .filter(|end| *end <= bytes.len() as u64)

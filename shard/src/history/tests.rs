@@ -175,3 +175,52 @@ fn tokens_of_others_are_refused() {
     let answer = read_page(&rows, &driver.key, &other, &page, &Limits::default());
     assert!(matches!(answer, Err(HistoryError::Token(_))));
 }
+
+/// Goal: a client's token is either one of ours, or refused as such: it is neither damage of the
+/// store's rows nor a reason to panic.
+#[test]
+fn a_page_token_of_a_clients_own_making_is_refused_as_such() {
+    let driver = long_run();
+    let run = view(&driver);
+    let token = |next: i64, end: i64, reverse: bool| PageToken {
+        run_id: run.run_id.clone(),
+        reverse,
+        next: EventId(next),
+        end: EventId(end),
+        suffix: Vec::new(),
+    };
+    let last = run.next_event_id.0 - 1;
+    for (next, end, reverse) in [
+        (0, last, false),
+        (last + 2, last + 2, false),
+        (last, last + 2, false),
+        (last, last - 1, false),
+        (i64::MAX, i64::MAX, false),
+        (1, i64::MAX, false),
+        (0, 0, true),
+        (last + 1, 0, true),
+        (i64::MAX, 0, true),
+        (i64::MIN, 0, true),
+    ] {
+        for wait in [false, true] {
+            let token = token(next, end, reverse).encode();
+            let page = HistoryPage { token, wait, reverse, ..page() };
+            let outcome = read(&driver, &page);
+            assert!(
+                matches!(outcome, Err(HistoryError::Token(_))),
+                "{next}..{end}, reverse {reverse}, wait {wait}"
+            );
+        }
+    }
+    let held = |run: &mut dyn FnMut()| allocation_counter::measure(run).bytes_max;
+    let samples = [(1, last + 1, false), (5, 9, false), (last, 0, true)];
+    let samples = samples.map(|(next, end, reverse)| token(next, end, reverse).encode());
+    piton_store::fuzzing::attack("a page token", samples.to_vec(), held, |bytes| {
+        for (wait, reverse) in [(false, false), (true, false), (false, true)] {
+            let page =
+                HistoryPage { token: bytes.to_vec(), wait, reverse, max_events: 2, ..page() };
+            let outcome = read(&driver, &page);
+            assert!(matches!(outcome, Ok(_) | Err(HistoryError::Token(_))));
+        }
+    });
+}

@@ -1,0 +1,104 @@
+//! This crate's decoders, to be given hostile bytes: by its tests, and by the targets in
+//! `tests/fuzz`. See `piton_store::fuzzing` for what a decoder function is and how bytes go wrong.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use piton_core::note::Note;
+use piton_core::proto::history::History;
+use piton_core::visibility::VisibilityRecord;
+use piton_raft::{CommittedEntry, Replica};
+use piton_store::{Mark, MemoryStore, Table, codec, keys};
+use prost::Message;
+
+use crate::entry::{self, Entry};
+use crate::history;
+use crate::meta_state::MetaReplica;
+use crate::row_codes::note_key;
+use crate::row_values::{
+    HistoryBatch, RequestRow, TaskValue, decode_current, decode_position, decode_range,
+    encode_current, encode_range, errand_row, task_row, timer_row,
+};
+use crate::token::TaskToken;
+
+/// An entry of a shard's log, and the verdicts that answer it.
+pub fn entry(bytes: &[u8]) {
+    match entry::decode_entry(Bytes::copy_from_slice(bytes)) {
+        Ok(Entry::Transitions(transitions)) => assert_eq!(entry::encode_entry(&transitions), bytes),
+        Ok(Entry::Range(range)) => assert_eq!(entry::encode_range(&range), bytes),
+        Err(_) => {}
+    }
+    if let Ok(verdicts) = entry::decode_verdicts(bytes) {
+        assert_eq!(entry::encode_verdicts(&verdicts), bytes);
+    }
+}
+
+/// An entry of the meta group's log, applied to an empty state and read back from its rows.
+pub fn meta_entry(bytes: &[u8]) {
+    let table = Table::open(Arc::new(MemoryStore::new()), 0).expect("an empty store opens");
+    let (mut replica, state) = MetaReplica::open(table.clone()).expect("an empty table opens");
+    let payload = Bytes::copy_from_slice(bytes);
+    let mark = Mark { index: 1, bytes: Bytes::new() };
+    if replica.apply(vec![CommittedEntry { term: 1, index: 1, payload }], mark).is_ok() {
+        let (_, again) = MetaReplica::open(table).expect("what was applied is read");
+        assert_eq!(*state.borrow(), *again.borrow());
+    }
+}
+
+/// A task token as a worker hands it back, and a history page token.
+pub fn token(bytes: &[u8]) {
+    if let Ok(token) = TaskToken::decode(bytes) {
+        assert_eq!(TaskToken::decode(&token.encode()).expect("it was encoded"), token);
+    }
+    let _ = history::token_run(bytes);
+}
+
+/// A row: the length of its key in two bytes, the key, the value.
+pub fn row(bytes: &[u8]) {
+    let Some((&[high, low], rest)) = bytes.split_first_chunk() else { return };
+    let (key, value) = rest.split_at(rest.len().min(usize::from(high) << 8 | usize::from(low)));
+    key_and_value(key, value);
+}
+
+fn key_and_value(key: &[u8], value: &[u8]) {
+    if let Some((_, row)) = keys::parse_workflow_row(key) {
+        match row {
+            keys::WorkflowRow::Current => {}
+            keys::WorkflowRow::Request { .. } => drop(codec::decode::<RequestRow>(value)),
+            keys::WorkflowRow::Event { .. } => history_batch(value),
+            keys::WorkflowRow::Note { kind, id, .. } => {
+                let _ = note_key(kind, id);
+                drop(codec::decode::<Note>(value));
+            }
+        }
+    }
+    // Rows of one value each, whatever key they came with.
+    let position = decode_position(value);
+    if let Ok(current) = decode_current(value) {
+        assert_eq!(Some(current.position), position);
+        let again = encode_current(&current).expect("it was decoded");
+        assert_eq!(decode_current(&again).expect("it was encoded"), current);
+    }
+    if let Ok(range) = decode_range(Bytes::copy_from_slice(value)) {
+        assert!(encode_range(&range).starts_with(&value[..13]));
+    }
+    let _ = timer_row(key);
+    let _ = errand_row(key);
+    if let Ok(task) = codec::decode::<TaskValue>(value) {
+        let _ = task_row(key, task);
+    }
+    if let Ok(record) = codec::decode::<VisibilityRecord>(value) {
+        let _ = record.to_proto();
+    }
+}
+
+fn history_batch(value: &[u8]) {
+    let raw = Bytes::copy_from_slice(value.get(1..).unwrap_or_default());
+    let batch = HistoryBatch { first: piton_core::id::EventId(1), raw: raw.clone() };
+    let counted = batch.len();
+    assert!(counted <= raw.len());
+    drop(History::decode(raw));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use piton_core::id::{EventId, NamespaceId, Position, RunId, ShardId, WorkflowId, WorkflowKey};
+use piton_core::placement::SLOTS;
+use piton_core::time::{Span, Timestamp};
+use piton_store::fuzzing::attack;
+use piton_store::{KeyRange, Order, Write};
+
+use super::*;
+use crate::entry::{SlotRange, TransitionRecord};
+use crate::meta_state::{MetaChange, MetaCommand, Namespace, NamespaceState, Route};
+use crate::replica::tests::TestShard;
+use crate::rows::tests::Driver;
+use crate::token::{ActivityToken, QueryToken, WorkflowTaskToken};
+
+fn held(run: &mut dyn FnMut()) -> u64 {
+    allocation_counter::measure(run).bytes_max
+}
+
+#[test]
+fn an_entry_survives_hostile_bytes() {
+    let transition = |writes| TransitionRecord {
+        term: 3,
+        key: WorkflowKey { namespace: "namespace".into(), workflow_id: "order-7".into() },
+        base: Position(9),
+        writes,
+    };
+    let writes = vec![Write::put("key", "a value"), Write::delete("another key")];
+    let samples = vec![
+        entry::encode_entry(&[transition(writes.clone()), transition(vec![])]).to_vec(),
+        entry::encode_entry(&[transition(writes)]).to_vec(),
+        entry::encode_range(&SlotRange { version: 2, slots: 5..SLOTS }).to_vec(),
+        vec![0, 1, 2, 3],
+    ];
+    attack("an entry", samples, held, entry);
+}
+
+#[test]
+fn an_entry_of_the_meta_group_survives_hostile_bytes() {
+    let namespace = Namespace {
+        id: "id".into(),
+        name: "orders".into(),
+        state: NamespaceState::Registered,
+        description: "what it is for".into(),
+        owner: String::new(),
+        data: BTreeMap::from([("key".into(), "value".into())]),
+        retention: Span::from_secs(60),
+        created: Timestamp(5),
+    };
+    let changes = [
+        MetaChange::Namespace(namespace),
+        MetaChange::SearchAttributes {
+            namespace: "id".into(),
+            types: BTreeMap::from([("Customer".into(), 2)]),
+        },
+        MetaChange::Limits(BTreeMap::from([("signals_max".into(), 5)])),
+        MetaChange::Routes(vec![
+            Route { shard: ShardId(1), slots: 0..8_192 },
+            Route { shard: ShardId(2), slots: 8_192..SLOTS },
+        ]),
+    ];
+    let command = |change| codec::encode(&MetaCommand { expected: 0, change }).expect("short");
+    let samples = changes.map(|change| command(change).to_vec()).to_vec();
+    attack("an entry of the meta group", samples, held, meta_entry);
+}
+
+#[test]
+fn a_token_survives_hostile_bytes() {
+    let (namespace, workflow_id) = (NamespaceId::from("n"), WorkflowId::from("order-7"));
+    let run_id = RunId::from("a-run-id");
+    let tokens = [
+        TaskToken::Workflow(WorkflowTaskToken {
+            namespace: namespace.clone(),
+            workflow_id: workflow_id.clone(),
+            run_id: run_id.clone(),
+            scheduled: EventId(2),
+            started: EventId(3),
+            attempt: 1,
+            term: 7,
+            number: 1 << 40,
+        }),
+        TaskToken::Activity(ActivityToken {
+            namespace: namespace.clone(),
+            workflow_id: workflow_id.clone(),
+            run_id: run_id.clone(),
+            activity_id: "5".into(),
+            activity_type: "charge".into(),
+            scheduled: EventId(5),
+            attempt: 3,
+            stamp: 300,
+        }),
+        TaskToken::Query(QueryToken { namespace, workflow_id, run_id, term: 7, query: 9 }),
+    ];
+    attack("a token", tokens.map(|token| token.encode()).to_vec(), held, token);
+}
+
+/// The rows of a workflow that has done a few things, as `row` takes them.
+fn rows() -> Vec<Vec<u8>> {
+    let mut driver = Driver::start(TestShard::new(), "order-7", Timestamp(1_000));
+    driver.signal();
+    let rows = driver.shard.rows();
+    let all = rows.scan(KeyRange::all(), Order::Ascending, usize::MAX).expect("it reads");
+    let mut kinds = String::new();
+    let samples = all.into_iter().map(|row| {
+        write!(kinds, "{:02x} ", row.key[0]).expect("a string takes all");
+        let length = (row.key.len() as u16).to_be_bytes();
+        [&length[..], &row.key, &row.value].concat()
+    });
+    let samples: Vec<Vec<u8>> = samples.collect();
+    for kind in [b'R', b'T', b'Q', b'V'] {
+        assert!(kinds.contains(&format!("{kind:02x}")), "{kinds}");
+    }
+    samples
+}
+
+#[test]
+fn a_row_survives_hostile_bytes() {
+    attack("a row", rows(), held, row);
+}

@@ -1,0 +1,162 @@
+//! The directory of a node's store: which engine keeps it, and when what lies there is thrown
+//! away. It never repairs: the store is a projection of the log, and is rebuilt from it.
+//!
+//! ```text
+//! <dir>/boot_id            sled only: the layout's version, the machine's boot id at the making
+//! <dir>/sled/              sled's own files
+//! <dir>/redb/store.redb    redb's one file
+//! ```
+//! A copy that is being made (see [`crate::compaction`]) lies beside it, with `.new` at the end of
+//! its name.
+//! What another engine left is discarded as a whole, so no two engines' files lie side by side.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::compaction::{Beside, Compacting, FLOOR_BYTES};
+use crate::frame::{Engine, Framed};
+use crate::{Store, StoreError, redb, sled};
+
+/// Precedes the boot id. Goes first when a store is discarded: without it sled's files are
+/// discarded at the next start too, so a store that was half deleted is never opened.
+pub(crate) const BOOT_ID_FILE: &str = "boot_id";
+
+/// What keeps a store's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    Sled,
+    Redb,
+}
+
+impl EngineKind {
+    pub const ALL: [EngineKind; 2] = [EngineKind::Sled, EngineKind::Redb];
+
+    /// Its name, which is that of its directory too.
+    pub fn name(self) -> &'static str {
+        match self {
+            EngineKind::Sled => "sled",
+            EngineKind::Redb => "redb",
+        }
+    }
+}
+
+/// What opening found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// The store is as it was left.
+    Kept,
+    /// The store is empty; there was none.
+    Created,
+    /// The store is empty; what was there could not be relied on, or is another engine's.
+    Discarded { reason: String },
+}
+
+/// Opens the store in `dir` with the given engine, or discards what is there and makes an empty
+/// one. `cache_bytes` is what the engine may keep in memory.
+///
+/// # Errors
+/// [`StoreError::InUse`] if another process has it open (nothing is discarded then); any other
+/// error means that not even an empty store can be made here.
+pub fn open_or_rebuild(
+    engine: EngineKind,
+    dir: &Path,
+    cache_bytes: u64,
+) -> Result<(Arc<dyn Store>, Opened), StoreError> {
+    Ok(match engine {
+        EngineKind::Sled => {
+            let boot_id = sled::machine_boot_id()?;
+            let (store, opened) = sled::open_or_rebuild(dir, &boot_id, cache_bytes)?;
+            (compacting(store), opened)
+        }
+        EngineKind::Redb => {
+            let (store, opened) = redb::open_or_rebuild(dir, cache_bytes)?;
+            (compacting(store), opened)
+        }
+    })
+}
+
+fn compacting<E: Beside>(store: Framed<E>) -> Arc<dyn Store> {
+    Arc::new(Framed::over(Compacting::over(store.into_engine(), FLOOR_BYTES)))
+}
+
+/// Discards what is in `dir`, whichever engine made it: the next start makes an empty store and
+/// has it rebuilt.
+///
+/// # Errors
+/// When files cannot be removed.
+pub fn discard(dir: &Path) -> Result<(), StoreError> {
+    // ORDER: see BOOT_ID_FILE. redb's one file is there as a whole or not at all.
+    remove(&dir.join(BOOT_ID_FILE))?;
+    remove(dir)
+}
+
+/// Why an engine does not keep what is in its directory.
+pub(crate) enum Unkept {
+    /// It does not open, or not as what was written.
+    Failed(StoreError),
+    /// It would open, but cannot be relied on.
+    Stale(String),
+}
+
+impl From<StoreError> for Unkept {
+    fn from(error: StoreError) -> Unkept {
+        Unkept::Failed(error)
+    }
+}
+
+/// Keeps what is there if `own` made it and `keep` opens it; discards it and makes anew otherwise.
+pub(crate) fn keep_or_make<E: Engine>(
+    dir: &Path,
+    own: EngineKind,
+    keep: impl FnOnce() -> Result<E, Unkept>,
+    make: impl FnOnce() -> Result<E, StoreError>,
+) -> Result<(Framed<E>, Opened), StoreError> {
+    let mut others = EngineKind::ALL.into_iter().filter(|other| *other != own);
+    let there = |engine: &EngineKind| dir.join(engine.name()).exists();
+    let other = others.find(there);
+    let existed = other.is_some() || there(&own);
+    let kept = match other {
+        Some(other) => Err(Unkept::Stale(format!("it was made by {}", other.name()))),
+        None => keep(),
+    };
+    let reason = match kept {
+        Ok(engine) => return Ok((Framed::over(engine), Opened::Kept)),
+        Err(Unkept::Failed(error @ StoreError::InUse { .. })) => return Err(error),
+        Err(Unkept::Failed(error)) => with_causes(&error),
+        Err(Unkept::Stale(reason)) => reason,
+    };
+    discard(dir)?;
+    fs::create_dir_all(dir).map_err(file("create the store's directory", dir))?;
+    let store = Framed::over(make()?);
+    Ok((store, if existed { Opened::Discarded { reason } } else { Opened::Created }))
+}
+
+/// Removes a file or directory, which may not be there.
+pub(crate) fn remove(path: &Path) -> Result<(), StoreError> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(file("discard", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Makes creations and removals in a directory durable.
+pub(crate) fn sync_directory(dir: &Path) -> Result<(), StoreError> {
+    let synced = File::open(dir).and_then(|directory| directory.sync_all());
+    synced.map_err(file("sync the directory", dir))
+}
+
+pub(crate) fn file(
+    doing: &'static str,
+    path: &Path,
+) -> impl FnOnce(std::io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |source| StoreError::File { doing, path, source }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

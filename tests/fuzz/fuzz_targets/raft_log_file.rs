@@ -1,0 +1,5 @@
+//! A segment's file.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| piton_raft::fuzzing::segment_file(bytes));
