@@ -114,7 +114,7 @@ impl Default for DataConfig {
             directory: PathBuf::from("./piton-data"),
             ephemeral: false,
             table_bytes: 64 << 20,
-            store: StoreEngine::Sled,
+            store: StoreEngine::Redb,
             store_cache_bytes: 64 << 20,
         }
     }

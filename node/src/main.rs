@@ -99,7 +99,7 @@ struct Flags {
     /// Rows kept in memory before they must be in the store [default: 67108864].
     #[arg(long, value_name = "BYTES", env = "PITON_TABLE_BYTES")]
     table_bytes: Option<u64>,
-    /// What keeps the store; one that another engine made is rebuilt from the log [default: sled].
+    /// What keeps the store; one that another engine made is rebuilt from the log [default: redb].
     #[arg(long, value_name = "ENGINE", env = "PITON_STORE")]
     store: Option<StoreEngine>,
     /// Shards of a cluster that is first started [default: 16].
@@ -304,7 +304,7 @@ mod tests {
             "--table-bytes",
             "65536",
             "--store",
-            "redb",
+            "sled",
             "--ephemeral",
         ]);
         let config = config.unwrap();
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(config.namespaces.search_attributes["Customer"], "Keyword");
         assert_eq!((config.limits["signals_max"], config.limits["blob_bytes_max"]), (5, 7));
         assert_eq!((config.shards.idle_ms, config.data.table_bytes), (0, 65_536));
-        assert_eq!(config.data.store, StoreEngine::Redb);
+        assert_eq!(config.data.store, StoreEngine::Sled);
         assert!(config.data.ephemeral);
     }
 
