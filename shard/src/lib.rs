@@ -15,6 +15,7 @@ mod entry;
 mod error;
 mod history;
 mod host;
+mod ids;
 mod matching_actor;
 mod meta;
 mod meta_decide;
@@ -50,6 +51,7 @@ pub use cluster::{Cluster, Poll, Serving, WorkflowQuery};
 pub use config::ShardConfig;
 pub use error::ShardError;
 pub use host::{HostParts, ShardHost};
+pub use ids::Ids;
 pub use meta::{
     META_GROUP, Meta, MetaError, MetaState, Namespace, NamespaceAttributes, NamespaceState,
     NamespaceUpdate, NewNamespace, Route, SearchAttributeTypes,
