@@ -430,16 +430,7 @@ impl Peer for LifePeer {
         let way = network.way(self.life.node, node);
         sleep_until(way.at).await;
         let (there, cluster) = self.reach(node).filter(|_| way.arrives).ok_or_else(unreachable)?;
-        if let Some(again_at) = way.again_at {
-            let (cluster, call, there) = (cluster.clone(), call.clone(), Arc::clone(&there));
-            tokio::spawn(async move {
-                sleep_until(again_at).await;
-                if there.is_alive() {
-                    // Nobody waits for the second answer.
-                    let _ = cluster.answer_peer(shard, call).await;
-                }
-            });
-        }
+        let again = call.clone();
         let answer = tokio::select! {
             biased;
             // A connection that breaks tells nothing about what became of the call.
@@ -447,6 +438,18 @@ impl Peer for LifePeer {
             () = self.life.over() => return Err(unreachable()),
             answer = cluster.answer_peer(shard, call) => answer,
         };
+        // What was carried out may come again. What was refused may not: done later, it would do what
+        // its sender knows not to have been done, which nothing in the API guards against.
+        if let Some(again_at) = way.again_at.filter(|_| answer.is_ok()) {
+            let there = Arc::clone(&there);
+            tokio::spawn(async move {
+                sleep_until(again_at).await;
+                if there.is_alive() {
+                    // Nobody waits for the second answer.
+                    let _ = cluster.answer_peer(shard, again).await;
+                }
+            });
+        }
         let back = network.way(node, self.life.node);
         sleep_until(back.at).await;
         if !back.arrives || !self.life.is_alive() || !there.is_alive() {
