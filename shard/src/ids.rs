@@ -20,7 +20,8 @@ impl Ids {
 
     /// The same ids for the same seed, for simulation. Two lives of a node must not share a seed.
     pub fn seeded(seed: u64) -> Self {
-        Self { seed: Some(Arc::new(AtomicU64::new(seed))) }
+        // Mixed, since seeds that are a step apart would draw the same ids, one after the other.
+        Self { seed: Some(Arc::new(AtomicU64::new(mix(seed)))) }
     }
 
     /// An id for something of which there will be many: later ones sort later.
@@ -39,11 +40,15 @@ impl Ids {
     }
 }
 
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Splitmix64.
 fn next(state: &AtomicU64) -> u64 {
-    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-    let drawn = state.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
-    let mixed = (drawn ^ (drawn >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mix(state.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP))
+}
+
+fn mix(number: u64) -> u64 {
+    let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
 }
@@ -60,7 +65,7 @@ mod tests {
         };
         let mut drawn = draw(1);
         assert_eq!(drawn, draw(1));
-        drawn.extend(draw(2));
+        drawn.extend(draw(1_u64.wrapping_add(STEP)));
         drawn.sort();
         drawn.dedup();
         assert_eq!(drawn.len(), 200);

@@ -89,11 +89,13 @@ async fn read_all(client: &Client, ledger: &Ledger) -> Result<(Histories, Listed
     let mut to_read: BTreeSet<Run> = BTreeSet::new();
     for row in rows {
         let status = row.status();
-        let execution = row.execution.unwrap_or_default();
+        let execution = row.execution.clone().unwrap_or_default();
         let run = (execution.workflow_id, execution.run_id);
-        if listed.insert(run.clone(), status).is_some() {
-            return Err(format!("A7: the list shows {run:?} twice"));
+        if listed.contains_key(&run) {
+            let times = format!("{:?} to {:?}", row.start_time, row.close_time);
+            return Err(format!("A7: the list shows {run:?} twice, once as {status:?}, {times}"));
         }
+        listed.insert(run.clone(), status);
         to_read.insert(run);
     }
     for entry in ledger.entries() {
