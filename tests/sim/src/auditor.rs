@@ -7,8 +7,9 @@
 //! - A4 an activity ends once, by the attempt that was under way;
 //! - A5 a timer fires once, and never early;
 //! - A6 everything ends once the faults are over, and nothing waits;
-//! - A7 the index shows what the histories say;
-//! - A8 what was refused for good did not happen; a query shows what was acknowledged before;
+//! - A7 the index shows what the histories say, and at once what was acknowledged;
+//! - A8 what was refused for good did not happen; a query shows what was acknowledged before it
+//!   was asked, a read what was read before;
 //! - A9 replicas that have applied the same hold the same rows.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +44,7 @@ enum Kind {
 
 /// Everything that is broken.
 pub(crate) async fn audit(world: &World, client: &Client, ledger: &Ledger) -> Vec<String> {
-    let mut broken = Vec::new();
+    let mut broken = ledger.broken();
     let end = in_ms(60_000);
     let (histories, listed, counted) = loop {
         match read_all(client, ledger).await {

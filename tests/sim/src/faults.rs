@@ -65,10 +65,11 @@ pub(crate) fn plan(seed: u64, chance: &Chance, count: u64) -> Vec<Fault> {
     std::iter::once(first).chain(more).take(count as usize).collect()
 }
 
-/// A node to be hit: mostly one that leads.
-fn target(world: &World, chance: &Chance) -> NodeId {
+/// A node to be hit: mostly one that leads, and always where others do not come to the point.
+fn target(world: &World, chance: &Chance, fault: Fault) -> NodeId {
     let shard = chance.below(u64::from(SHARDS)) as u32;
-    let leader = world.leader_of(shard).filter(|_| chance.percent(70));
+    let is_leaders = fault == Fault::At("after replicate");
+    let leader = world.leader_of(shard).filter(|_| is_leaders || chance.percent(70));
     leader.unwrap_or_else(|| *chance.pick(&world.nodes()))
 }
 
@@ -90,7 +91,7 @@ async fn await_busy(world: &World) {
 /// When a node does not start again.
 pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> anyhow::Result<bool> {
     await_busy(world).await;
-    let node = target(world, chance);
+    let node = target(world, chance, fault);
     world.trace().note(format_args!("fault {fault:?} at node {node}"));
     let was_busy = is_busy(world);
     let before = world.network().done();
@@ -114,9 +115,15 @@ pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> any
         }
         Fault::PowerOfAll => end_some(world, chance, &world.nodes(), End::PowerCut).await,
         Fault::SlowDisk => {
-            world.set_sync_ms_max(node, chance.between(200, 2_000));
-            sleep_until(in_ms(3_000)).await;
-            world.set_sync_ms_max(node, 2);
+            // All but one, which may lead: then entries are committed long after they are proposed.
+            let slow: Vec<_> = world.nodes().into_iter().filter(|other| *other != node).collect();
+            for node in &slow {
+                world.set_sync_ms_max(*node, chance.between(200, 2_500));
+            }
+            sleep_until(in_ms(4_000)).await;
+            for node in slow {
+                world.set_sync_ms_max(node, 2);
+            }
             true
         }
         Fault::FailingDisk => {

@@ -73,6 +73,8 @@ pub(crate) struct Ledger {
 struct Shared {
     entries: Vec<Entry>,
     seen: Vec<Seen>,
+    shown: BTreeMap<String, usize>,
+    broken: Vec<String>,
     numbers: BTreeMap<&'static str, u64>,
 }
 
@@ -92,6 +94,26 @@ impl Ledger {
 
     pub(crate) fn saw(&self, seen: Seen) {
         self.shared.lock().seen.push(seen);
+    }
+
+    /// By run: the most events that a read has shown.
+    pub(crate) fn shown(&self) -> BTreeMap<String, usize> {
+        self.shared.lock().shown.clone()
+    }
+
+    pub(crate) fn show(&self, run_id: &str, events: usize) {
+        let mut shared = self.shared.lock();
+        let shown = shared.shown.entry(run_id.to_owned()).or_default();
+        *shown = events.max(*shown);
+    }
+
+    /// Something that was seen to be wrong at once.
+    pub(crate) fn broke(&self, what: String) {
+        self.shared.lock().broken.push(what);
+    }
+
+    pub(crate) fn broken(&self) -> Vec<String> {
+        self.shared.lock().broken.clone()
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {

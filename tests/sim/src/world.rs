@@ -231,6 +231,8 @@ impl World {
             tuning: Tuning {
                 execution: Execution::Inline { seed },
                 snapshot_log_bytes_min: 64 << 10,
+                // Short, so that entries are committed whose proposer has given them up.
+                propose_timeout: Duration::from_millis(800),
                 ..Tuning::default()
             },
         };
