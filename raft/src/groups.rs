@@ -64,6 +64,9 @@ impl Groups {
     ///
     /// # Errors
     /// When the log cannot be opened or the tuning contradicts itself.
+    ///
+    /// # Panics
+    /// With `Execution::Inline` outside of a runtime, since there is none to run on.
     pub fn open(config: NodeConfig) -> Result<Groups, RaftError> {
         let NodeConfig { node, dir, disk, transport, tuning } = config;
         let openraft = Arc::new(tuning.to_openraft()?);
