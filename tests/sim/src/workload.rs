@@ -106,10 +106,10 @@ async fn start(client: &Client, ledger: &Ledger, id: &str, plan: Plan) -> bool {
     let starts_its_own = conflict != WorkflowIdConflictPolicy::UseExisting;
     if started.is_ok() && starts_its_own && chance.percent(10) {
         let again = client.insist(patience(), async || client.start(&request).await).await;
-        if let (Ok(first), Ok(second)) = (&started, &again) {
-            if first != second {
-                ledger.broke(format!("A1: {request_id} of {id} named {first}, then {second}"));
-            }
+        if let (Ok(first), Ok(second)) = (&started, &again)
+            && first != second
+        {
+            ledger.broke(format!("A1: {request_id} of {id} named {first}, then {second}"));
         }
     }
     if let Ok(run_id) = &started
