@@ -262,7 +262,7 @@ impl World {
                 shards: SHARDS,
                 checkpoint_interval: Duration::from_millis(200),
                 // In every third run no workflow stays in memory.
-                idle: Duration::from_secs(if self.inner.seed % 3 == 0 { 0 } else { 2 }),
+                idle: Duration::from_secs(if self.inner.seed.is_multiple_of(3) { 0 } else { 2 }),
                 ..ShardConfig::default()
             },
             groups: groups.clone(),
