@@ -9,7 +9,8 @@ use std::time::Duration;
 use piton_raft::log::RealDisk;
 use piton_raft::{Disk, Groups, MemoryNetwork, NodeConfig, NodeId, RaftError, Tuning};
 use piton_shard::{
-    Clock, Cluster, HostParts, NoPeers, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
+    Clock, Cluster, HostParts, Ids, NoPeers, Serving, ShardConfig, ShardError, ShardHost,
+    ShardMetrics,
 };
 use piton_store::{Opened, Store, StoreError, Watched};
 use prometheus_client::registry::Registry;
@@ -145,6 +146,7 @@ impl Storage {
             groups: groups.clone(),
             store: Arc::clone(&store),
             clock,
+            ids: Ids::random(),
             metrics: ShardMetrics::register(&mut registry),
         };
         let (cluster, serving) = match serve(parts).await {

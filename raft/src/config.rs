@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::RaftError;
+use crate::execution::Execution;
 use crate::log::{Disk, LogConfig};
 use crate::transport::Transport;
 
@@ -81,6 +82,8 @@ pub struct Tuning {
     pub stall_limit: Duration,
     /// Threads of Raft's own runtime. Nothing on them waits for storage.
     pub threads: usize,
+    /// Where the node's work runs.
+    pub execution: Execution,
     /// Limits of the node's log.
     pub log: LogConfig,
 }
@@ -103,6 +106,7 @@ impl Default for Tuning {
             snapshot_frame_bytes: 1 << 20,
             stall_limit: Duration::from_secs(1),
             threads: 2,
+            execution: Execution::Threads,
             log: LogConfig::default(),
         }
     }

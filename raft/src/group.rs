@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use crate::config::{NodeId, Tuning};
 use crate::error::{ProposeError, RaftError, ReadError};
+use crate::execution::blocking;
 use crate::log::{GroupId, Log};
 use crate::replica_thread::ReplicaThread;
 use crate::snapshot::Snapshots;
@@ -356,7 +357,7 @@ impl Running {
             tracing::warn!(group = %self.id, %error, "group did not stop in order");
         }
         let replica = self.replica.clone();
-        if let Err(error) = self.runtime.spawn_blocking(move || replica.stop()).await {
+        if let Err(error) = blocking(move || replica.stop()).await {
             tracing::warn!(group = %self.id, %error, "replica did not stop in order");
         }
     }

@@ -3,7 +3,6 @@
 //! Owns what survives a restart: which state, log and snapshot fit together when a group starts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
@@ -17,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
+use crate::execution::{Execution, blocking};
 use crate::group::{Group, Leadership, Running, admission, watch_leadership, watch_log_size};
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
@@ -48,6 +48,7 @@ struct Inner {
     failed: watch::Sender<Option<String>>,
     /// `None` for a group that is being started.
     groups: Mutex<BTreeMap<GroupId, Option<Group>>>,
+    /// `None` where everything runs on the caller's.
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -65,21 +66,26 @@ impl Groups {
     ///
     /// # Errors
     /// When the log cannot be opened or the tuning contradicts itself.
+    ///
+    /// # Panics
+    /// With `Execution::Inline` outside of a runtime, since there is none to run on.
     pub fn open(config: NodeConfig) -> Result<Groups, RaftError> {
         let NodeConfig { node, dir, disk, transport, tuning } = config;
         let openraft = Arc::new(tuning.to_openraft()?);
-        let (log, recovered) = Log::open(disk.clone(), dir.join("log"), tuning.log.clone())
+        let open = match tuning.execution {
+            Execution::Threads => Log::open,
+            Execution::Inline { .. } => Log::open_inline,
+        };
+        let (log, recovered) = open(disk.clone(), dir.join("log"), tuning.log.clone())
             .map_err(|source| RaftError::OpenLog { node, source })?;
         tracing::info!(%node, groups = recovered.groups.len(), entries = recovered.entries,
             torn_bytes = recovered.torn_bytes, "log opened");
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(tuning.threads)
-            .thread_name("raft")
-            .enable_all()
-            .build()
-            .map_err(|source| RaftError::BuildRuntime { node, source })?;
-        let handle = runtime.handle().clone();
-        let switch = Switch::new(node, transport.clone(), handle.clone());
+        let runtime = own_runtime(&tuning);
+        let runtime = runtime.map_err(|source| RaftError::BuildRuntime { node, source })?;
+        let handle = runtime.as_ref().map_or_else(Handle::current, |own| own.handle().clone());
+        // Numbers of two lives of a node must not meet: a late answer would be taken for another's.
+        let first_number = tuning.execution.draw(node.0);
+        let switch = Switch::new(node, transport.clone(), handle.clone(), first_number);
         transport.listen(Arc::new(SwitchInbox(Arc::downgrade(&switch))));
         let inner = Inner {
             node,
@@ -93,7 +99,7 @@ impl Groups {
             snapshot_turn: Arc::default(),
             failed: watch::Sender::new(None),
             groups: Mutex::new(BTreeMap::new()),
-            runtime: Mutex::new(Some(runtime)),
+            runtime: Mutex::new(runtime),
         };
         let inner = Arc::new(inner);
         inner.handle.spawn(watch_stalls(Arc::downgrade(&inner)));
@@ -146,7 +152,8 @@ impl Groups {
     pub fn peer_lost(&self, peer: NodeId) {
         for group in self.inner.running() {
             // Several members learn of it at once; they should not all stand at the same moment.
-            let millis = RandomState::new().hash_one(group.id()) % PEER_LOST_SPREAD_MILLIS;
+            let drawn = self.inner.tuning.execution.draw(u64::from(group.id().0));
+            let millis = drawn % PEER_LOST_SPREAD_MILLIS;
             self.inner.handle.spawn(async move {
                 tokio::time::sleep(Duration::from_millis(millis)).await;
                 group.running().take_over_from(peer).await;
@@ -162,7 +169,7 @@ impl Groups {
             let groups = inner.running();
             futures::future::join_all(groups.iter().map(|group| group.running().stop())).await;
             let log = inner.log.clone();
-            inner.handle.spawn_blocking(move || log.shutdown()).await
+            blocking(move || log.shutdown()).await
         });
         if !matches!(stopped.await, Ok(Ok(()))) {
             tracing::warn!(node = %self.inner.node, "groups did not stop in order");
@@ -181,10 +188,25 @@ impl Groups {
         self.inner.failed.subscribe()
     }
 
+    /// Where this node's work runs.
+    pub fn execution(&self) -> Execution {
+        self.inner.tuning.execution
+    }
+
     /// The node's log: the synced index that bounds checkpoints, and its figures.
     pub fn log(&self) -> &Log {
         &self.inner.log
     }
+}
+
+/// Raft's own runtime, if it is to have one.
+fn own_runtime(tuning: &Tuning) -> std::io::Result<Option<Runtime>> {
+    if tuning.execution != Execution::Threads {
+        return Ok(None);
+    }
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(tuning.threads).thread_name("raft").enable_all();
+    builder.build().map(Some)
 }
 
 /// What a replica stands at, as openraft wants to know it.
@@ -231,7 +253,8 @@ impl Inner {
         replica: Box<dyn Replica>,
     ) -> Result<Group, RaftError> {
         let snapshots = self.open_snapshots(group).await?;
-        let replica = ReplicaThread::start(group, replica).map_err(|source| {
+        let execution = self.tuning.execution;
+        let replica = ReplicaThread::start(execution, group, replica).map_err(|source| {
             let source = ReplicaError::new("start its thread", source);
             RaftError::Replica { group, source }
         })?;
@@ -240,7 +263,8 @@ impl Inner {
         let applied = self.fit_state(group, &store, &replica, &snapshots).await?;
         let fresh = self.initialise(group, &applied, members).await?;
 
-        let machine = StateMachine::new(group, replica.clone(), snapshots.clone(), applied);
+        let machine =
+            StateMachine::new(self.node, group, replica.clone(), snapshots.clone(), applied);
         let network = Network::new(self.switch.clone(), group, &self.tuning);
         let raft = Raft::new(self.node, self.openraft.clone(), network, store, machine).await;
         let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
@@ -275,7 +299,7 @@ impl Inner {
 
     async fn open_snapshots(&self, group: GroupId) -> Result<Arc<Snapshots>, RaftError> {
         let (disk, dir) = (self.disk.clone(), self.dir.join("snapshot"));
-        let opened = self.handle.spawn_blocking(move || Snapshots::open(disk, dir, group)).await;
+        let opened = blocking(move || Snapshots::open(disk, dir, group)).await;
         let opened =
             opened.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         Ok(Arc::new(opened.map_err(|source| RaftError::Snapshot { group, source })?))

@@ -13,6 +13,7 @@ pub mod log;
 
 mod config;
 mod error;
+mod execution;
 mod frame;
 #[cfg(test)]
 mod frame_tests;
@@ -26,6 +27,8 @@ mod memory_network;
 mod network;
 mod replica;
 mod replica_thread;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod snapshot;
 mod state_machine;
 #[cfg(test)]
@@ -37,6 +40,7 @@ mod wire;
 
 pub use config::{NodeConfig, NodeId, Tuning};
 pub use error::{ProposeError, RaftError, ReadError, ReplicaError, SnapshotError, TransportError};
+pub use execution::Execution;
 pub use group::{Committed, Group, GroupMetrics, Leadership};
 pub use groups::Groups;
 pub use log::{Disk, GroupId, Log};

@@ -13,6 +13,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::oneshot;
 
+use crate::execution::blocking;
 use crate::log::{EntryRecord, GroupId, Log, LogError};
 use crate::types::{Entry, LogId, TypeConfig, Vote, log_id};
 use crate::wire;
@@ -53,8 +54,7 @@ impl LogStore {
             None => {
                 let (log, group) = (self.log.clone(), self.group);
                 let read = move || log.read(group, start..end, bytes_max);
-                let records = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?;
-                records.map_err(io::Error::other)?
+                blocking(read).await?.map_err(io::Error::other)?
             }
         };
         records.into_iter().map(|record| wire::entry_from_log(record).map_err(invalid)).collect()

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{NodeId, Tuning};
+use crate::execution::blocking;
 use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
 use crate::log::GroupId;
 use crate::snapshot::SnapshotFile;
@@ -132,7 +133,7 @@ impl Link {
         let mut offset = 0;
         while offset < file.bytes {
             let (source, part_bytes) = (file.clone(), self.part_bytes);
-            let part = tokio::task::spawn_blocking(move || source.part(offset, part_bytes)).await;
+            let part = blocking(move || source.part(offset, part_bytes)).await;
             let part = part
                 .map_err(|error| network(&error.to_string()))?
                 .map_err(|error| network(&error.to_string()))?;

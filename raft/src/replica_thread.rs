@@ -2,7 +2,7 @@
 //!
 //! A replica may wait for the store; Raft's runtime must not (architecture D11). So every call is
 //! sent here as an order and the answer comes back through a channel. Orders run one after the
-//! other, in the order they were sent.
+//! other, in the order they were sent. In a simulation there is no thread, and orders run at once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::error::ReplicaError;
+use crate::execution::Execution;
 use crate::log::GroupId;
 use crate::replica::Replica;
 
@@ -19,18 +20,34 @@ type Order = Box<dyn FnOnce(&mut dyn Replica) + Send>;
 
 /// Sends orders to one replica.
 pub(crate) struct ReplicaThread {
-    /// `None` once stopped.
-    orders: Mutex<Option<mpsc::Sender<Order>>>,
-    thread: Mutex<Option<thread::JoinHandle<()>>>,
+    group: GroupId,
+    place: Place,
+}
+
+/// Where the replica is; `None` once stopped.
+enum Place {
+    Thread {
+        orders: Mutex<Option<mpsc::Sender<Order>>>,
+        thread: Mutex<Option<thread::JoinHandle<()>>>,
+    },
+    Here(Mutex<Option<Box<dyn Replica>>>),
 }
 
 impl ReplicaThread {
-    pub(crate) fn start(group: GroupId, replica: Box<dyn Replica>) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        execution: Execution,
+        group: GroupId,
+        replica: Box<dyn Replica>,
+    ) -> std::io::Result<Self> {
+        if matches!(execution, Execution::Inline { .. }) {
+            return Ok(ReplicaThread { group, place: Place::Here(Mutex::new(Some(replica))) });
+        }
         let (tx, rx) = mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("replica-{group}"))
             .spawn(move || run(group, replica, rx))?;
-        Ok(ReplicaThread { orders: Mutex::new(Some(tx)), thread: Mutex::new(Some(thread)) })
+        let (orders, thread) = (Mutex::new(Some(tx)), Mutex::new(Some(thread)));
+        Ok(ReplicaThread { group, place: Place::Thread { orders, thread } })
     }
 
     /// Runs `order` on the replica's thread and waits for its answer.
@@ -51,28 +68,53 @@ impl ReplicaThread {
 
     /// An order that does not arrive is dropped, and its answer's channel with it.
     fn send(&self, order: Order) {
-        if let Some(orders) = &*self.orders.lock() {
-            let _ = orders.send(order);
+        match &self.place {
+            Place::Thread { orders, .. } => {
+                if let Some(orders) = &*orders.lock() {
+                    let _ = orders.send(order);
+                }
+            }
+            Place::Here(replica) => {
+                let mut replica = replica.lock();
+                if let Some(there) = replica.as_deref_mut()
+                    && !carry_out(self.group, there, order)
+                {
+                    *replica = None;
+                }
+            }
         }
     }
 
     /// Lets the orders that were sent run out, then drops the replica. Blocks.
     pub(crate) fn stop(&self) {
-        drop(self.orders.lock().take());
-        let thread = self.thread.lock().take();
-        if let Some(thread) = thread {
-            // The thread catches the replica's panics itself.
-            let _ = thread.join();
+        match &self.place {
+            Place::Thread { orders, thread } => {
+                drop(orders.lock().take());
+                let thread = thread.lock().take();
+                if let Some(thread) = thread {
+                    // The thread catches the replica's panics itself.
+                    let _ = thread.join();
+                }
+            }
+            Place::Here(replica) => *replica.lock() = None,
         }
     }
 }
 
 fn run(group: GroupId, mut replica: Box<dyn Replica>, orders: mpsc::Receiver<Order>) {
     while let Ok(order) = orders.recv() {
-        // After a panic the replica is not touched again: what it left half done must not be read.
-        if catch_unwind(AssertUnwindSafe(|| order(replica.as_mut()))).is_err() {
-            tracing::error!(%group, "replica panicked, its group stops on this node");
+        if !carry_out(group, replica.as_mut(), order) {
             return;
         }
     }
+}
+
+/// False after a panic: then the replica is not touched again, since what it left half done must
+/// not be read.
+fn carry_out(group: GroupId, replica: &mut dyn Replica, order: Order) -> bool {
+    let done = catch_unwind(AssertUnwindSafe(|| order(replica))).is_ok();
+    if !done {
+        tracing::error!(%group, "replica panicked, its group stops on this node");
+    }
+    done
 }

@@ -11,7 +11,9 @@ use futures::{Stream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 
+use crate::config::NodeId;
 use crate::error::{RaftError, ReplicaError, SnapshotError};
+use crate::execution::{blocking, failpoint};
 use crate::log::GroupId;
 use crate::replica::{CommittedEntry, Replica};
 use crate::replica_thread::ReplicaThread;
@@ -29,6 +31,7 @@ const APPLY_BYTES_MAX: usize = 8 << 20;
 
 /// The adapter of one group's replica to openraft.
 pub(crate) struct StateMachine {
+    node: NodeId,
     group: GroupId,
     replica: Arc<ReplicaThread>,
     snapshots: Arc<Snapshots>,
@@ -39,6 +42,7 @@ pub(crate) struct StateMachine {
 impl StateMachine {
     /// Takes over a replica that stands at `applied`.
     pub(crate) fn new(
+        node: NodeId,
         group: GroupId,
         replica: Arc<ReplicaThread>,
         snapshots: Arc<Snapshots>,
@@ -48,12 +52,13 @@ impl StateMachine {
             Some((applied, membership)) => (Some(applied), membership),
             None => (None, StoredMembership::default()),
         };
-        StateMachine { group, replica, snapshots, applied, membership }
+        StateMachine { node, group, replica, snapshots, applied, membership }
     }
 
     async fn apply_batch(&mut self, items: Vec<(Entry, Responder)>) -> Result<(), ReplicaError> {
         let Some((last, _)) = items.last() else { return Ok(()) };
         let last = last.log_id;
+        failpoint(self.node, self.group, "before apply");
         let mut membership = self.membership.clone();
         let membership = self
             .replica
@@ -218,10 +223,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         // ORDER: the snapshot is durable under its own name before the replica throws away the
         // state that it replaces. A crash in between finds the snapshot and restores again.
         let snapshots = self.snapshots.clone();
-        let file = tokio::task::spawn_blocking(move || snapshots.adopt(file))
-            .await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)?;
+        let file = blocking(move || snapshots.adopt(file)).await?.map_err(io::Error::other)?;
         restore(self.group, &self.replica, &self.snapshots, file)
             .await
             .map_err(io::Error::other)?;
@@ -254,7 +256,7 @@ pub(crate) async fn write_snapshot(
         return Ok(None);
     };
     let snapshots = snapshots.clone();
-    let written = tokio::task::spawn_blocking(move || snapshots.write(&mut *rows)).await;
+    let written = blocking(move || snapshots.write(&mut *rows)).await;
     let written =
         written.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
     written.map(Some).map_err(|source| RaftError::Snapshot { group, source })

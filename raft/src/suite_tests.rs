@@ -9,7 +9,9 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use piton_store::{Mark, Row};
 use tempfile::TempDir;
 
+use crate::config::NodeId;
 use crate::error::{ReplicaError, SnapshotError};
+use crate::execution::Execution;
 use crate::log::{GroupId, Log, LogConfig, RealDisk};
 use crate::log_store::LogStore;
 use crate::replica::{CommittedEntry, Replica, SnapshotRows};
@@ -98,8 +100,10 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
         let config = LogConfig { segment_bytes: 1 << 20, ..LogConfig::default() };
         let (log, _) = Log::open(disk.clone(), dir.path().join("log"), config).expect("open");
         let snapshots = Snapshots::open(disk, dir.path().join("snapshot"), GROUP).expect("open");
-        let replica = ReplicaThread::start(GROUP, Box::new(MarkOnly::default())).expect("start");
-        let machine = StateMachine::new(GROUP, Arc::new(replica), Arc::new(snapshots), None);
+        let replica = Box::new(MarkOnly::default());
+        let replica = ReplicaThread::start(Execution::Threads, GROUP, replica).expect("start");
+        let (replica, snapshots) = (Arc::new(replica), Arc::new(snapshots));
+        let machine = StateMachine::new(NodeId(1), GROUP, replica, snapshots, None);
         // Small reads, so that every longer one is put together from pieces.
         Ok((dir, LogStore::new(log, GROUP, 64), machine))
     }

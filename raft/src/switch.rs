@@ -3,8 +3,7 @@
 //! Owns the requests and append sessions under way. Nothing here waits for storage: what may is
 //! spawned onto Raft's runtime or onto its blocking threads.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::NodeId;
 use crate::error::TransportError;
+use crate::execution;
 use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
 use crate::log::GroupId;
 use crate::snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};
@@ -75,25 +75,28 @@ pub(crate) struct Switch {
     transport: Arc<dyn Transport>,
     runtime: Handle,
     members: RwLock<HashMap<GroupId, Arc<Member>>>,
-    questions: Mutex<HashMap<u64, (NodeId, oneshot::Sender<Answer>)>>,
-    sessions: Mutex<HashMap<u64, (NodeId, mpsc::UnboundedSender<SessionAnswer>)>>,
-    inbound: Mutex<HashMap<(GroupId, NodeId), InboundSession>>,
+    questions: Mutex<BTreeMap<u64, (NodeId, oneshot::Sender<Answer>)>>,
+    sessions: Mutex<BTreeMap<u64, (NodeId, mpsc::UnboundedSender<SessionAnswer>)>>,
+    inbound: Mutex<BTreeMap<(GroupId, NodeId), InboundSession>>,
     next_number: AtomicU64,
 }
 
 impl Switch {
-    pub(crate) fn new(node: NodeId, transport: Arc<dyn Transport>, runtime: Handle) -> Arc<Switch> {
-        // Numbers of two lives of a node must not meet: a late answer would be taken for another's.
-        let first = RandomState::new().hash_one(node.0);
+    pub(crate) fn new(
+        node: NodeId,
+        transport: Arc<dyn Transport>,
+        runtime: Handle,
+        first_number: u64,
+    ) -> Arc<Switch> {
         Arc::new(Switch {
             node,
             transport,
             runtime,
             members: RwLock::new(HashMap::new()),
-            questions: Mutex::new(HashMap::new()),
-            sessions: Mutex::new(HashMap::new()),
-            inbound: Mutex::new(HashMap::new()),
-            next_number: AtomicU64::new(first),
+            questions: Mutex::new(BTreeMap::new()),
+            sessions: Mutex::new(BTreeMap::new()),
+            inbound: Mutex::new(BTreeMap::new()),
+            next_number: AtomicU64::new(first_number),
         })
     }
 
@@ -263,6 +266,7 @@ impl Inbox for SwitchInbox {
                 switch.append(from, group, number, sequence, request);
             }
             Body::Appended { sequence, result } => {
+                execution::failpoint(switch.node, group, "after replicate");
                 if let Some((to, answers)) = switch.sessions.lock().get(&number)
                     && *to == from
                 {
@@ -354,7 +358,7 @@ async fn answer(member: Arc<Member>, from: NodeId, request: Request) -> Answer {
 }
 
 async fn blocking(work: impl FnOnce() -> SnapshotAnswer + Send + 'static) -> Answer {
-    match tokio::task::spawn_blocking(work).await {
+    match execution::blocking(work).await {
         Ok(answer) => Answer::Snapshot(answer),
         Err(_) => Answer::Refused,
     }
@@ -459,7 +463,7 @@ async fn install_file(member: &Member, vote: Vote, file: SnapshotFile) -> Option
     let response = member.raft.install_full_snapshot(vote, snapshot).await.ok();
     // Raft may know better than to install an old snapshot.
     let snapshots = member.snapshots.clone();
-    let removed = tokio::task::spawn_blocking(move || snapshots.remove_unless_adopted(&file));
+    let removed = execution::blocking(move || snapshots.remove_unless_adopted(&file));
     removed.await.ok()?;
     response.map(|response| response.vote)
 }

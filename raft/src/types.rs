@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::config::NodeId;
 use crate::state_machine::StateMachine;
 
+#[cfg(not(feature = "sim"))]
+type Runtime = openraft::impls::TokioRuntime;
+#[cfg(feature = "sim")]
+use crate::sim::Runtime;
+
 openraft::declare_raft_types!(
     /// One leader per term (`leader_id_std`): a term names its leader, so an entry needs no more
     /// than its term to be told from any other.
@@ -20,6 +25,7 @@ openraft::declare_raft_types!(
         Node = EmptyNode,
         Term = u64,
         LeaderId = leader_id_std::LeaderId<u64, NodeId>,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use piton_raft::GroupId;
+use piton_raft::{Execution, GroupId};
 use piton_store::{CheckpointReport, StoreError, Table};
 use tokio::sync::watch;
 
@@ -38,6 +38,7 @@ pub(crate) struct Checkpoints {
 }
 
 struct Shared {
+    execution: Execution,
     config: CheckpointConfig,
     synced: SyncedIndex,
     observer: CheckpointObserver,
@@ -55,11 +56,13 @@ impl Checkpoints {
     /// # Errors
     /// When the system gives no thread.
     pub(crate) fn start(
+        execution: Execution,
         config: CheckpointConfig,
         synced: SyncedIndex,
         observer: CheckpointObserver,
     ) -> std::io::Result<Checkpoints> {
         let shared = Arc::new(Shared {
+            execution,
             config,
             synced,
             observer,
@@ -70,10 +73,14 @@ impl Checkpoints {
             stopped: Condvar::new(),
             thread: Mutex::new(None),
         });
+        if matches!(execution, Execution::Inline { .. }) {
+            tokio::spawn(run_inline(Arc::clone(&shared)));
+            return Ok(Checkpoints { shared });
+        }
         let running = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("checkpoint".to_owned())
-            .spawn(move || running.run_guarded())?;
+        let thread = thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
+            running.run_guarded(|| running.run());
+        })?;
         *shared.thread.lock() = Some(thread);
         Ok(Checkpoints { shared })
     }
@@ -102,14 +109,18 @@ impl Checkpoints {
             // The thread reports its own panics.
             let _ended = thread.join();
         }
+        let is_inline = matches!(self.shared.execution, Execution::Inline { .. });
+        if is_inline && self.shared.failed.borrow().is_none() {
+            self.shared.run_guarded(|| self.shared.round());
+        }
     }
 }
 
 impl Shared {
-    fn run_guarded(&self) {
-        let result = catch_unwind(AssertUnwindSafe(|| self.run()));
-        let reason = match result {
-            Ok(Ok(())) => return,
+    /// False when nothing is written any more.
+    fn run_guarded(&self, run: impl FnOnce() -> Result<(), (u32, StoreError)>) -> bool {
+        let reason = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => return true,
             Ok(Err((group, error))) => {
                 tracing::error!(group, error = &error as &dyn std::error::Error, "store failed");
                 format!("checkpoint group {group}: {}", with_sources(&error))
@@ -122,6 +133,7 @@ impl Shared {
         // Nothing empties the tables any more: memory stays bounded only if nothing fills them.
         self.is_admission_slowed.store(true, Ordering::Relaxed);
         self.failed.send_replace(Some(reason));
+        false
     }
 
     fn run(&self) -> Result<(), (u32, StoreError)> {
@@ -175,6 +187,24 @@ impl Shared {
             }
         }
         Ok(())
+    }
+}
+
+/// The same without a thread, for simulation; the last round is written by [`Checkpoints::stop`].
+async fn run_inline(shared: Arc<Shared>) {
+    let mut last_round = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(LOOK.min(shared.config.interval)).await;
+        if *shared.stop.lock() {
+            return;
+        }
+        let is_full = shared.measure() > shared.config.table_bytes;
+        if is_full || last_round.elapsed() >= shared.config.interval {
+            last_round = tokio::time::Instant::now();
+            if !shared.run_guarded(|| shared.round()) {
+                return;
+            }
+        }
     }
 }
 

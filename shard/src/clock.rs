@@ -16,7 +16,12 @@ impl Clock {
     /// Takes the wall time now; from here on only the monotonic clock counts.
     pub fn start() -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
-        Self { began_wall_ms: wall, began: Instant::now() }
+        Self::starting_at(Timestamp(wall))
+    }
+
+    /// A clock that stands at `wall` now, whatever the system says.
+    pub fn starting_at(wall: Timestamp) -> Self {
+        Self { began_wall_ms: wall.0, began: Instant::now() }
     }
 
     pub fn now(&self) -> Timestamp {

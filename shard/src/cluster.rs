@@ -85,7 +85,7 @@ impl Cluster {
     }
 
     pub(crate) fn new_run_id(&self) -> RunId {
-        RunId::from(uuid::Uuid::now_v7().to_string())
+        RunId::from(self.host.ids().draw_in_order().to_string())
     }
 
     pub fn shard_of(&self, key: &WorkflowKey) -> ShardId {

@@ -14,6 +14,7 @@ use crate::checkpoint::{CheckpointConfig, Checkpoints};
 use crate::clock::Clock;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
+use crate::ids::Ids;
 use crate::meta::{META_GROUP, Meta};
 use crate::meta_state::MetaReplica;
 use crate::metrics::ShardMetrics;
@@ -30,6 +31,7 @@ pub struct HostParts {
     pub groups: Groups,
     pub store: Arc<dyn Store>,
     pub clock: Clock,
+    pub ids: Ids,
     pub metrics: ShardMetrics,
 }
 
@@ -41,6 +43,7 @@ pub struct ShardHost {
     groups: Groups,
     shards: Vec<Shard>,
     meta: Meta,
+    ids: Ids,
     polls: Polls,
     checkpoints: Checkpoints,
     metrics: ShardMetrics,
@@ -64,7 +67,7 @@ impl ShardHost {
     /// # Errors
     /// When the log or the store cannot be used.
     pub async fn start(parts: HostParts) -> Result<Arc<Self>, ShardError> {
-        let HostParts { node, members, config, groups, store, clock, metrics } = parts;
+        let HostParts { node, members, config, groups, store, clock, ids, metrics } = parts;
         let failed = |what: &str| {
             let what = what.to_owned();
             move |e: &dyn std::fmt::Display| ShardError::Internal(format!("{what}: {e}"))
@@ -96,8 +99,9 @@ impl ShardHost {
             clock,
             groups,
             shards,
-            meta: Meta::new(meta_group, view),
-            polls: Polls::default(),
+            meta: Meta::new(meta_group, view, ids.clone()),
+            polls: Polls::new(&ids),
+            ids,
             checkpoints,
             metrics,
         }))
@@ -135,6 +139,10 @@ impl ShardHost {
 
     pub fn clock(&self) -> Clock {
         self.clock
+    }
+
+    pub(crate) fn ids(&self) -> &Ids {
+        &self.ids
     }
 
     pub(crate) fn config(&self) -> &Arc<ShardConfig> {
@@ -185,6 +193,7 @@ fn start_checkpoints(
     let config =
         CheckpointConfig { interval: config.checkpoint_interval, table_bytes: config.table_bytes };
     Checkpoints::start(
+        groups.execution(),
         config,
         Arc::new(move |group| log.synced_index(group)),
         Arc::new(move |latency, _, _| metrics.checkpointed(latency)),

@@ -18,6 +18,7 @@ mod error;
 pub mod fuzzing;
 mod history;
 mod host;
+mod ids;
 mod matching_actor;
 mod meta;
 mod meta_decide;
@@ -53,6 +54,7 @@ pub use cluster::{Cluster, Poll, Serving, WorkflowQuery};
 pub use config::ShardConfig;
 pub use error::ShardError;
 pub use host::{HostParts, ShardHost};
+pub use ids::Ids;
 pub use meta::{
     META_GROUP, Meta, MetaError, MetaState, Namespace, NamespaceAttributes, NamespaceState,
     NamespaceUpdate, NewNamespace, Route, SearchAttributeTypes,

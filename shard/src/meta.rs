@@ -14,9 +14,9 @@ use piton_core::time::{Span, Timestamp};
 use piton_raft::{Group, GroupId, NodeId};
 use piton_store::codec;
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use crate::entry::{Verdict, decode_verdicts};
+use crate::ids::Ids;
 use crate::meta_decide as decide;
 use crate::meta_state::{MetaChange, MetaCommand};
 pub use crate::meta_state::{MetaState, Namespace, NamespaceState, Route, SearchAttributeTypes};
@@ -35,6 +35,7 @@ const LEADER_WAIT: Duration = Duration::from_secs(5);
 pub struct Meta {
     group: Group,
     states: watch::Receiver<Arc<MetaState>>,
+    ids: Ids,
 }
 
 /// A namespace to be registered.
@@ -80,8 +81,8 @@ pub enum MetaError {
 }
 
 impl Meta {
-    pub fn new(group: Group, states: watch::Receiver<Arc<MetaState>>) -> Meta {
-        Meta { group, states }
+    pub fn new(group: Group, states: watch::Receiver<Arc<MetaState>>, ids: Ids) -> Meta {
+        Meta { group, states, ids }
     }
 
     /// The whole state as of now.
@@ -154,7 +155,7 @@ impl Meta {
     /// [`MetaError::NamespaceExists`], [`MetaError::Unavailable`].
     pub async fn register_namespace(&self, new: NewNamespace) -> Result<Arc<Namespace>, MetaError> {
         // Drawn once: an attempt whose outcome is unknown and the next one are the same namespace.
-        let id = NamespaceId::new(Uuid::new_v4().to_string());
+        let id = NamespaceId::new(self.ids.draw().to_string());
         let state = self.change(|state| decide::register_namespace(state, &new, &id)).await?;
         state.namespace_by_id(&id).cloned().ok_or_else(vanished)
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::ids::Ids;
 use crate::peer::Delivery;
 
 /// Names a poll on its node.
@@ -28,16 +29,14 @@ pub(crate) struct OpenPoll {
     polls: Polls,
 }
 
-impl Default for Polls {
-    fn default() -> Self {
+impl Polls {
+    pub(crate) fn new(ids: &Ids) -> Self {
         // Other nodes may still hold polls of this node's last life; a task for one of those must
         // not reach another that has the same number by chance.
-        let first = uuid::Uuid::new_v4().as_u64_pair().0 >> 1;
+        let first = ids.draw().as_u64_pair().0 >> 1;
         Self { open: Arc::default(), next: Arc::new(AtomicU64::new(first)) }
     }
-}
 
-impl Polls {
     pub(crate) fn open(&self) -> OpenPoll {
         let id = PollId(self.next.fetch_add(1, Ordering::Relaxed));
         let (sender, delivery) = oneshot::channel();
@@ -64,8 +63,8 @@ mod tests {
 
     #[test]
     fn a_delivery_to_a_poll_of_an_earlier_life_reaches_nobody() {
-        let before = Polls::default().open().id;
-        let now = Polls::default();
+        let before = Polls::new(&Ids::random()).open().id;
+        let now = Polls::new(&Ids::random());
         let mut open: Vec<_> = (0..100).map(|_| now.open()).collect();
         assert!(now.deliver(before, Delivery::Shutdown).is_err());
         assert!(open.iter_mut().all(|poll| poll.delivery.try_recv().is_err()));

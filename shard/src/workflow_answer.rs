@@ -1,6 +1,8 @@
 //! What a hosted workflow does once a batch is committed: answers, hands tasks to polls, resolves
 //! queries, deletes what expired. Steps 6 and 9 of a request's way.
 
+use std::collections::BTreeMap;
+
 use piton_core::error::Rejection;
 use piton_core::id::RunId;
 use piton_core::proto::common::{WorkflowExecution, WorkflowType};
@@ -162,7 +164,8 @@ impl Hosted {
         completed: Result<Reply, ShardError>,
     ) -> Result<RespondWorkflowTaskCompletedResponse, ShardError> {
         let completed = completed?;
-        for (id, result) in results {
+        // In order, so that a repeated run answers in the same one.
+        for (id, result) in results.into_iter().collect::<BTreeMap<_, _>>() {
             if let Ok(id) = id.parse() {
                 self.queries.answered(id, result);
             }

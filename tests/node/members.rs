@@ -25,7 +25,7 @@ use piton_proto::workflowservice::{
 use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
-    Answer, Call, Clock, Cluster, Delivery, HistoryPage, HostParts, META_GROUP, Namespace,
+    Answer, Call, Clock, Cluster, Delivery, HistoryPage, HostParts, Ids, META_GROUP, Namespace,
     NewNamespace, Peer, Poll, PollId, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
     TaskToken,
 };
@@ -151,6 +151,7 @@ impl Members {
             groups: groups.clone(),
             store: Arc::clone(store) as Arc<dyn Store>,
             clock: Clock::start(),
+            ids: Ids::random(),
             metrics: ShardMetrics::register(&mut Registry::default()),
         };
         let host = ShardHost::start(parts).await.unwrap();

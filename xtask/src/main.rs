@@ -1,4 +1,4 @@
-//! Every developer command, the same here and in CI: `cargo xtask test | tidy | conformance`.
+//! Every developer command, the same here and in CI: `cargo xtask test | tidy | sim | conformance`.
 //!
 //! It drives cargo, npm and pip and starts servers under test; it knows nothing of their insides,
 //! so it builds in seconds and depends on no crate of the workspace.
@@ -8,6 +8,7 @@ mod process;
 mod report;
 mod rust_core;
 mod server;
+mod sim;
 mod suites;
 mod test;
 mod tidy;
@@ -25,6 +26,8 @@ usage: cargo xtask <command>
 
   test [--fast]        everything CI runs; --fast leaves out the SDK suites but a smoke
   tidy                 the house rules that a machine can check
+  sim [--seeds N] [--from S]
+                       whole nodes in one thread with faults that follow from a seed
   conformance [typescript|python|seed|rust-core ...] [--release] [--full] [--address HOST:PORT]
               [-- FILTER ...]
                        SDK suites against a fresh server, or the one at --address;
@@ -58,6 +61,7 @@ fn run(arguments: &[String]) -> Result<bool> {
             }
             report.step("tidy", |_| tidy::run(&workspace.root));
         }
+        "sim" => sim::run(&workspace, &mut report, sim::parse(rest)?),
         "conformance" => {
             let (wanted, options) = parse_conformance(rest)?;
             suites::conformance(&workspace, &mut report, &wanted, &options)?;

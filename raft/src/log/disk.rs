@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A directory tree of files with explicit durability.
 ///
@@ -37,6 +38,11 @@ pub trait Disk: Send + Sync + Debug + 'static {
 
     /// Makes creations, renames and removals in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// How long a simulated disk takes for the next sync. A real one just takes it.
+    fn next_sync_takes(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// An open file. It stays readable after its name is removed.

@@ -13,6 +13,7 @@ mod fault;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod index;
+mod inline;
 mod reader;
 mod record;
 mod recovery;
@@ -173,7 +174,8 @@ impl Log {
             .name("log-writer".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| LogError::disk("start the writer of", &shared.dir, error))?;
-        let writer = WriterThread { shared: shared.clone(), thread: Mutex::new(Some(thread)) };
+        let thread = Mutex::new(Some(thread));
+        let writer = WriterThread { shared: shared.clone(), thread, task: None };
         Ok((Log { shared, writer: Arc::new(writer) }, recovered))
     }
 
@@ -185,8 +187,26 @@ impl Log {
         config: LogConfig,
     ) -> Result<(Log, Recovered, ManualWriter), LogError> {
         let (shared, writer, recovered) = Log::recover(disk, dir, config)?;
-        let thread = WriterThread { shared: shared.clone(), thread: Mutex::new(None) };
+        let thread = WriterThread { shared: shared.clone(), thread: Mutex::new(None), task: None };
         Ok((Log { shared, writer: Arc::new(thread) }, recovered, ManualWriter { writer }))
+    }
+
+    /// As [`Log::open`], but the writer is a task on the caller's runtime, which waits for as long
+    /// as the disk says that a sync takes. For simulation.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::open`].
+    pub fn open_inline(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        config: LogConfig,
+    ) -> Result<(Log, Recovered), LogError> {
+        let (shared, writer, recovered) = Log::recover(disk.clone(), dir, config)?;
+        let task = inline::start(shared.clone(), writer, disk);
+        let (thread, task) = (Mutex::new(None), Some(task));
+        let writer = WriterThread { shared: shared.clone(), thread, task };
+        Ok((Log { shared, writer: Arc::new(writer) }, recovered))
     }
 
     fn recover(
@@ -368,12 +388,17 @@ impl fmt::Debug for ManualWriter {
 struct WriterThread {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Where the writer is a task.
+    task: Option<inline::Task>,
 }
 
 impl WriterThread {
     fn close(&self) {
         self.shared.state.lock().closing = true;
         self.shared.wake.notify_one();
+        if let Some(task) = &self.task {
+            task.finish();
+        }
         let mut thread = self.thread.lock();
         // A callback may hold the last handle: the writer cannot wait for itself.
         let is_writer = |handle: &JoinHandle<()>| handle.thread().id() == thread::current().id();

@@ -8,12 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::disk::DiskFile;
 use super::index::{Found, GroupIndex, Removed, Slot, Whereabouts};
@@ -95,11 +95,31 @@ pub(super) struct State {
 
 pub(super) struct Shared {
     pub(super) state: Mutex<State>,
-    pub(super) wake: Condvar,
+    pub(super) wake: Wake,
     pub(super) stats: LogStats,
     pub(super) failed: watch::Sender<Option<String>>,
     pub(super) config: LogConfig,
     pub(super) dir: PathBuf,
+}
+
+/// Wakes the writer.
+#[derive(Default)]
+pub(super) struct Wake {
+    /// What the writer's thread waits for.
+    pub(super) thread: Condvar,
+    /// What the writer waits for when it is a task.
+    pub(super) task: OnceLock<Notify>,
+}
+
+impl Wake {
+    pub(super) fn notify_one(&self) {
+        match self.task.get() {
+            Some(task) => task.notify_one(),
+            None => {
+                self.thread.notify_one();
+            }
+        }
+    }
 }
 
 impl Shared {
@@ -126,7 +146,7 @@ impl Shared {
         };
         Shared {
             state: Mutex::new(state),
-            wake: Condvar::new(),
+            wake: Wake::default(),
             stats: LogStats::default(),
             failed: watch::Sender::new(None),
             config,

@@ -196,9 +196,10 @@ impl Writer {
                 || !state.committed_changed.is_empty()
                 || self.first_segment(state) < state.first_live()
                 || self.rewriting(state);
+            let wake = &self.shared.wake.thread;
             if !chores {
-                self.shared.wake.wait(state);
-            } else if self.shared.wake.wait_for(state, self.shared.config.idle_after).timed_out()
+                wake.wait(state);
+            } else if wake.wait_for(state, self.shared.config.idle_after).timed_out()
                 && state.queue.is_empty()
             {
                 state.wake_at = None;
@@ -221,7 +222,7 @@ impl Writer {
         let deadline = Instant::now() + patience;
         while state.queue.len() < expected && !state.closing {
             state.wake_at = Some(expected);
-            if self.shared.wake.wait_until(state, deadline).timed_out() {
+            if self.shared.wake.thread.wait_until(state, deadline).timed_out() {
                 return;
             }
         }

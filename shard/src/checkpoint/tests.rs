@@ -25,7 +25,7 @@ fn start(config: CheckpointConfig, synced: SyncedIndex) -> (Checkpoints, mpsc::R
         // A test that is over does not listen.
         let _ = tx.send(rows);
     });
-    (Checkpoints::start(config, synced, observer).expect("a thread starts"), rx)
+    (Checkpoints::start(Execution::Threads, config, synced, observer).expect("a thread starts"), rx)
 }
 
 #[test]

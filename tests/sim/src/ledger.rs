@@ -1,0 +1,138 @@
+//! What clients and workers asked, and what they were answered: what the auditor holds histories
+//! against. Every request bears a text of its own that is found again in the history.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// How a request ended, over all its tries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Acknowledged; for a start with the run's id.
+    Done(String),
+    /// Refused for good, by the first answer that came.
+    Refused(String),
+    /// Nobody knows: no answer, or a refusal after a try without an answer.
+    Unknown,
+}
+
+/// What was asked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Asked {
+    /// By request id.
+    Start(String),
+    /// By request id, with a policy under which the answer may name a run that was there.
+    StartOrUse(String),
+    /// By the signal's name.
+    Signal(String),
+    /// By identity.
+    Cancel(String),
+    Terminate(String),
+    WorkflowTask(String),
+    Activity(String),
+}
+
+impl Asked {
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Start(text)
+            | Self::StartOrUse(text)
+            | Self::Signal(text)
+            | Self::Cancel(text)
+            | Self::Terminate(text)
+            | Self::WorkflowTask(text)
+            | Self::Activity(text) => text,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) workflow_id: String,
+    pub(crate) asked: Asked,
+    pub(crate) ending: Ending,
+}
+
+/// What a query's worker had seen, and what was acknowledged before it was asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) workflow_id: String,
+    pub(crate) run_id: String,
+    pub(crate) signals: Vec<String>,
+    pub(crate) acknowledged: Vec<String>,
+}
+
+/// Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Ledger {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    entries: Vec<Entry>,
+    seen: Vec<Seen>,
+    shown: BTreeMap<String, usize>,
+    broken: Vec<String>,
+    numbers: BTreeMap<&'static str, u64>,
+}
+
+impl Ledger {
+    /// A text that no other request bears.
+    pub(crate) fn name(&self, kind: &'static str) -> String {
+        let mut shared = self.shared.lock();
+        let number = shared.numbers.entry(kind).or_default();
+        *number += 1;
+        format!("{kind}-{number}")
+    }
+
+    pub(crate) fn enter(&self, workflow_id: &str, asked: Asked, ending: Ending) {
+        let workflow_id = workflow_id.to_owned();
+        self.shared.lock().entries.push(Entry { workflow_id, asked, ending });
+    }
+
+    pub(crate) fn saw(&self, seen: Seen) {
+        self.shared.lock().seen.push(seen);
+    }
+
+    /// By run: the most events that a read has shown.
+    pub(crate) fn shown(&self) -> BTreeMap<String, usize> {
+        self.shared.lock().shown.clone()
+    }
+
+    pub(crate) fn show(&self, run_id: &str, events: usize) {
+        let mut shared = self.shared.lock();
+        let shown = shared.shown.entry(run_id.to_owned()).or_default();
+        *shown = events.max(*shown);
+    }
+
+    /// Something that was seen to be wrong at once.
+    pub(crate) fn broke(&self, what: String) {
+        self.shared.lock().broken.push(what);
+    }
+
+    pub(crate) fn broken(&self) -> Vec<String> {
+        self.shared.lock().broken.clone()
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.shared.lock().entries.clone()
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.shared.lock().seen.clone()
+    }
+
+    /// Signals to a workflow that were acknowledged so far.
+    pub(crate) fn signals_to(&self, workflow_id: &str) -> Vec<String> {
+        let shared = self.shared.lock();
+        let acknowledged = |entry: &&Entry| {
+            entry.workflow_id == workflow_id
+                && matches!(entry.asked, Asked::Signal(_))
+                && matches!(entry.ending, Ending::Done(_))
+        };
+        let signals = shared.entries.iter().filter(acknowledged);
+        signals.map(|entry| entry.asked.text().to_owned()).collect()
+    }
+}

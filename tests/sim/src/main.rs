@@ -1,0 +1,233 @@
+//! Whole nodes in one thread and virtual time: shards, Raft, log and table as they are, network,
+//! disks and clocks that fail by a seed. A run is named by its seed and repeats exactly.
+//!
+//! `world` holds the nodes, `life` what one life of a node may touch, `network` what goes between
+//! them; `workload` and `worker` are clients and workers, `client` is what they ask; `ledger` is what
+//! they were answered, `auditor` holds the histories against it; `faults` is what goes wrong.
+
+#![expect(clippy::print_stdout, reason = "a command line tool")]
+
+mod auditor;
+mod chance;
+mod client;
+mod faults;
+mod ledger;
+mod life;
+mod network;
+mod trace;
+mod worker;
+mod workload;
+mod world;
+
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::chance::Chance;
+use crate::client::Client;
+use crate::faults::Fault;
+use crate::ledger::Ledger;
+use crate::trace::Trace;
+use crate::world::{World, in_ms};
+
+/// Seeds that once failed, one a line; always run first.
+const KEPT: &str = include_str!("../seeds.txt");
+const DRIVERS: usize = 6;
+const WORKERS: usize = 5;
+const FAULTS: u64 = 4;
+/// A run takes seconds; one that takes this long is stuck.
+const WALL_TIME_MAX: Duration = Duration::from_secs(300);
+
+const PASSED: u8 = 0;
+const FAILED: u8 = 1;
+const UNKNOWN: u8 = 3;
+
+#[derive(Parser)]
+struct Options {
+    /// How many seeds to run, beside those that once failed.
+    #[arg(long, default_value_t = 10)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Run this one seed in this process.
+    #[arg(long)]
+    one: Option<u64>,
+    /// How many faults each run has.
+    #[arg(long, default_value_t = FAULTS)]
+    faults: u64,
+    /// Print what happens, in one seed's run.
+    #[arg(long)]
+    print: bool,
+    /// Print the nodes' own log, in one seed's run.
+    #[arg(long)]
+    log: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match options.one {
+        Some(seed) => ExitCode::from(run_one(seed, &options)),
+        None => match run_many(&options) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                println!("{error:#}");
+                ExitCode::from(2)
+            }
+        },
+    }
+}
+
+/// Runs each seed in a process of its own, so that nothing of one run reaches the next.
+fn run_many(options: &Options) -> Result<bool> {
+    let kept = KEPT.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
+    let seeds: Vec<u64> = kept.chain(options.from..options.from + options.seeds).collect();
+    let (mut passed, mut failed, mut unknown) = (0, 0, 0);
+    for (index, seed) in seeds.iter().enumerate() {
+        let (code, output) = child(*seed, options)?;
+        // The first one shows that a seed repeats its run.
+        let repeats = index > 0 || child(*seed, options)?.1 == output;
+        print!("{output}");
+        if !repeats {
+            println!("   seed {seed} does not repeat");
+        }
+        match code {
+            PASSED if repeats => passed += 1,
+            UNKNOWN if repeats => unknown += 1,
+            _ => failed += 1,
+        }
+    }
+    println!("{passed} passed, {failed} failed, {unknown} unknown");
+    Ok(failed == 0 && passed > 0)
+}
+
+fn child(seed: u64, options: &Options) -> Result<(u8, String)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--one", &seed.to_string(), "--faults", &options.faults.to_string()]);
+    let output = command.output().context("run a seed")?;
+    let code = output.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED);
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if code != PASSED && code != UNKNOWN {
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+    }
+    Ok((code, text))
+}
+
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn run_one(seed: u64, options: &Options) -> u8 {
+    println!("seed {seed}");
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        before(panic);
+    }));
+    if let Some(filter) = &options.log {
+        tracing_subscriber::fmt()
+            .with_env_filter(filter.as_str())
+            .without_time()
+            .with_writer(std::io::stdout)
+            .init();
+    }
+    let (_ended, end) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if end.recv_timeout(WALL_TIME_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {
+            println!("   FAILED A6: the run does not end");
+            std::process::exit(i32::from(FAILED));
+        }
+    });
+    let outcome = piton_raft::sim::run(seed, simulate(seed, options));
+    let mut code = match outcome {
+        Ok(unknown) if unknown.is_empty() => PASSED,
+        Ok(unknown) => {
+            println!("   unknown (A10): {unknown:?} hit nobody");
+            UNKNOWN
+        }
+        Err(error) => {
+            println!("   FAILED {error:#}");
+            FAILED
+        }
+    };
+    let panics = PANICS.load(Ordering::Relaxed);
+    if panics > 0 {
+        println!("   FAILED: {panics} panics");
+        code = FAILED;
+    }
+    code
+}
+
+/// One run. Answers the faults that hit nobody.
+async fn simulate(seed: u64, options: &Options) -> Result<Vec<Fault>> {
+    let trace = Trace::begin(options.print);
+    let chance = Chance::new(seed);
+    let nodes = if seed % 4 == 3 { 5 } else { 3 };
+    let world = World::new(seed, nodes, trace.clone(), &chance);
+    for node in world.nodes() {
+        world.start(node).await?;
+    }
+    await_until("A6: the cluster does not come up", async || world.is_ready()).await?;
+    await_until("A6: no namespace", async || world.bootstrap().await).await?;
+
+    let ledger = Ledger::default();
+    let mut workers = JoinSet::new();
+    for _ in 0..WORKERS {
+        workers
+            .spawn_local(worker::work_on_workflows(Client::new(&world, &chance), ledger.clone()));
+        workers
+            .spawn_local(worker::work_on_activities(Client::new(&world, &chance), ledger.clone()));
+    }
+    let (stop, stopped) = watch::channel(false);
+    let mut drivers = JoinSet::new();
+    for _ in 0..DRIVERS {
+        let client = Client::new(&world, &chance);
+        drivers.spawn_local(workload::drive(client, ledger.clone(), stopped.clone()));
+    }
+    sleep_until(in_ms(1_500)).await;
+
+    let plan = faults::plan(seed, &chance, options.faults);
+    println!("   {nodes} nodes, {plan:?}");
+    let mut missed = Vec::new();
+    for fault in plan {
+        if !faults::inflict(&world, &chance, fault).await? {
+            missed.push(fault);
+        }
+    }
+    // What a fault left behind may still bring a node down.
+    sleep_until(in_ms(1_000)).await;
+    faults::restart(&world).await?;
+
+    stop.send_replace(true);
+    while let Some(driver) = drivers.join_next().await {
+        driver.context("a client")?;
+    }
+    await_until("A6: the cluster does not heal", async || world.is_ready()).await?;
+    let client = Client::new(&world, &chance);
+    let mut broken: Vec<String> = workload::finish(&client, &ledger).await;
+    for open in &mut broken {
+        *open = format!("A6: does not end: {open}");
+    }
+    broken.extend(auditor::audit(&world, &client, &ledger).await);
+    workers.abort_all();
+    while workers.join_next().await.is_some() {}
+    let (hash, notes) = trace.hash();
+    println!("   trace {hash:016x}, {notes} notes, {} ms", trace.now_ms());
+    ensure!(broken.is_empty(), "{}", broken.join("\n   FAILED "));
+    Ok(missed)
+}
+
+async fn await_until(what: &str, mut look: impl AsyncFnMut() -> bool) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !look().await {
+        ensure!(Instant::now() < end, "{what}");
+        sleep_until(in_ms(10)).await;
+    }
+    Ok(())
+}
