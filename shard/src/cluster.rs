@@ -164,6 +164,15 @@ impl Cluster {
         tokio::spawn(async move { cluster.send_until_taken(shard, call).await });
     }
 
+    /// The same after a pause: what was sent failed at once and may well do so again.
+    pub(crate) fn insist_again(&self, shard: ShardId, call: Call) {
+        let cluster = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(SEND_PAUSE).await;
+            cluster.send_until_taken(shard, call).await;
+        });
+    }
+
     /// Sends until somebody takes it, or for as long as a request waits for a leader.
     async fn send_until_taken(&self, shard: ShardId, call: Call) {
         let until = Instant::now() + self.host.config().leader_wait;

@@ -97,7 +97,7 @@ impl Pending {
             // whoever leads is asked again, with the same ticket (architecture D8).
             Self::DeliverActivity(ticket, _) => {
                 let shard = cluster.shard_of(&ticket.offer.key);
-                cluster.insist(shard, Call::Ticket(ticket.clone()));
+                cluster.insist_again(shard, Call::Ticket(ticket.clone()));
             }
             Self::DeliverWorkflowTask(ticket, _)
             | Self::DeliverQuery(ticket, _)

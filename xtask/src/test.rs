@@ -7,11 +7,14 @@ use anyhow::Result;
 use crate::Workspace;
 use crate::process;
 use crate::report::{Log, Report, Tally};
+use crate::sim::{self, Seeds};
 use crate::suites::{HARSH, Run, Suite, step};
 use crate::tidy;
 
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 const TEST_LIMIT: Duration = Duration::from_secs(600);
+/// Seeds that every run simulates; more by `cargo xtask sim`.
+const SIMULATED: Seeds = Seeds { count: 100, from: 1 };
 
 /// Scenarios of our TypeScript suite that `--fast` keeps: one of each kind of failure.
 const SMOKE: &[&str] = &["order-runs", "killed-after-charge", "server-killed"];
@@ -42,6 +45,9 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, fast: bool) -> Res
     }
     report.step("tests of the crates", |log| cargo_test(workspace, log));
     run_suites(workspace, report, fast);
+    if !fast {
+        sim::run(workspace, report, SIMULATED);
+    }
     Ok(())
 }
 
