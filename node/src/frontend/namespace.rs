@@ -40,7 +40,7 @@ pub(super) async fn register(
         (!request.history_archival_uri.is_empty(), "history_archival_uri"),
         (!request.visibility_archival_uri.is_empty(), "visibility_archival_uri"),
     ];
-    refuse_not_built(&used)?;
+    validate::refuse_not_built(&used)?;
     let retention = request.workflow_execution_retention_period.as_ref();
     let retention = check_retention(Span::from_proto(retention))?;
     let new = NewNamespace {
@@ -53,13 +53,6 @@ pub(super) async fn register(
     };
     frontend.cluster.meta().register_namespace(new).await?;
     Ok(RegisterNamespaceResponse {})
-}
-
-fn refuse_not_built(used: &[(bool, &'static str)]) -> Result<(), ApiError> {
-    match used.iter().find(|(is_used, _)| *is_used) {
-        Some((_, field)) => Err(ApiError::FieldNotBuilt { field }),
-        None => Ok(()),
-    }
 }
 
 fn check_retention(retention: Span) -> Result<Span, ApiError> {
@@ -124,7 +117,7 @@ pub(super) async fn update(
     });
     let bad_binaries = config.bad_binaries.is_some_and(|b| !b.binaries.is_empty());
     let enabled = |state: i32| state == ArchivalState::Enabled as i32;
-    refuse_not_built(&[
+    validate::refuse_not_built(&[
         (request.promote_namespace, "promote_namespace"),
         (!request.delete_bad_binary.is_empty(), "delete_bad_binary"),
         (replicated, "replication_config"),

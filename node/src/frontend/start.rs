@@ -202,7 +202,8 @@ fn refuse_not_built(request: &StartWorkflowExecutionRequest) -> Result<(), ApiEr
         .as_ref()
         .is_some_and(|o| o.attach_request_id || o.attach_completion_callbacks || o.attach_links);
     let skips = request.time_skipping_config.as_ref().is_some_and(|c| c.enabled);
-    let used = [
+    let eager = request.eager_worker_deployment_options.as_ref();
+    validate::refuse_not_built(&[
         (!request.cron_schedule.is_empty(), "cron_schedule"),
         (retries, "retry_policy"),
         (delayed, "workflow_start_delay"),
@@ -210,16 +211,11 @@ fn refuse_not_built(request: &StartWorkflowExecutionRequest) -> Result<(), ApiEr
         (request.versioning_override.is_some(), "versioning_override"),
         (attaches, "on_conflict_options"),
         (skips, "time_skipping_config"),
-    ];
-    if let Some((_, field)) = used.into_iter().find(|(is_used, _)| *is_used) {
-        return Err(ApiError::FieldNotBuilt { field });
-    }
-    let eager = request.eager_worker_deployment_options.as_ref();
-    if eager.is_some_and(validate::is_versioned) {
-        let field = "eager_worker_deployment_options.worker_versioning_mode VERSIONED";
-        return Err(ApiError::FieldNotBuilt { field });
-    }
-    Ok(())
+        (
+            eager.is_some_and(validate::is_versioned),
+            "eager_worker_deployment_options.worker_versioning_mode VERSIONED",
+        ),
+    ])
 }
 
 /// The start that a SignalWithStart asks for; its signal stays behind.

@@ -217,6 +217,15 @@ pub(crate) fn held_until(client: Option<Instant>, now: Instant, at_most: Duratio
     theirs.map_or(ours, |theirs| theirs.min(ours))
 }
 
+/// Fields of a request that this server does not have: whether each is used, and its name. One that
+/// is used is refused by name, never ignored.
+pub(crate) fn refuse_not_built(fields: &[(bool, &'static str)]) -> Result<(), ApiError> {
+    match fields.iter().find(|(is_used, _)| *is_used) {
+        Some((_, field)) => Err(ApiError::FieldNotBuilt { field }),
+        None => Ok(()),
+    }
+}
+
 /// Worker versioning is not built; workers that only report a build id are served.
 pub(crate) fn unversioned(options: Option<&WorkerDeploymentOptions>) -> Result<(), ApiError> {
     if options.is_some_and(is_versioned) {

@@ -60,14 +60,11 @@ pub(super) async fn complete_workflow_task(
     check_token_namespace(frontend, &request.namespace, &token.namespace)?;
     validate::optional("Identity", &request.identity, &limits)?;
     validate::unversioned(request.deployment_options.as_ref())?;
-    let used = [
+    validate::refuse_not_built(&[
         (!request.messages.is_empty(), "messages"),
         (request.versioning_behavior != 0, "versioning_behavior"),
         (request.intermediate_page || request.page_number > 0, "intermediate_page"),
-    ];
-    if let Some((_, field)) = used.into_iter().find(|(is_used, _)| *is_used) {
-        return Err(ApiError::FieldNotBuilt { field });
-    }
+    ])?;
     let sticky = request.sticky_attributes.as_ref().and_then(|s| s.worker_task_queue.as_ref());
     // Without a name it says what no attributes say: the worker keeps nothing.
     if let Some(queue) = sticky.filter(|queue| !queue.name.is_empty()) {
@@ -235,15 +232,11 @@ fn refuse_not_built(request: &DescribeTaskQueueRequest) -> Result<(), ApiError> 
         .versions
         .as_ref()
         .is_some_and(|versions| versions.build_ids.iter().any(|id| !id.is_empty()));
-    let used = [
+    validate::refuse_not_built(&[
         (by_build_id, "versions.build_ids"),
         (request.report_task_reachability, "report_task_reachability"),
         (request.report_config, "report_config"),
-    ];
-    match used.into_iter().find(|(is_used, _)| *is_used) {
-        Some((_, field)) => Err(ApiError::FieldNotBuilt { field }),
-        None => Ok(()),
-    }
+    ])
 }
 
 /// `None`: tasks of a kind that this server does not have, so its queue is empty.
