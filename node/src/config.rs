@@ -115,7 +115,7 @@ impl Default for DataConfig {
             ephemeral: false,
             table_bytes: 64 << 20,
             store: StoreEngine::Redb,
-            store_cache_bytes: 64 << 20,
+            store_cache_bytes: 16 << 20,
         }
     }
 }
@@ -199,11 +199,13 @@ pub struct ShardsConfig {
     pub count: Option<u32>,
     /// A workflow without anything to do leaves memory after this time.
     pub idle_ms: u64,
+    /// Beyond so many in memory, those that were unused the longest leave before their time.
+    pub in_memory_max: u64,
 }
 
 impl Default for ShardsConfig {
     fn default() -> Self {
-        Self { count: None, idle_ms: 10_000 }
+        Self { count: None, idle_ms: 10_000, in_memory_max: 4_096 }
     }
 }
 

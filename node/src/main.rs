@@ -13,10 +13,7 @@ use piton_node::config::{Config, LogFormat, StoreEngine};
 use piton_node::{Failure, Node, init_tracing};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Requests are decoded on one thread and answered on another, which the system's allocator pays
-/// for with locks: it took a quarter of the server's time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+mod allocator;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,6 +93,9 @@ struct Flags {
     /// How long a workflow with nothing to do stays in memory; 0: not at all [default: 10000].
     #[arg(long, value_name = "MS", env = "PITON_IDLE_MS")]
     idle_ms: Option<u64>,
+    /// Workflows kept in memory; beyond it the longest unused leave early [default: 4096].
+    #[arg(long, value_name = "COUNT", env = "PITON_IN_MEMORY_MAX")]
+    in_memory_max: Option<u64>,
     /// Rows kept in memory before they must be in the store [default: 67108864].
     #[arg(long, value_name = "BYTES", env = "PITON_TABLE_BYTES")]
     table_bytes: Option<u64>,
@@ -146,6 +146,7 @@ impl Flags {
         set(&mut config.data.table_bytes, self.table_bytes);
         set(&mut config.data.store, self.store);
         set(&mut config.shards.idle_ms, self.idle_ms);
+        set(&mut config.shards.in_memory_max, self.in_memory_max);
         config.shards.count = self.shards.or(config.shards.count);
         set(&mut config.log.filter, self.log);
         set(&mut config.log.format, self.log_format);
@@ -183,6 +184,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("piton")
         .enable_all()
+        .on_thread_park(allocator::give_back)
         .build()
         .context("start the runtime")?;
     runtime.block_on(run_node(config))
@@ -301,6 +303,8 @@ mod tests {
             "blob_bytes_max=7",
             "--idle-ms",
             "0",
+            "--in-memory-max",
+            "100",
             "--table-bytes",
             "65536",
             "--store",
@@ -314,6 +318,7 @@ mod tests {
         assert_eq!(config.namespaces.search_attributes["Customer"], "Keyword");
         assert_eq!((config.limits["signals_max"], config.limits["blob_bytes_max"]), (5, 7));
         assert_eq!((config.shards.idle_ms, config.data.table_bytes), (0, 65_536));
+        assert_eq!(config.shards.in_memory_max, 100);
         assert_eq!(config.data.store, StoreEngine::Sled);
         assert!(config.data.ephemeral);
     }

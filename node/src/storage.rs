@@ -264,6 +264,7 @@ fn shard_config(config: &Config, shards: u32) -> ShardConfig {
     ShardConfig {
         shards,
         idle: Duration::from_millis(config.shards.idle_ms),
+        in_memory_max: usize::try_from(config.shards.in_memory_max).unwrap_or(usize::MAX),
         table_bytes: usize::try_from(config.data.table_bytes).unwrap_or(usize::MAX),
         ..ShardConfig::default()
     }

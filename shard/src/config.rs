@@ -13,6 +13,8 @@ pub struct ShardConfig {
     pub idle: Duration,
     /// The same for a workflow whose last run has closed: most are never asked for again.
     pub idle_closed: Duration,
+    /// Workflows in memory, over all shards of this node; beyond it the longest unused leave early.
+    pub in_memory_max: usize,
     /// Bytes of rows applied but not yet checkpointed, over all shards of this node.
     pub table_bytes: usize,
     /// Longest time between two checkpoints of a shard with changes.
@@ -60,6 +62,7 @@ impl Default for ShardConfig {
             shards: 16,
             idle: Duration::from_secs(10),
             idle_closed: Duration::from_secs(1),
+            in_memory_max: 4_096,
             table_bytes: 64 << 20,
             checkpoint_interval: Duration::from_secs(1),
             mailbox_len_max: 10_000,

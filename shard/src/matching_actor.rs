@@ -148,6 +148,8 @@ struct Matching {
     last_poll: Timestamp,
     /// Shards that hold tasks which did not fit into the window.
     declined: BTreeSet<ShardId>,
+    /// Workers that have shut down, and when.
+    shut_down: BTreeMap<String, Timestamp>,
 }
 
 impl Actor for MatchingActor {
@@ -223,6 +225,7 @@ impl Matching {
             // Workers that polled the owner before this one get the time to come here.
             last_poll: shard.began,
             declined: BTreeSet::new(),
+            shut_down: BTreeMap::new(),
         }
     }
 
@@ -274,6 +277,10 @@ impl Matching {
     }
 
     fn poll(&mut self, shard: &ShardRuntime, poll: PollRequest) {
+        if self.shut_down.contains_key(&poll.worker_instance_key) {
+            shard.cluster.deliver(poll.node, poll.poll, Delivery::Shutdown);
+            return;
+        }
         self.last_poll = shard.clock.now();
         if self.pollers.insert(poll.identity.clone(), self.last_poll).is_none() {
             // Workers come and go with ever new names.
@@ -289,8 +296,15 @@ impl Matching {
         }
     }
 
-    /// Answers a worker's polls empty; a sticky queue of it has no poller from now on.
+    /// Answers a worker's polls empty, also those that are still on their way here; a sticky queue
+    /// of it has no poller from now on.
     fn shut_down(&mut self, shard: &ShardRuntime, worker: &str) {
+        let now = shard.clock.now();
+        let memory = shard.config.poller_memory.as_millis() as i64;
+        self.shut_down.retain(|_, since| (now - *since).0 <= memory);
+        if !worker.is_empty() {
+            self.shut_down.insert(worker.to_owned(), now);
+        }
         if self.queue.queue.is_sticky() {
             self.last_poll = Timestamp::default();
         }

@@ -55,6 +55,8 @@ pub(crate) struct ShardRuntime {
     pub(crate) outbox: Outbox,
     pub(crate) recovery: Recovery,
     seats: Mutex<BTreeMap<WorkflowKey, Arc<Seat>>>,
+    /// This shard's part of the workflows that may be in memory.
+    seats_max: usize,
     stopped: AtomicBool,
     /// Numbers of workflow tasks handed out in this term.
     numbers: AtomicU64,
@@ -283,14 +285,17 @@ impl ShardRuntime {
         let now = self.clock.now().0;
         let [open, closed] =
             [self.config.idle, self.config.idle_closed()].map(|idle| now - idle.as_millis() as i64);
-        let idle: Vec<_> = {
-            let seats = self.seats.lock();
-            let is_idle =
-                |seat: &&Arc<Seat>| seat.last_used() < if seat.is_open() { open } else { closed };
-            seats.values().filter(is_idle).cloned().collect()
-        };
-        for seat in idle {
-            seat.passivate();
+        let mut seats: Vec<_> = self.seats.lock().values().cloned().collect();
+        // A burst must not take memory for all of its workflows at once: the longest unused go.
+        let too_many = seats.len().saturating_sub(self.seats_max);
+        if too_many > 0 {
+            seats.select_nth_unstable_by_key(too_many, |seat| seat.last_used());
+        }
+        for (index, seat) in seats.iter().enumerate() {
+            let idle_since = if seat.is_open() { open } else { closed };
+            if index < too_many || seat.last_used() < idle_since {
+                seat.passivate();
+            }
         }
     }
 
@@ -467,6 +472,7 @@ fn take_up(host: &Arc<ShardHost>, cluster: &Cluster, id: ShardId, term: u64) -> 
         outbox: Outbox::default(),
         recovery: Recovery::default(),
         seats: Mutex::new(BTreeMap::new()),
+        seats_max: host.config().in_memory_max / host.shard_ids().count().max(1),
         stopped: AtomicBool::new(false),
         numbers: AtomicU64::new(0),
         metrics,

@@ -201,7 +201,8 @@ impl Actor for WorkflowActor {
         look: Look,
         hosted: &mut Hosted,
     ) -> Result<(), ActorProcessingErr> {
-        if let Err(error) = work(hosted).await {
+        // Boxed: an actor's own future stays as small as what it waits for, and most only wait.
+        if let Err(error) = Box::pin(work(hosted)).await {
             // Architecture D5: the outcome of a commit is unknown or the state cannot be trusted,
             // so the actor goes, and the next request re-hosts the workflow from its rows.
             tracing::debug!(key = ?hosted.key, %error, "a workflow's actor gives up");

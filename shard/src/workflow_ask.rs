@@ -207,7 +207,7 @@ impl Hosted {
             None => None,
         };
         let draw = self.draw(Vec::new());
-        let state = current.as_ref().map(|id| &self.runs[id]);
+        let state = current.as_ref().map(|id| &*self.runs[id]);
         let drawn = draw.drawn(self.now(), self.shard.term);
         let decided = run::decide_start(&self.key, state, request, &drawn)?;
         let answer = decided.reply.clone();

@@ -37,7 +37,8 @@ pub(crate) struct Hosted {
     pub(crate) current: Option<Current>,
     pub(crate) position: Position,
     /// Runs in memory: the current one if it is open, and others while they are asked for.
-    pub(crate) runs: BTreeMap<RunId, RunState>,
+    /// Boxed: a node of the map has room for eleven values.
+    pub(crate) runs: BTreeMap<RunId, Box<RunState>>,
     pub(crate) queries: Queries,
     watchers: BTreeMap<RunId, watch::Sender<Subscription>>,
     /// The last accepted workflow task answer: its repetition gets the same reply.
@@ -50,7 +51,7 @@ pub(crate) struct Hosted {
 #[derive(Default)]
 pub(crate) struct Batch {
     /// The runs as committed, for those that the batch has touched.
-    before: BTreeMap<RunId, Option<RunState>>,
+    before: BTreeMap<RunId, Option<Box<RunState>>>,
     /// The run that is current after the batch, if it changes.
     pub(crate) successor: Option<RunId>,
     pub(crate) pending: Vec<Pending>,
@@ -129,7 +130,7 @@ impl Hosted {
                     ShardError::Internal(format!("the current run {run_id} has no history"))
                 })?;
                 let flush = !run.buffered.is_empty();
-                self.runs.insert(run_id.clone(), run);
+                self.runs.insert(run_id.clone(), Box::new(run));
                 self.loaded = true;
                 if flush {
                     // Architecture section 2: nothing is held any more, so what waited goes on.
@@ -156,7 +157,7 @@ impl Hosted {
                 None => not_found(),
                 Some(_) => Rejection::NotFound(format!("workflow not found for run ID: {run_id}")),
             })?;
-            self.runs.insert(run_id.clone(), run);
+            self.runs.insert(run_id.clone(), Box::new(run));
         }
         Ok(run_id)
     }
@@ -175,7 +176,7 @@ impl Hosted {
     /// Takes over what a decision comes to.
     pub(crate) fn accept(&mut self, run_id: Option<&RunId>, decided: Decided, batch: &mut Batch) {
         if let (Some(run_id), Some(run)) = (run_id, decided.run) {
-            let before = self.runs.insert(run_id.clone(), run);
+            let before = self.runs.insert(run_id.clone(), Box::new(run));
             batch.before.entry(run_id.clone()).or_insert(before);
         }
         if let Some(run) = decided.successor {
@@ -183,7 +184,7 @@ impl Hosted {
             batch.before.insert(run_id.clone(), None);
             self.current = Some(Current::of(&run, self.position));
             batch.successor = Some(run_id.clone());
-            self.runs.insert(run_id, run);
+            self.runs.insert(run_id, Box::new(run));
         }
         (batch.events, batch.bytes) = (0, 0);
         for (run_id, before) in &batch.before {
@@ -198,7 +199,7 @@ impl Hosted {
         let mut changes = Vec::new();
         for (run_id, before) in std::mem::take(&mut batch.before) {
             let run = self.runs.get_mut(&run_id).expect("a touched run is in memory");
-            let change = Change::between(before.as_ref(), run);
+            let change = Change::between(before.as_deref(), run);
             if !change.is_empty() {
                 changes.push((before, change));
             }
@@ -219,7 +220,7 @@ impl Hosted {
         })?;
         self.watch_held_task();
         for (before, change) in &changes {
-            self.carry_out(before.as_ref(), change, &batch.taken);
+            self.carry_out(before.as_deref(), change, &batch.taken);
         }
         for pending in batch.pending {
             self.settle(pending).await;
@@ -231,7 +232,7 @@ impl Hosted {
     /// Writes everything as one transition and waits for it.
     async fn replicate(
         &mut self,
-        changes: &[(Option<RunState>, Change)],
+        changes: &[(Option<Box<RunState>>, Change)],
         batch: &Batch,
     ) -> Result<(), ShardError> {
         let now = self.now();

@@ -19,7 +19,7 @@ fn duration(span: Span) -> Duration {
 impl Hosted {
     /// Notes how long workflows, workflow tasks and activities took, and how they ended.
     pub(crate) fn measure(&self, before: Option<&RunState>, change: &Change) {
-        let Some(run) = self.runs.get(&change.run_id).or(before) else { return };
+        let Some(run) = self.runs.get(&change.run_id).map(|run| &**run).or(before) else { return };
         let namespace = self.shard.cluster.meta().namespace_by_id(&self.key.namespace);
         let namespace = namespace.as_ref().map_or("", |n| &n.name);
         let workflow_type = run.started.workflow_type.as_ref().map_or("", |t| &t.name);

@@ -16,7 +16,7 @@ use crate::worker::{
 };
 
 /// `/metrics`, as name with labels -> value.
-async fn metrics(address: SocketAddr) -> BTreeMap<String, f64> {
+pub(crate) async fn metrics(address: SocketAddr) -> BTreeMap<String, f64> {
     let read = move || {
         let mut stream = TcpStream::connect(address).unwrap();
         let request = "GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";

@@ -1,8 +1,10 @@
 //! The workload with every actor dropped at once and a table that is always full: state comes from
 //! histories and from the store, over and over (issue 3, "must be shown" 4; architecture D6, D13).
 
+use crate::client::start_of;
+use crate::metrics::metrics;
 use crate::nodes::{Running, config};
-use crate::worker::{Ledger, Worker, await_orders, place_orders};
+use crate::worker::{Ledger, Worker, await_orders, await_until, place_orders};
 
 const TABLE_BYTES: u64 = 64 << 10;
 const ORDERS: usize = 20;
@@ -36,4 +38,25 @@ async fn orders_complete_when_the_table_is_always_full() {
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_complete_with_neither_actors_nor_a_table() {
     run_orders(0, TABLE_BYTES).await;
+}
+
+/// A burst does not take memory for all of its workflows at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_unused_leave_when_too_many_are_in_memory() {
+    let mut config = config(None);
+    (config.shards.idle_ms, config.shards.in_memory_max) = (3_600_000, 10);
+    let running = Running::start(config).await;
+    let api = running.api();
+    for number in 0..40 {
+        api.start(start_of(&format!("waits-{number}"), "simple", "nobody")).await.unwrap();
+    }
+    await_until("all but ten have left memory", async || {
+        let in_memory = metrics(running.node.http_address()).await["piton_actors"];
+        (in_memory <= 10.0).then_some(())
+    })
+    .await;
+    // Whoever is asked for is back.
+    let task = api.poll_workflow_task("nobody").await.unwrap();
+    assert!(!task.task_token.is_empty());
+    running.stop().await;
 }

@@ -238,3 +238,24 @@ async fn a_sticky_queue_is_known_by_its_name_alone() {
     assert!(!task.task_token.is_empty());
     running.stop().await;
 }
+
+/// A worker that shuts down waits for all of its polls, also for one that the order has overtaken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_comes_after_its_worker_has_shut_down_is_answered_empty() {
+    let running = Running::start(config(None)).await;
+    let (api, service) = (running.api(), running.client.service());
+    api.start(start_of("left", "simple", "q")).await.unwrap();
+    let shutdown = ShutdownWorkerRequest {
+        namespace: NAMESPACE.to_owned(),
+        task_queue: "q".to_owned(),
+        worker_instance_key: "worker-1".to_owned(),
+        ..ShutdownWorkerRequest::default()
+    };
+    service.clone().shutdown_worker(soon(shutdown)).await.unwrap();
+    let queue = TaskQueue { name: "q".to_owned(), ..TaskQueue::default() };
+    assert!(poll(&service, queue).await.task_token.is_empty(), "it got the task");
+    // Which another worker gets.
+    let task = api.poll_workflow_task("q").await.unwrap();
+    assert!(!task.task_token.is_empty());
+    running.stop().await;
+}

@@ -1,4 +1,5 @@
-//! Every developer command, the same here and in CI: `cargo xtask test | tidy | sim | conformance`.
+//! Every developer command, the same here and in CI: `cargo xtask test | tidy | sim | soak |
+//! conformance`.
 //!
 //! It drives cargo, npm and pip and starts servers under test; it knows nothing of their insides,
 //! so it builds in seconds and depends on no crate of the workspace.
@@ -9,6 +10,7 @@ mod report;
 mod rust_core;
 mod server;
 mod sim;
+mod soak;
 mod suites;
 mod test;
 mod tidy;
@@ -28,6 +30,8 @@ usage: cargo xtask <command>
   tidy                 the house rules that a machine can check
   sim [--seeds N] [--from S]
                        whole nodes in one thread with faults that follow from a seed
+  soak [--minutes N]   the seed suite over and over for an hour, or N minutes, with the server killed
+                       again and again: nothing of it may grow
   conformance [typescript|python|seed|rust-core ...] [--release] [--full] [--address HOST:PORT]
               [-- FILTER ...]
                        SDK suites against a fresh server, or the one at --address;
@@ -62,6 +66,7 @@ fn run(arguments: &[String]) -> Result<bool> {
             report.step("tidy", |_| tidy::run(&workspace.root));
         }
         "sim" => sim::run(&workspace, &mut report, sim::parse(rest)?),
+        "soak" => soak::run(&workspace, &mut report, soak::parse(rest)?),
         "conformance" => {
             let (wanted, options) = parse_conformance(rest)?;
             suites::conformance(&workspace, &mut report, &wanted, &options)?;

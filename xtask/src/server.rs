@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,6 +70,10 @@ impl Server {
 
     pub(crate) fn process_id(&self) -> Option<u32> {
         self.shared.lock().as_ref().map(Child::id)
+    }
+
+    pub(crate) fn data(&self) -> &Path {
+        &self.shared.spec.data
     }
 
     pub(crate) fn log(&self) -> &PathBuf {

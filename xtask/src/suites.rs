@@ -15,6 +15,7 @@ use crate::report::{Log, Report, Tally, print_tail};
 use crate::rust_core;
 use crate::server::{Server, Spec};
 
+const BUILD_LIMIT: Duration = Duration::from_secs(1200);
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 const SUITE_LIMIT: Duration = Duration::from_secs(480);
 const FULL_SUITE_LIMIT: Duration = Duration::from_secs(1200);
@@ -61,6 +62,8 @@ pub(crate) struct Run<'a> {
     pub(crate) environment: &'a [(&'static str, &'static str)],
     pub(crate) full: bool,
     pub(crate) filter: &'a [String],
+    /// Shows only what failed.
+    pub(crate) quiet: bool,
 }
 
 /// The command `cargo xtask conformance`.
@@ -72,16 +75,8 @@ pub(crate) fn conformance(
 ) -> Result<()> {
     let profile = if options.release { "release" } else { "ci" };
     let binary = workspace.target.join(profile).join("piton");
-    if options.address.is_none() {
-        let built = report.step("build the server", |log| {
-            let mut command = process::cargo(&workspace.root);
-            command.args(["build", "--profile", profile, "-p", "piton-node", "--bin", "piton"]);
-            let limit = Duration::from_secs(1200);
-            process::run(command, log, limit, |_| {}).map(Tally::one)
-        });
-        if !built {
-            return Ok(());
-        }
+    if options.address.is_none() && !build_server(workspace, report, profile) {
+        return Ok(());
     }
     for &suite in wanted {
         if suite == Suite::Seed && workspace.seed_suite().is_none() {
@@ -95,6 +90,7 @@ pub(crate) fn conformance(
             environment: &[],
             full: options.full,
             filter: &options.filter,
+            quiet: false,
         };
         match &options.address {
             Some(address) => report.step(run.label, |log| at(workspace, &run, address, log)),
@@ -104,33 +100,68 @@ pub(crate) fn conformance(
     Ok(())
 }
 
+/// Builds the binary under test into `target/<profile>`.
+pub(crate) fn build_server(workspace: &Workspace, report: &mut Report, profile: &str) -> bool {
+    report.step("build the server", |log| {
+        let mut command = process::cargo(&workspace.root);
+        command.args(["build", "--profile", profile, "-p", "piton-node", "--bin", "piton"]);
+        process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
+    })
+}
+
 /// Starts a server for the run, runs the suite, and prints the server's log if something failed.
 pub(crate) fn step(workspace: &Workspace, report: &mut Report, run: &Run<'_>) -> bool {
     let name = run.label.replace(' ', "-");
     let server_log = report.logs().join(format!("{name}-server.log"));
     let ok = report.step(run.label, |log| {
-        let mut command = prepare(workspace, run, log)?;
-        let server = Server::start(Spec {
-            binary: run.binary.to_path_buf(),
-            data: workspace.target.join("test-data").join(&name),
-            log: server_log.clone(),
-            environment: environment(run),
-        })?;
-        command
-            .env("TEMPORAL_ADDRESS", &server.address)
-            .env("PITON_HTTP", &server.http)
-            .env("SERVER_KILL", server.control_command("kill"))
-            .env("SERVER_START", server.control_command("start"));
-        if let Some(id) = server.process_id() {
-            command.env("SERVER_PID", id.to_string());
-        }
-        with_arguments(&mut command, run, &server.address);
-        drive(workspace, command, run, log)
+        let command = prepare(workspace, run, log)?;
+        let server = start_server(workspace, run, &server_log)?;
+        against(workspace, run, &server, command, log)
     });
     if !ok {
         print_tail(&server_log);
     }
     ok
+}
+
+/// A fresh server, as the run wants it.
+pub(crate) fn start_server(workspace: &Workspace, run: &Run<'_>, log: &Path) -> Result<Server> {
+    Server::start(Spec {
+        binary: run.binary.to_path_buf(),
+        data: workspace.target.join("test-data").join(run.label.replace(' ', "-")),
+        log: log.to_owned(),
+        environment: environment(run),
+    })
+}
+
+/// Runs the suite once against a server that may have seen it before.
+pub(crate) fn run_against(
+    workspace: &Workspace,
+    run: &Run<'_>,
+    server: &Server,
+    log: &mut Log,
+) -> Result<Tally> {
+    let command = prepare(workspace, run, log)?;
+    against(workspace, run, server, command, log)
+}
+
+fn against(
+    workspace: &Workspace,
+    run: &Run<'_>,
+    server: &Server,
+    mut command: Command,
+    log: &mut Log,
+) -> Result<Tally> {
+    command
+        .env("TEMPORAL_ADDRESS", &server.address)
+        .env("PITON_HTTP", &server.http)
+        .env("SERVER_KILL", server.control_command("kill"))
+        .env("SERVER_START", server.control_command("start"));
+    if let Some(id) = server.process_id() {
+        command.env("SERVER_PID", id.to_string());
+    }
+    with_arguments(&mut command, run, &server.address);
+    drive(workspace, command, run, log)
 }
 
 /// The same against a server that somebody else started: it is never killed.
@@ -172,7 +203,9 @@ fn drive(workspace: &Workspace, command: Command, run: &Run<'_>, log: &mut Log) 
     let limit = if run.full { FULL_SUITE_LIMIT } else { SUITE_LIMIT };
     let mut tally = None;
     let ok = process::run(command, log, limit, |line| {
-        println!("   {line}");
+        if !run.quiet || line.starts_with("FAIL") {
+            println!("   {line}");
+        }
         // The SDKs may write a line of their own after the sum.
         tally = parse_tally(line).or(tally);
     })?;

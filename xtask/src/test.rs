@@ -61,6 +61,7 @@ fn run_suites(workspace: &Workspace, report: &mut Report, fast: bool) {
         environment: &[],
         full: false,
         filter: &[],
+        quiet: false,
     };
     if fast {
         step(workspace, report, &Run { label: "typescript smoke", filter: &smoke, ..plain });
@@ -68,6 +69,7 @@ fn run_suites(workspace: &Workspace, report: &mut Report, fast: bool) {
     }
     step(workspace, report, &plain);
     step(workspace, report, &Run { suite: Suite::Python, label: "python", ..plain });
+    step(workspace, report, &Run { suite: Suite::RustCore, label: "rust-core", ..plain });
     if workspace.seed_suite().is_none() {
         println!("== seed: left out, ../shared is not there");
         return;

@@ -97,7 +97,7 @@ impl Default for LogConfig {
             spare_segments_max: 2,
             gather_max: Duration::from_millis(1),
             idle_after: Duration::from_millis(50),
-            cache_bytes_max: 64 << 20,
+            cache_bytes_max: 16 << 20,
             waiting_bytes_max: 1 << 30,
             verify_sealed: false,
         }

@@ -165,12 +165,13 @@ impl Writer {
     fn step(&mut self, call: Call, mut state: MutexGuard<'_, State>) -> bool {
         let shared = self.shared.clone();
         let taken = self.take(&mut state);
+        if matches!(call, Call::Idle) {
+            // They would keep the memory around them from being given back.
+            state.shrink_recent(0);
+        }
         drop(state);
         let last = matches!(call, Call::Close);
-        let wanted = match call {
-            Call::Work => taken.says_something(),
-            Call::Idle | Call::Close => taken.says_something() || self.unproven,
-        };
+        let wanted = taken.says_something() || self.unproven && !matches!(call, Call::Work);
         let written = if wanted { self.write(&taken) } else { Ok(Written::default()) };
         match written {
             Ok(written) => {
