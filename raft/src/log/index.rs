@@ -22,17 +22,38 @@ pub(super) enum Whereabouts {
     Stored(Place),
 }
 
-/// An entry without its bytes.
+/// An entry without its bytes. There is one for each entry of the log, hence packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) term: u64,
+    /// Its segment, or its ticket while it waits.
+    number: u64,
     pub(super) length: u32,
-    pub(super) whereabouts: Whereabouts,
+    /// Within its segment, or [`WAITING`].
+    offset: u32,
 }
 
+/// An offset that no record has: segments end long before it.
+const WAITING: u32 = u32::MAX;
+
 impl Slot {
+    pub(super) fn new(term: u64, length: u32, whereabouts: Whereabouts) -> Slot {
+        let (number, offset) = match whereabouts {
+            Whereabouts::Waiting { ticket } => (ticket, WAITING),
+            Whereabouts::Stored(place) => (place.segment, place.offset),
+        };
+        Slot { term, number, length, offset }
+    }
+
+    pub(super) fn whereabouts(&self) -> Whereabouts {
+        match self.offset {
+            WAITING => Whereabouts::Waiting { ticket: self.number },
+            offset => Whereabouts::Stored(Place { segment: self.number, offset }),
+        }
+    }
+
     fn stored_in(&self) -> Option<u64> {
-        match self.whereabouts {
+        match self.whereabouts() {
             Whereabouts::Waiting { .. } => None,
             Whereabouts::Stored(place) => Some(place.segment),
         }
@@ -173,7 +194,7 @@ impl GroupIndex {
         for (entry, ticket) in entries.iter().zip(ticket..) {
             let length = u32::try_from(entry.bytes.len()).expect("limited when submitted");
             let whereabouts = Whereabouts::Waiting { ticket };
-            self.slots.push_back(Slot { term: entry.term, length, whereabouts });
+            self.slots.push_back(Slot::new(entry.term, length, whereabouts));
             self.recent.push_back(entry.bytes.clone());
             added += entry.bytes.len();
         }
@@ -237,9 +258,9 @@ impl GroupIndex {
 
     fn move_slot(&mut self, index: u64, expected: Whereabouts, place: Place) -> bool {
         let slot = self.position(index).and_then(|position| self.slots.get_mut(position));
-        match slot.filter(|slot| slot.whereabouts == expected) {
+        match slot.filter(|slot| slot.whereabouts() == expected) {
             Some(slot) => {
-                slot.whereabouts = Whereabouts::Stored(place);
+                *slot = Slot::new(slot.term, slot.length, Whereabouts::Stored(place));
                 true
             }
             None => false,
@@ -283,7 +304,7 @@ impl GroupIndex {
             if bytes > bytes_max && !found.is_empty() {
                 break;
             }
-            found.push(match (self.recent(index), slot.whereabouts) {
+            found.push(match (self.recent(index), slot.whereabouts()) {
                 (Some(bytes), _) => {
                     Found::InMemory(EntryRecord { index, term: slot.term, bytes: bytes.clone() })
                 }

@@ -427,7 +427,7 @@ impl Entries {
             }
             for entry in &entries.entries {
                 let whereabouts = Whereabouts::Stored(Place { segment, offset: entry.offset });
-                let slot = Slot { term: entry.term, length: entry.length, whereabouts };
+                let slot = Slot::new(entry.term, entry.length, whereabouts);
                 slots.insert(entry.index, slot);
             }
         }
@@ -442,9 +442,11 @@ impl Entries {
     }
 
     fn places(&self) -> impl Iterator<Item = (Place, u32)> {
-        self.groups.values().flat_map(BTreeMap::values).filter_map(|slot| match slot.whereabouts {
-            Whereabouts::Stored(place) => Some((place, slot.length)),
-            Whereabouts::Waiting { .. } => None,
+        self.groups.values().flat_map(BTreeMap::values).filter_map(|slot| {
+            match slot.whereabouts() {
+                Whereabouts::Stored(place) => Some((place, slot.length)),
+                Whereabouts::Waiting { .. } => None,
+            }
         })
     }
 

@@ -356,7 +356,7 @@ impl State {
     pub(super) fn rewrite(&self, group: GroupId, index: u64, segment: u64) -> Option<Rewrite> {
         let entries = self.groups.get(&group)?;
         let slot = *entries.slot(index)?;
-        match slot.whereabouts {
+        match slot.whereabouts() {
             Whereabouts::Stored(from) if from.segment == segment => {
                 let bytes = entries.recent(index).cloned();
                 Some(Rewrite { group, index, slot, from, bytes })
