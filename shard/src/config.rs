@@ -43,7 +43,7 @@ pub struct ShardConfig {
     pub errand_retry_max: Duration,
     /// How often runs and request ids whose time is over are deleted.
     pub retention_interval: Duration,
-    /// How many of them at once in each shard.
+    /// How many of them at once in each shard; the next follow when these are gone.
     pub retention_batch: usize,
     /// How long a request waits for a shard's leader before UNAVAILABLE.
     pub leader_wait: Duration,

@@ -1,9 +1,12 @@
 //! What has outlived its retention, and the writes that delete it. Leader only; the deletion goes
 //! through the workflow's actor like any other transition.
 
+use std::convert::Infallible;
+
 use piton_core::id::{RequestId, RunId, WorkflowKey};
 use piton_core::time::Timestamp;
 use piton_store::{KeyRange, Order, Write, keys};
+use tokio::sync::mpsc;
 
 use crate::row_writes::errand_key;
 use crate::rows::{FORMAT, LoadError, WorkflowRows, end_of, workflow, workflow_key};
@@ -23,6 +26,18 @@ pub(crate) enum Expired {
     Run(RunId),
     /// A request id.
     Request(RequestId),
+}
+
+/// Held by each deletion of a batch while it is under way; see [`batch`].
+pub(crate) type Turn = mpsc::Sender<Infallible>;
+
+/// A turn for each deletion of a batch, and what waits until the last of them is dropped, however
+/// it ended.
+pub(crate) fn batch() -> (Turn, impl Future<Output = ()>) {
+    let (turn, mut over) = mpsc::channel(1);
+    (turn, async move {
+        over.recv().await;
+    })
 }
 
 /// What a call of [`deletion_writes`] found.

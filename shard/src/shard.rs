@@ -30,7 +30,7 @@ use crate::proposer::Proposer;
 use crate::queue::Refused;
 use crate::recovery::Recovery;
 use crate::retention;
-use crate::rows::WorkflowRows;
+use crate::rows::{LoadError, WorkflowRows};
 use crate::timer_actor::{TimerActor, Timers};
 use crate::workflow_actor::{Ask, Envelope, ReplyTo, Seat, Subscription};
 use crate::workflow_reading::unreadable;
@@ -58,6 +58,8 @@ pub(crate) struct ShardRuntime {
     /// This shard's part of the workflows that may be in memory.
     seats_max: usize,
     stopped: AtomicBool,
+    /// What expired is being deleted.
+    expiring: AtomicBool,
     /// Numbers of workflow tasks handed out in this term.
     numbers: AtomicU64,
 }
@@ -299,17 +301,43 @@ impl ShardRuntime {
         }
     }
 
-    /// Has runs and request ids deleted whose time is over.
+    /// Has runs and request ids deleted whose time is over, one batch after the other.
     fn expire(self: &Arc<Self>) {
-        match retention::expired(&self.rows, self.clock.now(), self.config.retention_batch) {
-            Ok(rows) => {
-                for row in rows {
-                    let key = row.key.clone();
-                    self.ask(&key, Envelope { ask: Ask::Expire(row), reply: ReplyTo::nobody() });
+        if !self.expiring.swap(true, Ordering::AcqRel) {
+            let shard = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Err(error) = shard.expire_all().await {
+                    tracing::error!(shard = %shard.id, %error, "cannot read expiry rows");
                 }
-            }
-            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read expiry rows"),
+                shard.expiring.store(false, Ordering::Release);
+            });
         }
+    }
+
+    async fn expire_all(self: &Arc<Self>) -> Result<(), LoadError> {
+        let limit = self.config.retention_batch;
+        let mut oldest = None;
+        while !self.is_stopped() {
+            let rows = retention::expired(&self.rows, self.clock.now(), limit)?;
+            let is_last = rows.len() < limit;
+            if rows.first() == oldest.as_ref() {
+                // It could not be deleted, or there is none.
+                break;
+            }
+            oldest = rows.first().cloned();
+            let (turn, over) = retention::batch();
+            for row in rows {
+                let key = row.key.clone();
+                let ask = Ask::Expire(row, turn.clone());
+                self.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
+            }
+            drop(turn);
+            over.await;
+            if is_last {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// ORDER: actors stop before anything else, in key order, so that a repeated run stops the
@@ -474,6 +502,7 @@ fn take_up(host: &Arc<ShardHost>, cluster: &Cluster, id: ShardId, term: u64) -> 
         seats: Mutex::new(BTreeMap::new()),
         seats_max: host.config().in_memory_max / host.shard_ids().count().max(1),
         stopped: AtomicBool::new(false),
+        expiring: AtomicBool::new(false),
         numbers: AtomicU64::new(0),
         metrics,
     });

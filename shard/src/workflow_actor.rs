@@ -17,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::error::ShardError;
 use crate::peer::{Answer, Call, Delivery};
 use crate::queue::Mailbox;
+use crate::retention::{ExpireRow, Turn};
 use crate::shard::ShardRuntime;
 use crate::workflow_batch::Hosted;
 
@@ -37,7 +38,7 @@ impl Envelope {
                 // The reader may have gone away.
                 let _ = tell.send(Err(why.clone()));
             }
-            Ask::Call(_) | Ask::Resume { .. } | Ask::Expire(_) | Ask::StickyWaitOver { .. } => {}
+            Ask::Call(_) | Ask::Resume { .. } | Ask::Expire(..) | Ask::StickyWaitOver { .. } => {}
         }
         self.reply.send(Err(why));
     }
@@ -62,7 +63,7 @@ pub(crate) enum Ask {
         query: u64,
     },
     /// Remove a closed run whose retention is over, or a request id that is old enough.
-    Expire(crate::retention::ExpireRow),
+    Expire(ExpireRow, Turn),
 }
 
 /// Where a follower of a run's history waits for its view.

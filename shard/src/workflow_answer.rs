@@ -20,7 +20,7 @@ use crate::cluster::Cluster;
 use crate::error::ShardError;
 use crate::peer::{Answer, Call, Delivery, Ticket};
 use crate::query::Place;
-use crate::retention::ExpireRow;
+use crate::retention::{ExpireRow, Turn};
 use crate::token::{ActivityToken, QueryToken, TaskToken, WorkflowTaskToken};
 use crate::workflow_actor::{ReplyTo, Tell};
 use crate::workflow_batch::Hosted;
@@ -46,7 +46,7 @@ pub(crate) enum Pending {
     SendQuery(u64, Place),
     Subscribe(RunId, Tell),
     Resume(RunId),
-    Expire(ExpireRow),
+    Expire(ExpireRow, Turn),
 }
 
 impl Pending {
@@ -67,7 +67,7 @@ impl Pending {
             | Self::DeliverNothing(_)
             | Self::SendQuery(..)
             | Self::Resume(_)
-            | Self::Expire(_) => {}
+            | Self::Expire(..) => {}
         }
     }
 
@@ -86,7 +86,7 @@ impl Pending {
             | Self::DeliverQuery(..)
             | Self::DeliverNothing(_)
             | Self::Resume(_)
-            | Self::Expire(_) => false,
+            | Self::Expire(..) => false,
         }
     }
 
@@ -137,7 +137,7 @@ impl Hosted {
                 let _ = tell.send(found.and_then(|w| w.ok_or_else(|| self.shard.gone())));
             }
             Pending::Resume(run_id) => self.resume(&run_id),
-            Pending::Expire(row) => self.expire(&row).await,
+            Pending::Expire(row, _turn) => self.expire(&row).await,
         }
     }
 

@@ -62,7 +62,7 @@ impl Hosted {
                 batch.pending.push(Pending::Subscribe(run_id, tell));
             }
             Ask::Resume { run_id } => batch.pending.push(Pending::Resume(run_id)),
-            Ask::Expire(row) => batch.pending.push(Pending::Expire(row)),
+            Ask::Expire(row, turn) => batch.pending.push(Pending::Expire(row, turn)),
             Ask::StickyWaitOver { run_id, query } => self.leave_sticky(&run_id, query, batch),
         }
     }

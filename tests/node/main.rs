@@ -24,5 +24,6 @@ mod power_cut;
 mod refused_limits;
 mod refused_requests;
 mod repeated;
+mod retention;
 mod three_nodes;
 mod transport;
