@@ -62,7 +62,7 @@ pub use meta::{
 pub use metrics::ShardMetrics;
 pub use peer::{
     Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, NoPeers, Peer, Poller,
-    QueueType, TaskQueueView,
+    QueueType, Receipt, TaskQueueView,
 };
 pub use polls::PollId;
 pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};

@@ -15,7 +15,7 @@ use piton_raft::log::FaultyDisk;
 use piton_raft::{Execution, Group, GroupId, Groups, NodeConfig, NodeId, Tuning};
 use piton_shard::{
     Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, NewNamespace, Peer, PollId,
-    Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
+    Receipt, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
 use prometheus_client::registry::Registry;
@@ -461,14 +461,20 @@ impl Peer for LifePeer {
         answer
     }
 
-    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> bool {
+    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt {
         let network = self.world.network();
         let way = network.way(self.life.node, node);
         sleep_until(way.at).await;
-        let Some((there, cluster)) = self.reach(node).filter(|_| way.arrives) else { return false };
-        let is_accepted = cluster.accept_delivery(poll, delivery);
+        let Some((there, cluster)) = self.reach(node).filter(|_| way.arrives) else {
+            return Receipt::Unreachable;
+        };
+        let receipt = cluster.accept_delivery(poll, delivery);
         let back = network.way(node, self.life.node);
         sleep_until(back.at).await;
-        is_accepted && back.arrives && there.is_alive() && self.life.is_alive()
+        if back.arrives && there.is_alive() && self.life.is_alive() {
+            receipt
+        } else {
+            Receipt::Unreachable
+        }
     }
 }
