@@ -240,11 +240,16 @@ impl Switch {
             | Request::PreVote(_)
             | Request::Transfer(_) => Lane::Urgent,
         };
+        let is_trial = matches!(request, Request::PreVote(_));
         let answer = match self.member(group) {
             Some(member) => answer(member, from, request).await,
             None => Answer::Refused,
         };
+        let is_vote = matches!(&answer, Answer::Vote(vote) if vote.vote_granted) && !is_trial;
         self.reply(from, lane, &Frame { group, number, body: Body::Answer(answer) });
+        if is_vote {
+            execution::failpoint(self.node, group, "after vote");
+        }
     }
 }
 

@@ -49,7 +49,7 @@ mod workflow_batch;
 mod workflow_measure;
 mod workflow_reading;
 
-pub use clock::Clock;
+pub use clock::{Clock, WallTime};
 pub use cluster::{Cluster, Poll, Serving, WorkflowQuery};
 pub use config::ShardConfig;
 pub use error::ShardError;
