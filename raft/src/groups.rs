@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
-use crate::execution::{Execution, blocking};
+use crate::execution::{Execution, blocking, failpoint};
 use crate::group::{Group, Leadership, Running, admission, watch_leadership, watch_log_size};
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
@@ -325,6 +325,7 @@ impl Inner {
         if applied.is_none() && mark.is_some() {
             let index = mark.map_or(0, |mark| mark.index);
             tracing::warn!(%group, applied = index, "state does not fit the log, it is rebuilt");
+            failpoint(self.node, group, "state does not fit");
             let cleared = replica.call(|replica| replica.clear()).await;
             cleared.and_then(|cleared| cleared).map_err(replica_error)?;
         }
