@@ -1,6 +1,6 @@
 //! Disks that forget, fill up or decay, beyond what a power cut leaves.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use bytes::BytesMut;
@@ -59,21 +59,62 @@ pub(crate) async fn decay_log(
     node: NodeId,
 ) -> anyhow::Result<bool> {
     world.crash(node, End::Kill);
-    let disk = world.disk(node);
-    let is_segment = |path: &Path| path.extension().is_some_and(|kind| kind == "log");
-    let newest = disk.contents().into_iter().rfind(|(path, _)| is_segment(path));
+    let newest = files(world, node, "log").pop();
     let proven = world.proven_bytes(node);
     let Some((path, _)) = newest.filter(|_| proven > 0) else { return Ok(false) };
     let at = chance.below(proven) as usize;
+    refuses_to_start(world, chance, node, &path, at).await
+}
+
+/// Flips a bit in a snapshot of a node that is down and has lost its store: it cannot be rebuilt, and
+/// the node must not start. Then the bit is set right, and the store is rebuilt from snapshots and the
+/// log.
+///
+/// # Errors
+/// As [`decay_log`].
+pub(crate) async fn decay_snapshot(
+    world: &World,
+    chance: &Chance,
+    node: NodeId,
+) -> anyhow::Result<bool> {
+    world.crash(node, End::Kill);
+    let found = files(world, node, "snapshot");
+    if found.is_empty() {
+        return Ok(false);
+    }
+    world.discard_store(node);
+    let (path, bytes) = chance.pick(&found);
+    let at = chance.below(*bytes as u64) as usize;
+    refuses_to_start(world, chance, node, path, at).await
+}
+
+/// A node's files of a kind, in order, and their lengths.
+fn files(world: &World, node: NodeId, kind: &str) -> Vec<(PathBuf, usize)> {
+    let contents = world.disk(node).contents().into_iter();
+    let files = contents.map(|(path, bytes)| (path, bytes.len()));
+    files.filter(|(path, _)| path.extension().is_some_and(|of| of == kind)).collect()
+}
+
+async fn refuses_to_start(
+    world: &World,
+    chance: &Chance,
+    node: NodeId,
+    path: &Path,
+    at: usize,
+) -> anyhow::Result<bool> {
+    let disk = world.disk(node);
     let bit = chance.below(8) as u8;
-    disk.flip(&path, at, bit);
-    world.trace().note(format_args!("flips bit {bit} at {at} of {}", path.display()));
+    disk.flip(path, at, bit);
+    let shown = path.display();
+    world.trace().note(format_args!("flips bit {bit} at {at} of {shown}"));
     let started = world.start(node).await;
-    // The life that was refused has left the disk as it was.
     let found = started.err().map(|error| format!("{error:#}"));
-    let names_it = found.as_ref().is_some_and(|text| text.contains(&*path.to_string_lossy()));
-    ensure!(names_it, "A1: node {node} on a damaged log, bit {bit} of byte {at}: {found:?}");
-    disk.flip(&path, at, bit);
+    let names_it = found.as_ref().is_some_and(|text| text.contains(&shown.to_string()));
+    ensure!(
+        names_it,
+        "A1: node {node} starts with bit {bit} of byte {at} of {shown} flipped: {found:?}"
+    );
+    disk.flip(path, at, bit);
     restart(world).await?;
     Ok(true)
 }

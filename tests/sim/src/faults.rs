@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     DecayedStore,
     /// A bit flips in a node's log while it is down.
     DecayedLog,
+    /// A bit flips in a snapshot of a node that is down and has lost its store.
+    DecayedSnapshot,
     FullDisk,
     /// A node loses power after it has voted, and is asked by another candidate of the same term.
     VoteAgain,
@@ -81,6 +83,7 @@ const ALL: &[Fault] = &[
     Fault::VoteAgain,
     Fault::FullDisk,
     Fault::DecayedLog,
+    Fault::DecayedSnapshot,
 ];
 
 /// The faults of a run: consecutive seeds go through all of them, and each run has some more.
@@ -197,6 +200,7 @@ async fn happen(
         Fault::VoteAgain => staged::ask_again_for_a_vote(world, chance, node).await?,
         Fault::DecayedStore => damage::decay_store(world, chance, node).await,
         Fault::DecayedLog => damage::decay_log(world, chance, node).await?,
+        Fault::DecayedSnapshot => damage::decay_snapshot(world, chance, node).await?,
         Fault::FullDisk => damage::fill_disk(world, chance, node).await,
         Fault::At(point) => {
             let end = *chance.pick(&[End::Kill, End::PowerCut]);

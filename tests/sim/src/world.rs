@@ -194,7 +194,7 @@ impl World {
     }
 
     /// Throws a node's store away, as the binary does with one that has failed.
-    fn discard_store(&self, node: NodeId) {
+    pub(crate) fn discard_store(&self, node: NodeId) {
         self.inner.trace.note(format_args!("node {node} discards its store"));
         self.inner.witness.store_discarded();
         self.change(node, |member| member.store = Arc::new(MemoryStore::new()));
