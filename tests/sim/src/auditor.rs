@@ -67,7 +67,7 @@ pub(crate) async fn audit(world: &World, client: &Client, ledger: &Ledger) -> Ve
     }
     timers::check_seen(ledger, world, &mut broken);
     check_runs(&histories, &mut broken);
-    if world.points().count_all("state does not fit") > 0 {
+    if world.points().count_all("state is ahead") > 0 {
         broken.push("A9: a node started with a store that was ahead of its log".to_owned());
     }
     check_index(&histories, &listed, counted, &mut broken);

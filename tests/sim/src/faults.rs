@@ -173,6 +173,10 @@ async fn happen(
                 world.set_sync_ms_max(*node, chance.between(200, 2_500));
             }
             sleep_until(in_ms(4_000)).await;
+            if chance.percent(60) {
+                // What is committed has not reached this one's disk yet.
+                world.crash(*chance.pick(&slow), End::PowerCut);
+            }
             for node in slow {
                 world.set_sync_ms_max(node, 2);
             }
