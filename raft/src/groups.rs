@@ -268,7 +268,8 @@ impl Inner {
         let network = Network::new(self.switch.clone(), group, &self.tuning);
         let raft = Raft::new(self.node, self.openraft.clone(), network, store, machine).await;
         let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
-        self.switch.add(group, Arc::new(Member::new(raft.clone(), snapshots.clone())));
+        let member = Member::new(raft.clone(), snapshots.clone(), self.log.clone());
+        self.switch.add(group, Arc::new(member));
 
         let (tx, leadership) = watch::channel(Leadership::default());
         let running = Arc::new(Running {
