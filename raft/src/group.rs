@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::config::{NodeId, Tuning};
 use crate::error::{ProposeError, RaftError, ReadError};
-use crate::execution::blocking;
+use crate::execution::{blocking, failpoint};
 use crate::log::{GroupId, Log};
 use crate::replica_thread::ReplicaThread;
 use crate::snapshot::Snapshots;
@@ -279,6 +279,7 @@ impl Running {
         let index = file.mark.index;
         if index > before {
             tracing::info!(%group, log_index = index, bytes = file.bytes, "snapshot taken");
+            failpoint(self.node, group, "snapshot taken");
             let triggered = self.raft.trigger().snapshot().await;
             triggered.map_err(|error| self.stopped(error.to_string()))?;
             self.await_snapshot(index).await?;

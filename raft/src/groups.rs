@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
-use crate::execution::{Execution, blocking};
+use crate::execution::{Execution, blocking, failpoint};
 use crate::group::{Group, Leadership, Running, admission, watch_leadership, watch_log_size};
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
@@ -268,7 +268,8 @@ impl Inner {
         let network = Network::new(self.switch.clone(), group, &self.tuning);
         let raft = Raft::new(self.node, self.openraft.clone(), network, store, machine).await;
         let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
-        self.switch.add(group, Arc::new(Member::new(raft.clone(), snapshots.clone())));
+        let member = Member::new(raft.clone(), snapshots.clone(), self.log.clone());
+        self.switch.add(group, Arc::new(member));
 
         let (tx, leadership) = watch::channel(Leadership::default());
         let running = Arc::new(Running {
@@ -325,6 +326,10 @@ impl Inner {
         if applied.is_none() && mark.is_some() {
             let index = mark.map_or(0, |mark| mark.index);
             tracing::warn!(%group, applied = index, "state does not fit the log, it is rebuilt");
+            // A crash while a snapshot was installed leaves the state at it, and the log behind.
+            if index > snapshots.index() {
+                failpoint(self.node, group, "state is ahead");
+            }
             let cleared = replica.call(|replica| replica.clear()).await;
             cleared.and_then(|cleared| cleared).map_err(replica_error)?;
         }

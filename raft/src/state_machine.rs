@@ -224,11 +224,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         // state that it replaces. A crash in between finds the snapshot and restores again.
         let snapshots = self.snapshots.clone();
         let file = blocking(move || snapshots.adopt(file)).await?.map_err(io::Error::other)?;
+        failpoint(self.node, self.group, "snapshot adopted");
         restore(self.group, &self.replica, &self.snapshots, file)
             .await
             .map_err(io::Error::other)?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
+        failpoint(self.node, self.group, "snapshot installed");
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use crate::config::NodeId;
 use crate::error::TransportError;
 use crate::execution;
 use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
-use crate::log::GroupId;
+use crate::log::{GroupId, Log};
 use crate::snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};
 use crate::state_machine::snapshot_meta;
 use crate::transport::{Inbox, Lane, Transport};
@@ -29,12 +29,13 @@ use crate::types::{AppendRequest, AppendResult, Raft, Vote};
 pub(crate) struct Member {
     pub(crate) raft: Raft,
     pub(crate) snapshots: Arc<Snapshots>,
+    log: Log,
     transfers: Mutex<HashMap<NodeId, Transfer>>,
 }
 
 impl Member {
-    pub(crate) fn new(raft: Raft, snapshots: Arc<Snapshots>) -> Member {
-        Member { raft, snapshots, transfers: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(raft: Raft, snapshots: Arc<Snapshots>, log: Log) -> Member {
+        Member { raft, snapshots, log, transfers: Mutex::new(HashMap::new()) }
     }
 }
 
@@ -240,11 +241,16 @@ impl Switch {
             | Request::PreVote(_)
             | Request::Transfer(_) => Lane::Urgent,
         };
+        let is_trial = matches!(request, Request::PreVote(_));
         let answer = match self.member(group) {
             Some(member) => answer(member, from, request).await,
             None => Answer::Refused,
         };
+        let is_vote = matches!(&answer, Answer::Vote(vote) if vote.vote_granted) && !is_trial;
         self.reply(from, lane, &Frame { group, number, body: Body::Answer(answer) });
+        if is_vote {
+            execution::failpoint(self.node, group, "after vote");
+        }
     }
 }
 
@@ -465,6 +471,14 @@ async fn install_file(member: &Member, vote: Vote, file: SnapshotFile) -> Option
     let snapshots = member.snapshots.clone();
     let removed = execution::blocking(move || snapshots.remove_unless_adopted(&file));
     removed.await.ok()?;
+    // ORDER: then it answers at once, for entries that may still wait for the disk here. The leader
+    // takes the answer for a promise, and stops if they are gone after a power cut.
+    let (tx, rx) = oneshot::channel();
+    member.log.sync(move |result| {
+        // The receiver is gone only if the group was dropped meanwhile.
+        let _ = tx.send(result);
+    });
+    rx.await.ok()?.ok()?;
     response.map(|response| response.vote)
 }
 

@@ -12,6 +12,8 @@ use piton_raft::{Execution, GroupId};
 use piton_store::{CheckpointReport, StoreError, Table};
 use tokio::sync::watch;
 
+use crate::error::with_causes;
+
 /// How often the thread looks at how much waits.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -123,7 +125,7 @@ impl Shared {
             Ok(Ok(())) => return true,
             Ok(Err((group, error))) => {
                 tracing::error!(group, error = &error as &dyn std::error::Error, "store failed");
-                format!("checkpoint group {group}: {}", with_sources(&error))
+                format!("checkpoint group {group}: {}", with_causes(&error))
             }
             Err(_) => {
                 tracing::error!("checkpoint thread panicked");
@@ -206,16 +208,6 @@ async fn run_inline(shared: Arc<Shared>) {
             }
         }
     }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::error::ShardError;
 use crate::host::ShardHost;
 use crate::meta::Meta;
-use crate::peer::{Answer, Call, Delivery, Offer, Peer, QueueKey};
+use crate::peer::{Answer, Call, Delivery, Offer, Peer, QueueKey, Receipt};
 use crate::polls::PollId;
 use crate::shard::{ShardActor, ShardMessage, ShardState};
 use crate::workflow_actor::ReplyTo;
@@ -143,8 +143,8 @@ impl Cluster {
     }
 
     /// Hands a task that another node sent to one of this node's polls.
-    pub fn accept_delivery(&self, poll: PollId, delivery: Delivery) -> bool {
-        self.host.polls().deliver(poll, delivery).is_ok()
+    pub fn accept_delivery(&self, poll: PollId, delivery: Delivery) -> Receipt {
+        self.host.polls().deliver(poll, delivery)
     }
 
     /// Tells a shard's leader something whose loss costs latency only.
@@ -208,12 +208,53 @@ impl Cluster {
         tokio::spawn(async move { peer.deliver(node, poll, delivery).await });
     }
 
-    /// Hands a task to a poll; false when the poll is not there any more.
-    pub(crate) async fn deliver_to(&self, node: NodeId, poll: PollId, delivery: Delivery) -> bool {
+    /// Hands a task to a poll.
+    pub(crate) async fn deliver_to(
+        &self,
+        node: NodeId,
+        poll: PollId,
+        delivery: Delivery,
+    ) -> Receipt {
         if node == self.host.node() {
             return self.accept_delivery(poll, delivery);
         }
         self.peer.deliver(node, poll, delivery).await
+    }
+
+    /// The same for an attempt of an activity, which at most one worker may be given: where the poll
+    /// is known not to have it, `undelivered` goes to its shard. A node that does not answer is asked
+    /// again; where nobody knows, the attempt is left to its timeout (architecture D8, P3).
+    pub(crate) async fn deliver_attempt(
+        &self,
+        (node, poll): (NodeId, PollId),
+        delivery: Delivery,
+        undelivered: (ShardId, Call),
+    ) {
+        let until = Instant::now() + self.host.config().leader_wait;
+        let receipt = self.deliver_to(node, poll, delivery.clone()).await;
+        if receipt != Receipt::Unreachable {
+            return self.settle_attempt(receipt, undelivered);
+        }
+        // Not here: the workflow's actor goes on meanwhile.
+        let cluster = self.clone();
+        tokio::spawn(async move {
+            let mut receipt = receipt;
+            while receipt == Receipt::Unreachable && Instant::now() < until {
+                tokio::time::sleep(SEND_PAUSE).await;
+                receipt = cluster.deliver_to(node, poll, delivery.clone()).await;
+            }
+            cluster.settle_attempt(receipt, undelivered);
+        });
+    }
+
+    fn settle_attempt(&self, receipt: Receipt, (shard, call): (ShardId, Call)) {
+        match receipt {
+            Receipt::Taken => {}
+            Receipt::Gone => self.insist(shard, call),
+            Receipt::Unknown | Receipt::Unreachable => {
+                tracing::debug!(%shard, ?receipt, "an attempt is left to its timeout");
+            }
+        }
     }
 
     pub(crate) fn wrong_answer<T>(&self) -> Result<T, ShardError> {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::checkpoint::{CheckpointConfig, Checkpoints};
 use crate::clock::Clock;
 use crate::config::ShardConfig;
-use crate::error::ShardError;
+use crate::error::{ShardError, with_causes};
 use crate::ids::Ids;
 use crate::meta::{META_GROUP, Meta};
 use crate::meta_state::MetaReplica;
@@ -70,7 +70,9 @@ impl ShardHost {
         let HostParts { node, members, config, groups, store, clock, ids, metrics } = parts;
         let failed = |what: &str| {
             let what = what.to_owned();
-            move |e: &dyn std::fmt::Display| ShardError::Internal(format!("{what}: {e}"))
+            move |e: &dyn std::error::Error| {
+                ShardError::Internal(format!("{what}: {}", with_causes(e)))
+            }
         };
         let checkpoints = start_checkpoints(&config, &groups, &metrics)?;
         let open = |id: GroupId| {

@@ -49,7 +49,7 @@ mod workflow_batch;
 mod workflow_measure;
 mod workflow_reading;
 
-pub use clock::Clock;
+pub use clock::{Clock, WallTime};
 pub use cluster::{Cluster, Poll, Serving, WorkflowQuery};
 pub use config::ShardConfig;
 pub use error::ShardError;
@@ -62,7 +62,7 @@ pub use meta::{
 pub use metrics::ShardMetrics;
 pub use peer::{
     Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, NoPeers, Peer, Poller,
-    QueueType, TaskQueueView,
+    QueueType, Receipt, TaskQueueView,
 };
 pub use polls::PollId;
 pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};

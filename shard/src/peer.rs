@@ -36,8 +36,8 @@ pub trait Peer: Send + Sync + 'static {
     /// What the node answers; `Unavailable` when it cannot be reached or does not lead.
     async fn call(&self, node: NodeId, shard: ShardId, call: Call) -> Result<Answer, ShardError>;
 
-    /// Hands a task to a poll that `node` holds open. False: the poll is not there any more.
-    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> bool;
+    /// Hands a task to a poll that `node` holds open.
+    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt;
 }
 
 /// The peers of a cluster of one: there are none.
@@ -49,8 +49,8 @@ impl Peer for NoPeers {
         Err(ShardError::Unavailable(format!("this node knows no other node {}", node.0)))
     }
 
-    async fn deliver(&self, _: NodeId, _: PollId, _: Delivery) -> bool {
-        false
+    async fn deliver(&self, _: NodeId, _: PollId, _: Delivery) -> Receipt {
+        Receipt::Unreachable
     }
 }
 
@@ -169,6 +169,19 @@ pub enum Delivery {
     Again,
     /// The worker is shutting down: answer empty.
     Shutdown,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// The poll has it.
+    Taken,
+    /// The poll has ended without a task, so that nobody has it.
+    Gone,
+    /// The poll is not there. It may have had this task before, or be of an earlier life of its node.
+    Unknown,
+    /// The node does not answer: it may have given it to the poll or not.
+    Unreachable,
 }
 
 /// Workflow or activity tasks.

@@ -18,7 +18,7 @@ use piton_core::run::{ActivityTask, QueryRoute, Reply, StartedTask};
 
 use crate::cluster::Cluster;
 use crate::error::ShardError;
-use crate::peer::{Answer, Call, Delivery, Ticket};
+use crate::peer::{Answer, Call, Delivery, Receipt, Ticket};
 use crate::query::Place;
 use crate::retention::{ExpireRow, Turn};
 use crate::token::{ActivityToken, QueryToken, TaskToken, WorkflowTaskToken};
@@ -217,6 +217,7 @@ impl Hosted {
             Ok(response) => {
                 let delivery = Delivery::WorkflowTask(Box::new(response));
                 self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await
+                    == Receipt::Taken
             }
             Err(error) => {
                 tracing::error!(key = ?self.key, %error, "cannot read the history of a workflow task");
@@ -236,12 +237,11 @@ impl Hosted {
         let request_id = ticket.id();
         let response = self.activity_response(&run_id, task);
         let delivery = Delivery::ActivityTask(Box::new(response));
-        if !self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await {
-            let request_id = request_id.into();
-            let request = RunRequest::ActivityUndelivered { scheduled, stamp, request_id };
-            let call = Call::Run { key: self.key.clone(), run_id: Some(run_id), request };
-            self.shard.cluster.insist(self.shard.id, call);
-        }
+        let request_id = request_id.into();
+        let request = RunRequest::ActivityUndelivered { scheduled, stamp, request_id };
+        let call = Call::Run { key: self.key.clone(), run_id: Some(run_id), request };
+        let (to, undelivered) = ((ticket.node, ticket.poll), (self.shard.id, call));
+        self.shard.cluster.deliver_attempt(to, delivery, undelivered).await;
     }
 
     async fn deliver_query(&mut self, ticket: Ticket, id: u64) {
@@ -258,7 +258,8 @@ impl Hosted {
         };
         let delivery = Delivery::WorkflowTask(Box::new(response));
         let was_sticky = ticket.offer.queue.queue.is_sticky();
-        if !self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await {
+        let receipt = self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await;
+        if receipt != Receipt::Taken {
             self.send_query(id, if was_sticky { Place::Sticky } else { Place::Normal });
         }
     }

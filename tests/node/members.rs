@@ -26,8 +26,8 @@ use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
     Answer, Call, Clock, Cluster, Delivery, HistoryPage, HostParts, Ids, META_GROUP, Namespace,
-    NewNamespace, Peer, Poll, PollId, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
-    TaskToken,
+    NewNamespace, Peer, Poll, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost,
+    ShardMetrics, TaskToken,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
 use prometheus_client::registry::Registry;
@@ -78,9 +78,9 @@ impl Peer for LinkedPeer {
         }
     }
 
-    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> bool {
+    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt {
         let reached = self.links.reach(self.node, node);
-        reached.is_some_and(|(cluster, _)| cluster.accept_delivery(poll, delivery))
+        reached.map_or(Receipt::Unreachable, |(cluster, _)| cluster.accept_delivery(poll, delivery))
     }
 }
 

@@ -1,19 +1,26 @@
 //! What goes wrong in a run, and whether it did so while requests were under way (A10): a fault that
 //! hit nobody shows nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::Context;
-use piton_raft::NodeId;
 use piton_raft::log::Faults;
+use piton_raft::{Groups, NodeId};
+use piton_shard::Cluster;
 use tokio::time::sleep_until;
 
 use crate::chance::Chance;
+use crate::life::Life;
 use crate::network::{Done, Weather};
 use crate::world::{End, SHARDS, World, in_ms};
+use crate::{damage, staged};
+
+/// How long another target is tried for a fault that hit nobody.
+const TRIES_MS: u64 = 60_000;
 
 /// The most that a node's clock is off.
-pub(crate) const SKEW_MS_MAX: i64 = 5_000;
+const SKEW_MS_MAX: i64 = 5_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -29,8 +36,22 @@ pub(crate) enum Fault {
     PowerOfAll,
     SlowDisk,
     FailingDisk,
+    /// A node's life begins with a clock that is off.
+    ClockOff,
+    /// Wall clocks jump, far, while their nodes run.
     ClockJump,
     Restart,
+    /// A node is away until it needs a snapshot.
+    Lagging,
+    /// Bits flip in a node's store.
+    DecayedStore,
+    /// A bit flips in a node's log while it is down.
+    DecayedLog,
+    /// A bit flips in a snapshot of a node that is down and has lost its store.
+    DecayedSnapshot,
+    FullDisk,
+    /// A node loses power after it has voted, and is asked by another candidate of the same term.
+    VoteAgain,
     /// A crash at a point of a commit's way.
     At(&'static str),
 }
@@ -53,9 +74,16 @@ const ALL: &[Fault] = &[
     Fault::SlowDisk,
     Fault::At("before apply"),
     Fault::Delay,
-    Fault::ClockJump,
+    Fault::ClockOff,
     Fault::At("before reply"),
     Fault::Restart,
+    Fault::ClockJump,
+    Fault::Lagging,
+    Fault::DecayedStore,
+    Fault::VoteAgain,
+    Fault::FullDisk,
+    Fault::DecayedLog,
+    Fault::DecayedSnapshot,
 ];
 
 /// The faults of a run: consecutive seeds go through all of them, and each run has some more.
@@ -68,7 +96,7 @@ pub(crate) fn plan(seed: u64, chance: &Chance, count: u64) -> Vec<Fault> {
 /// A node to be hit: mostly one that leads, and always where others do not come to the point.
 fn target(world: &World, chance: &Chance, fault: Fault) -> NodeId {
     let shard = chance.below(u64::from(SHARDS)) as u32;
-    let is_leaders = fault == Fault::At("after replicate");
+    let is_leaders = matches!(fault, Fault::At("after replicate") | Fault::VoteAgain);
     let leader = world.leader_of(shard).filter(|_| is_leaders || chance.percent(70));
     leader.unwrap_or_else(|| *chance.pick(&world.nodes()))
 }
@@ -85,17 +113,41 @@ async fn await_busy(world: &World) {
     }
 }
 
-/// Lets one fault happen and ends it. Answers whether it hit while requests were under way.
+/// Lets one fault happen and ends it, with another target each time until it has hit while requests
+/// were under way. Answers whether it has: a node may not come to a point in the time given.
 ///
 /// # Errors
 /// When a node does not start again.
 pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> anyhow::Result<bool> {
-    await_busy(world).await;
-    let node = target(world, chance, fault);
-    world.trace().note(format_args!("fault {fault:?} at node {node}"));
-    let was_busy = is_busy(world);
+    let end = in_ms(TRIES_MS);
+    loop {
+        await_busy(world).await;
+        let node = target(world, chance, fault);
+        world.trace().note(format_args!("fault {fault:?} at node {node}"));
+        let was_busy = is_busy(world);
+        let began_ms = world.trace().now_ms();
+        let has_hit = happen(world, chance, fault, node).await? && was_busy;
+        world.network().heal_all();
+        world.points().disarm_all();
+        sleep_until(in_ms(chance.between(100, 1_500))).await;
+        restart(world).await?;
+        world.witness().trouble(began_ms, world.trace().now_ms());
+        sleep_until(in_ms(chance.between(200, 2_000))).await;
+        if has_hit || tokio::time::Instant::now() >= end {
+            return Ok(has_hit);
+        }
+    }
+}
+
+/// Lets a fault happen at a node. Answers whether it did anything.
+async fn happen(
+    world: &World,
+    chance: &Chance,
+    fault: Fault,
+    node: NodeId,
+) -> anyhow::Result<bool> {
     let before = world.network().done();
-    let hit = match fault {
+    let has_hit = match fault {
         Fault::Loss | Fault::Delay | Fault::Repeats => {
             world.network().set_weather(weather(fault));
             sleep_until(in_ms(chance.between(1_000, 3_000))).await;
@@ -121,6 +173,10 @@ pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> any
                 world.set_sync_ms_max(*node, chance.between(200, 2_500));
             }
             sleep_until(in_ms(4_000)).await;
+            if chance.percent(60) {
+                // What is committed has not reached this one's disk yet.
+                world.crash(*chance.pick(&slow), End::PowerCut);
+            }
             for node in slow {
                 world.set_sync_ms_max(node, 2);
             }
@@ -128,18 +184,28 @@ pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> any
         }
         Fault::FailingDisk => {
             let fail_at_sync = Some(chance.between(1, 6));
-            world.disk(node).set_faults(Faults { fail_at_sync, ..Faults::default() });
-            await_down(world, node).await
+            let disk = world.disk(node);
+            disk.set_faults(Faults { fail_at_sync, ..Faults::default() });
+            let is_down = await_down(world, node).await;
+            disk.set_faults(Faults::default());
+            is_down
         }
-        Fault::ClockJump => {
-            let skew = chance.below(2 * SKEW_MS_MAX as u64) as i64 - SKEW_MS_MAX;
-            world.set_skew(node, skew / 2);
+        Fault::ClockOff => {
+            let off_ms = chance.below(2 * SKEW_MS_MAX as u64) as i64 - SKEW_MS_MAX;
+            world.set_wall(node, off_ms / 2);
             end_some(world, chance, &[node], End::Kill).await
         }
+        Fault::ClockJump => jump_clocks(world, chance, node).await,
         Fault::Restart => {
             world.stop(node).await;
             true
         }
+        Fault::Lagging => staged::lag(world, chance, node).await?,
+        Fault::VoteAgain => staged::ask_again_for_a_vote(world, chance, node).await?,
+        Fault::DecayedStore => damage::decay_store(world, chance, node).await,
+        Fault::DecayedLog => damage::decay_log(world, chance, node).await?,
+        Fault::DecayedSnapshot => damage::decay_snapshot(world, chance, node).await?,
+        Fault::FullDisk => damage::fill_disk(world, chance, node).await,
         Fault::At(point) => {
             let end = *chance.pick(&[End::Kill, End::PowerCut]);
             let crashed = world.clone();
@@ -148,12 +214,29 @@ pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> any
             await_down(world, node).await
         }
     };
-    world.network().heal_all();
-    world.points().disarm_all();
-    sleep_until(in_ms(chance.between(100, 1_500))).await;
-    restart(world).await?;
-    sleep_until(in_ms(chance.between(200, 2_000))).await;
-    Ok(hit && was_busy)
+    Ok(has_hit)
+}
+
+/// Sets the wall clock of one node, or of all, forward or back by up to an hour, and later back.
+async fn jump_clocks(world: &World, chance: &Chance, node: NodeId) -> bool {
+    let nodes = if chance.percent(50) { vec![node] } else { world.nodes() };
+    let before: Vec<_> = nodes.iter().map(|node| (*node, world.wall_off_ms(*node))).collect();
+    let jump_ms = chance.between(600, *chance.pick(&[5_000, 3_600_000])) as i64;
+    let jump_ms = if chance.percent(50) { jump_ms } else { -jump_ms };
+    for (node, off_ms) in &before {
+        world.set_wall(*node, off_ms + jump_ms);
+    }
+    let jumped = |(life, cluster, _): (Arc<Life>, Cluster, Groups)| {
+        let ahead_ms = cluster.host().clock().wall_is_ahead_ms();
+        nodes.contains(&life.node) && (ahead_ms - jump_ms).abs() <= SKEW_MS_MAX
+    };
+    let has_hit = world.running().into_iter().any(jumped);
+    sleep_until(in_ms(chance.between(1_000, 3_000))).await;
+    for (node, off_ms) in before {
+        world.set_wall(node, off_ms);
+    }
+    sleep_until(in_ms(chance.between(200, 1_000))).await;
+    has_hit
 }
 
 fn weather(fault: Fault) -> Weather {
@@ -173,7 +256,7 @@ fn is_weather_felt(fault: Fault, before: Done, after: Done) -> bool {
     }
 }
 
-fn cut(world: &World, fault: Fault, node: NodeId) {
+pub(crate) fn cut(world: &World, fault: Fault, node: NodeId) {
     for other in world.nodes().into_iter().filter(|other| *other != node) {
         if fault != Fault::CutIn {
             world.network().cut(node, other);
@@ -195,7 +278,7 @@ async fn end_some(world: &World, chance: &Chance, nodes: &[NodeId], end: End) ->
     hit
 }
 
-async fn await_down(world: &World, node: NodeId) -> bool {
+pub(crate) async fn await_down(world: &World, node: NodeId) -> bool {
     let end = in_ms(4_000);
     while world.is_up(node) && tokio::time::Instant::now() < end {
         sleep_until(in_ms(5)).await;

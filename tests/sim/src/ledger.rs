@@ -1,7 +1,7 @@
 //! What clients and workers asked, and what they were answered: what the auditor holds histories
 //! against. Every request bears a text of its own that is found again in the history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -63,6 +63,15 @@ pub(crate) struct Seen {
     pub(crate) acknowledged: Vec<String>,
 }
 
+/// When a worker asked for a run's timer and when one first saw it fired, in milliseconds of virtual
+/// time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Timed {
+    pub(crate) asked_ms: u64,
+    pub(crate) span_ms: u64,
+    pub(crate) seen_ms: Option<u64>,
+}
+
 /// Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Ledger {
@@ -74,6 +83,8 @@ struct Shared {
     entries: Vec<Entry>,
     seen: Vec<Seen>,
     shown: BTreeMap<String, usize>,
+    timed: BTreeMap<String, Timed>,
+    attempts: BTreeSet<(String, i64, u32)>,
     broken: Vec<String>,
     numbers: BTreeMap<&'static str, u64>,
 }
@@ -105,6 +116,36 @@ impl Ledger {
         let mut shared = self.shared.lock();
         let shown = shared.shown.entry(run_id.to_owned()).or_default();
         *shown = events.max(*shown);
+    }
+
+    /// A worker is about to ask for a run's timer. The first try counts: it may be the one that was
+    /// taken.
+    pub(crate) fn timer_asked(&self, run_id: &str, span_ms: u64, asked_ms: u64) {
+        let mut shared = self.shared.lock();
+        let timed = Timed { asked_ms, span_ms, seen_ms: None };
+        shared.timed.entry(run_id.to_owned()).or_insert(timed);
+    }
+
+    /// A worker sees that a run's timer has fired.
+    pub(crate) fn timer_seen(&self, run_id: &str, seen_ms: u64) {
+        if let Some(timed) = self.shared.lock().timed.get_mut(run_id) {
+            timed.seen_ms.get_or_insert(seen_ms);
+        }
+    }
+
+    /// A worker was given an attempt of an activity. Nobody else may be given the same one.
+    pub(crate) fn attempt_given(&self, run_id: &str, scheduled: i64, attempt: u32) {
+        let mut shared = self.shared.lock();
+        if !shared.attempts.insert((run_id.to_owned(), scheduled, attempt)) {
+            let text =
+                format!("A4: {run_id}: attempt {attempt} of activity {scheduled} is given twice");
+            shared.broken.push(text);
+        }
+    }
+
+    /// By run.
+    pub(crate) fn timed(&self) -> BTreeMap<String, Timed> {
+        self.shared.lock().timed.clone()
     }
 
     /// Something that was seen to be wrong at once.

@@ -50,10 +50,12 @@ impl Life {
     }
 }
 
-/// Points of the way of a commit at which a node can be crashed.
+/// Points that nodes come to, and at which they can be crashed.
 #[derive(Clone, Default)]
 pub(crate) struct Points {
     armed: Arc<Mutex<BTreeMap<&'static str, Armed>>>,
+    /// How often each node came to each point.
+    counts: Arc<Mutex<BTreeMap<(&'static str, NodeId), u64>>>,
 }
 
 struct Armed {
@@ -79,8 +81,19 @@ impl Points {
         self.armed.lock().clear();
     }
 
+    /// How often a node has come to a point.
+    pub(crate) fn count(&self, node: NodeId, point: &'static str) -> u64 {
+        self.counts.lock().get(&(point, node)).copied().unwrap_or(0)
+    }
+
+    /// The same of all nodes.
+    pub(crate) fn count_all(&self, point: &'static str) -> u64 {
+        self.counts.lock().iter().filter(|((of, _), _)| *of == point).map(|(_, count)| count).sum()
+    }
+
     /// A node has come to a point.
     pub(crate) fn reached(&self, node: NodeId, point: &'static str) {
+        *self.counts.lock().entry((point, node)).or_default() += 1;
         let mut armed = self.armed.lock();
         let Some(this) = armed.get_mut(point).filter(|armed| armed.node == node) else { return };
         this.countdown = this.countdown.saturating_sub(1);
@@ -104,6 +117,8 @@ pub(crate) struct LifeDisk {
     pub(crate) chance: Chance,
     /// The longest that a sync takes. Shared by all lives.
     pub(crate) sync_ms_max: Arc<AtomicU64>,
+    /// Where the log's last batch begins in its segment: what lies before is proven by it.
+    pub(crate) proven: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for LifeDisk {
@@ -177,7 +192,11 @@ impl DiskFile for LifeFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.reached("before append");
-        self.file.write_at(bytes, offset)
+        self.file.write_at(bytes, offset)?;
+        if self.is_log && bytes.iter().any(|byte| *byte != 0) {
+            self.disk.proven.store(offset, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {

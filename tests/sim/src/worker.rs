@@ -241,10 +241,12 @@ async fn answer(client: &Client, ledger: &Ledger, task: PollWorkflowTaskQueueRes
         answer: Some(queried.clone()),
         ..WorkflowQueryResult::default()
     };
+    let commands = decide(&task, &events);
+    note_timer(client, ledger, &execution.run_id, &commands, &events);
     let identity = ledger.name("answer");
     let answer = RespondWorkflowTaskCompletedRequest {
         task_token: task.task_token.clone(),
-        commands: decide(&task, &events),
+        commands,
         identity: identity.clone(),
         query_results: task.queries.keys().map(|id| (id.clone(), result(id))).collect(),
         ..RespondWorkflowTaskCompletedRequest::default()
@@ -254,6 +256,26 @@ async fn answer(client: &Client, ledger: &Ledger, task: PollWorkflowTaskQueueRes
     });
     let ending = ending_of(sent.await);
     ledger.enter(&execution.workflow_id, Asked::WorkflowTask(identity), ending);
+}
+
+fn note_timer(
+    client: &Client,
+    ledger: &Ledger,
+    run_id: &str,
+    commands: &[Command],
+    events: &[HistoryEvent],
+) {
+    let now_ms = client.world.trace().now_ms();
+    for command in commands {
+        if let Some(Attributes::StartTimerCommandAttributes(timer)) = &command.attributes {
+            let span = timer.start_to_fire_timeout.unwrap_or_default();
+            let span_ms = span.seconds * 1_000 + i64::from(span.nanos) / 1_000_000;
+            ledger.timer_asked(run_id, span_ms as u64, now_ms);
+        }
+    }
+    if events.iter().any(|event| event.event_type() == EventType::TimerFired) {
+        ledger.timer_seen(run_id, now_ms);
+    }
 }
 
 fn ending_of(answer: Result<(), Failure>) -> Ending {
@@ -275,6 +297,7 @@ pub(crate) async fn work_on_activities(client: Client, ledger: Ledger) {
             continue;
         };
         let Ok(TaskToken::Activity(token)) = TaskToken::decode(&task.task_token) else { continue };
+        ledger.attempt_given(&token.run_id.to_string(), token.scheduled.0, token.attempt);
         let drawn = client.chance.below(100);
         if drawn < 4 {
             continue;

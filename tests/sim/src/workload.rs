@@ -52,7 +52,11 @@ async fn episode(client: &Client, ledger: &Ledger) {
         signals: chance.below(3),
         continues: u64::from(chance.percent(25)),
     };
-    let is_there = start(client, ledger, &id, plan).await;
+    let is_there = if chance.percent(25) {
+        signal_with_start(client, ledger, &id, plan).await
+    } else {
+        start(client, ledger, &id, plan).await
+    };
     if !is_there && chance.percent(50) {
         return;
     }
@@ -87,19 +91,7 @@ async fn start(client: &Client, ledger: &Ledger, id: &str, plan: Plan) -> bool {
         WorkflowIdReusePolicy::AllowDuplicateFailedOnly,
     ]);
     let request_id = ledger.name("start");
-    let request = StartWorkflowExecutionRequest {
-        workflow_id: id.to_owned(),
-        workflow_type: Some(plan.workflow_type()),
-        task_queue: task_queue(),
-        identity: request_id.clone(),
-        request_id: request_id.clone(),
-        workflow_id_reuse_policy: reuse.into(),
-        workflow_id_conflict_policy: conflict.into(),
-        workflow_execution_timeout: Some(prost_types::Duration::default()),
-        workflow_run_timeout: Some(prost_types::Duration::default()),
-        workflow_task_timeout: duration(WORKFLOW_TASK),
-        ..StartWorkflowExecutionRequest::default()
-    };
+    let request = start_of(id, plan, &request_id, reuse, conflict);
     let request = StartRequest { start: Box::new(request), signal: None, parent: None };
     let started = client.insist(patience(), async || client.start(&request).await).await;
     // Where the answer named a run that was there, the start left nothing to be recognised by.
@@ -136,6 +128,66 @@ async fn start(client: &Client, ledger: &Ledger, id: &str, plan: Plan) -> bool {
         Asked::Start(request_id)
     };
     ledger.enter(id, asked, ending);
+    is_there
+}
+
+fn start_of(
+    id: &str,
+    plan: Plan,
+    request_id: &str,
+    reuse: WorkflowIdReusePolicy,
+    conflict: WorkflowIdConflictPolicy,
+) -> StartWorkflowExecutionRequest {
+    StartWorkflowExecutionRequest {
+        workflow_id: id.to_owned(),
+        workflow_type: Some(plan.workflow_type()),
+        task_queue: task_queue(),
+        identity: request_id.to_owned(),
+        request_id: request_id.to_owned(),
+        workflow_id_reuse_policy: reuse.into(),
+        workflow_id_conflict_policy: conflict.into(),
+        workflow_execution_timeout: Some(prost_types::Duration::default()),
+        workflow_run_timeout: Some(prost_types::Duration::default()),
+        workflow_task_timeout: duration(WORKFLOW_TASK),
+        ..StartWorkflowExecutionRequest::default()
+    }
+}
+
+/// Signals the run that is there, or starts one with the signal; both bear the request's id, and the
+/// same request may come twice. True unless it was refused.
+async fn signal_with_start(client: &Client, ledger: &Ledger, id: &str, plan: Plan) -> bool {
+    let chance = &client.chance;
+    let conflict = *chance.pick(&[
+        WorkflowIdConflictPolicy::UseExisting,
+        WorkflowIdConflictPolicy::UseExisting,
+        WorkflowIdConflictPolicy::TerminateExisting,
+    ]);
+    let reuse = *chance.pick(&[
+        WorkflowIdReusePolicy::AllowDuplicate,
+        WorkflowIdReusePolicy::AllowDuplicate,
+        WorkflowIdReusePolicy::AllowDuplicateFailedOnly,
+    ]);
+    let name = ledger.name("both");
+    let signal = Signal { name: name.clone(), request_id: name.clone(), ..Signal::default() };
+    let request = start_of(id, plan, &name, reuse, conflict);
+    let request = StartRequest { start: Box::new(request), signal: Some(signal), parent: None };
+    let sent = client.insist(patience(), async || client.start(&request).await).await;
+    if sent.is_ok() && chance.percent(30) {
+        let again = client.insist(patience(), async || client.start(&request).await).await;
+        if let (Ok(first), Ok(second)) = (&sent, &again)
+            && first != second
+        {
+            ledger.broke(format!("A1: {name} of {id} named {first}, then {second}"));
+        }
+    }
+    let start = match &sent {
+        Ok(run_id) => Ending::Done(run_id.clone()),
+        Err(Insisted { text, is_known: true }) => Ending::Refused(text.clone()),
+        Err(_) => Ending::Unknown,
+    };
+    let is_there = !matches!(start, Ending::Refused(_));
+    ledger.enter(id, Asked::StartOrUse(name.clone()), start);
+    ledger.enter(id, Asked::Signal(name), ending_of(sent.map(drop)));
     is_there
 }
 

@@ -4,32 +4,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
-use piton_core::id::ShardId;
 use piton_core::time::{Span, Timestamp};
-use piton_raft::log::FaultyDisk;
+use piton_raft::log::{FaultyDisk, LogConfig};
 use piton_raft::{Execution, Group, GroupId, Groups, NodeConfig, NodeId, Tuning};
 use piton_shard::{
-    Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, NewNamespace, Peer, PollId,
-    Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
+    Clock, Cluster, HostParts, Ids, META_GROUP, NewNamespace, Serving, ShardConfig, ShardHost,
+    ShardMetrics, WallTime,
 };
-use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
+use piton_store::{KeyRange, MemoryStore, Order, Row, Store, Watched};
 use prometheus_client::registry::Registry;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::chance::Chance;
 use crate::life::{Life, LifeDisk, LifeStore, Points};
 use crate::network::Network;
+use crate::peer::LifePeer;
 use crate::trace::Trace;
+use crate::witness::Witness;
 
 pub(crate) const SHARDS: u32 = 2;
 pub(crate) const NAMESPACE: &str = "default";
 /// Where all clocks begin: some second of 2026.
-const WALL_MS: i64 = 1_780_000_000_000;
+pub(crate) const WALL_MS: i64 = 1_780_000_000_000;
 
 pub(crate) fn in_ms(millis: u64) -> Instant {
     Instant::now() + Duration::from_millis(millis)
@@ -56,6 +57,7 @@ struct Inner {
     trace: Trace,
     chance: Chance,
     points: Points,
+    witness: Witness,
     members: Mutex<BTreeMap<NodeId, Member>>,
     lives: AtomicU64,
     /// Client requests under way, polls not counted.
@@ -69,8 +71,10 @@ struct Member {
     disk: FaultyDisk,
     store: Arc<MemoryStore>,
     sync_ms_max: Arc<AtomicU64>,
-    /// How far its clock is off.
-    skew_ms: i64,
+    proven: Arc<AtomicU64>,
+    /// How far its wall clock is off.
+    wall_off_ms: Arc<AtomicI64>,
+    wall: &'static WallTime,
     life: Option<Arc<Life>>,
     running: Option<Running>,
 }
@@ -84,24 +88,29 @@ struct Running {
 impl World {
     pub(crate) fn new(seed: u64, nodes: u64, trace: Trace, chance: &Chance) -> Self {
         let member = |node: u64| {
+            let wall_off_ms = Arc::new(AtomicI64::new(0));
             let member = Member {
                 disk: FaultyDisk::new(chance.next()),
                 store: Arc::new(MemoryStore::new()),
                 sync_ms_max: Arc::new(AtomicU64::new(2)),
-                skew_ms: 0,
+                proven: Arc::default(),
+                wall: wall_time(trace.clone(), Arc::clone(&wall_off_ms)),
+                wall_off_ms,
                 life: None,
                 running: None,
             };
             (NodeId(node), member)
         };
         let network = Network::start(trace.clone(), chance.fork());
+        let members = (1..=nodes).map(member).collect();
         let inner = Inner {
             seed,
             network: network.clone(),
             trace,
             chance: chance.fork(),
             points: Points::default(),
-            members: Mutex::new((1..=nodes).map(member).collect()),
+            witness: Witness::default(),
+            members: Mutex::new(members),
             lives: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             crashed: Mutex::new(BTreeSet::new()),
@@ -122,6 +131,10 @@ impl World {
 
     pub(crate) fn points(&self) -> &Points {
         &self.inner.points
+    }
+
+    pub(crate) fn witness(&self) -> &Witness {
+        &self.inner.witness
     }
 
     pub(crate) fn in_flight(&self) -> &AtomicU64 {
@@ -154,8 +167,13 @@ impl World {
         })
     }
 
-    pub(crate) fn set_skew(&self, node: NodeId, skew_ms: i64) {
-        self.change(node, |member| member.skew_ms = skew_ms);
+    /// Sets a node's wall clock. One that runs does not follow; its next life begins with it.
+    pub(crate) fn set_wall(&self, node: NodeId, off_ms: i64) {
+        self.change(node, |member| member.wall_off_ms.store(off_ms, Ordering::Relaxed));
+    }
+
+    pub(crate) fn wall_off_ms(&self, node: NodeId) -> i64 {
+        self.inner.members.lock()[&node].wall_off_ms.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_sync_ms_max(&self, node: NodeId, longest: u64) {
@@ -166,22 +184,50 @@ impl World {
         self.inner.members.lock()[&node].disk.clone()
     }
 
+    /// How many bytes of the newest segment of a node's log are surely durable.
+    pub(crate) fn proven_bytes(&self, node: NodeId) -> u64 {
+        self.inner.members.lock()[&node].proven.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn store(&self, node: NodeId) -> Arc<MemoryStore> {
+        Arc::clone(&self.inner.members.lock()[&node].store)
+    }
+
+    /// Throws a node's store away, as the binary does with one that has failed.
+    pub(crate) fn discard_store(&self, node: NodeId) {
+        self.inner.trace.note(format_args!("node {node} discards its store"));
+        self.inner.witness.store_discarded();
+        self.change(node, |member| member.store = Arc::new(MemoryStore::new()));
+    }
+
     fn change(&self, node: NodeId, change: impl FnOnce(&mut Member)) {
         if let Some(member) = self.inner.members.lock().get_mut(&node) {
             change(member);
         }
     }
 
-    /// Starts a node that does not run, on what it has on its disk.
+    /// Starts a node that does not run, on what it has on its disk. A store that turns out to be
+    /// damaged is discarded, and the node started again.
     ///
     /// # Errors
     /// When it does not come up, although nothing crashed it meanwhile.
     pub(crate) async fn start(&self, node: NodeId) -> anyhow::Result<()> {
+        let failure = watch::Sender::new(false);
+        match self.start_once(node, failure.clone()).await {
+            Err(_) if *failure.borrow() => {
+                self.discard_store(node);
+                self.start_once(node, watch::Sender::new(false)).await
+            }
+            started => started,
+        }
+    }
+
+    async fn start_once(&self, node: NodeId, failure: watch::Sender<bool>) -> anyhow::Result<()> {
         let inner = &self.inner;
         let number = inner.lives.fetch_add(1, Ordering::Relaxed);
         let life = Life::new(node, number);
         inner.trace.note(format_args!("node {node} starts life {number}"));
-        let (disk, store, wall_ms) = {
+        let (devices, wall) = {
             let mut members = inner.members.lock();
             let member = members.get_mut(&node).expect("a node of this run");
             if member.life.as_ref().is_some_and(|life| life.is_alive()) {
@@ -194,22 +240,24 @@ impl World {
                 points: inner.points.clone(),
                 chance: inner.chance.fork(),
                 sync_ms_max: Arc::clone(&member.sync_ms_max),
+                proven: Arc::clone(&member.proven),
             };
             let store = LifeStore { store: Arc::clone(&member.store), life: Arc::clone(&life) };
-            (disk, store, WALL_MS + inner.trace.now_ms() as i64 + member.skew_ms)
+            inner.witness.clock_taken(member.wall_off_ms.load(Ordering::Relaxed));
+            (Devices { disk, store: watched(store, failure.clone()) }, member.wall)
         };
-        let started = self.bring_up(&life, disk, store, wall_ms).await;
+        let started = self.bring_up(&life, devices, wall).await;
         match started {
             Ok(running) if life.is_alive() => {
+                self.watch(&life, &running, failure.subscribe());
                 self.change(node, |member| member.running = Some(running));
-                self.watch_log(life);
                 Ok(())
             }
             Ok(running) => {
                 lay_down(running).await;
                 Ok(())
             }
-            Err(error) if life.is_alive() => Err(error),
+            Err(error) if life.end() => Err(error),
             // It was crashed while it started.
             Err(_) => Ok(()),
         }
@@ -218,26 +266,21 @@ impl World {
     async fn bring_up(
         &self,
         life: &Arc<Life>,
-        disk: LifeDisk,
-        store: LifeStore,
-        wall_ms: i64,
+        devices: Devices,
+        wall: &'static WallTime,
     ) -> anyhow::Result<Running> {
+        let Devices { disk, store } = devices;
         let seed = self.inner.seed ^ (life.number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let config = NodeConfig {
             node: life.node,
             dir: PathBuf::from("/node"),
             disk: Arc::new(disk),
             transport: self.inner.network.transport(life),
-            tuning: Tuning {
-                execution: Execution::Inline { seed },
-                snapshot_log_bytes_min: 64 << 10,
-                // Short, so that entries are committed whose proposer has given them up.
-                propose_timeout: Duration::from_millis(800),
-                ..Tuning::default()
-            },
+            tuning: tuning(self.inner.seed, seed),
         };
         let groups = Groups::open(config)?;
-        let served = self.serve(life, &groups, store, wall_ms, seed).await;
+        let clock = Clock::start_on(wall);
+        let served = self.serve(life, &groups, store, clock, seed).await;
         match served {
             Ok((cluster, serving)) => Ok(Running { cluster, groups, serving }),
             Err(error) => {
@@ -251,8 +294,8 @@ impl World {
         &self,
         life: &Arc<Life>,
         groups: &Groups,
-        store: LifeStore,
-        wall_ms: i64,
+        store: Arc<dyn Store>,
+        clock: Clock,
         seed: u64,
     ) -> anyhow::Result<(Cluster, Serving)> {
         let parts = HostParts {
@@ -266,8 +309,8 @@ impl World {
                 ..ShardConfig::default()
             },
             groups: groups.clone(),
-            store: Arc::new(store),
-            clock: Clock::starting_at(Timestamp(wall_ms)),
+            store,
+            clock,
             ids: Ids::seeded(seed),
             metrics: ShardMetrics::register(&mut Registry::default()),
         };
@@ -278,24 +321,40 @@ impl World {
         Ok((cluster, serving))
     }
 
-    /// A node whose log or store has failed stops, as the binary does, and is started again.
-    fn watch_log(&self, life: Arc<Life>) {
-        let running = self.running();
-        let Some((_, cluster, groups)) =
-            running.into_iter().find(|(other, ..)| Arc::ptr_eq(other, &life))
-        else {
-            return;
-        };
-        let (mut log, mut store) = (groups.failed(), cluster.host().failed());
-        let world = self.clone();
+    /// Looks after a node that runs: who leads its groups, and whether it can go on. One whose log,
+    /// store or group has failed stops, as the binary does, and is started again.
+    fn watch(&self, life: &Arc<Life>, running: &Running, mut engine: watch::Receiver<bool>) {
+        let Running { cluster, groups, .. } = running;
+        for group in (0..=SHARDS).map(GroupId).filter_map(|id| groups.group(id)) {
+            let (id, world) = (group.id(), self.clone());
+            let mut leadership = group.leadership();
+            tokio::spawn(async move {
+                loop {
+                    let seen = *leadership.borrow_and_update();
+                    world.witness().leads(id, seen.term, seen.leader);
+                    if leadership.changed().await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        let (mut log, mut group) = (groups.failed(), groups.group_failed());
+        let mut checkpoints = cluster.host().failed();
+        let (life, world) = (Arc::clone(life), self.clone());
         tokio::spawn(async move {
-            tokio::select! {
+            let store_failed = tokio::select! {
                 biased;
                 () = life.over() => return,
-                _ = log.wait_for(Option::is_some) => {}
-                _ = store.wait_for(Option::is_some) => {}
-            }
+                _ = log.wait_for(Option::is_some) => false,
+                _ = engine.wait_for(|failed| *failed) => true,
+                _ = checkpoints.wait_for(Option::is_some) => true,
+                // ORDER: last. A log or a store that fails takes groups along.
+                _ = group.wait_for(Option::is_some) => false,
+            };
             world.crash(life.node, End::Kill);
+            if store_failed {
+                world.discard_store(life.node);
+            }
         });
     }
 
@@ -411,64 +470,53 @@ async fn lay_down(running: Running) {
     groups.shutdown().await;
 }
 
-/// A node's way to the shards of others.
-struct LifePeer {
-    life: Arc<Life>,
-    world: World,
+/// What a node keeps its data on in one life.
+struct Devices {
+    disk: LifeDisk,
+    store: Arc<dyn Store>,
 }
 
-impl LifePeer {
-    fn reach(&self, node: NodeId) -> Option<(Arc<Life>, Cluster)> {
-        let running = self.world.running();
-        let found = running.into_iter().find(|(life, ..)| life.node == node);
-        found.filter(|_| self.life.is_alive()).map(|(life, cluster, _)| (life, cluster))
-    }
+/// A store that tells when nothing but another one in its place helps.
+fn watched(store: LifeStore, failure: watch::Sender<bool>) -> Arc<dyn Store> {
+    let life = Arc::clone(&store.life);
+    let listener = move |_: &piton_store::StoreError| {
+        if life.is_alive() {
+            failure.send_replace(true);
+        }
+    };
+    Arc::new(Watched::over(Arc::new(store), Box::new(listener)))
 }
 
-#[async_trait]
-impl Peer for LifePeer {
-    async fn call(&self, node: NodeId, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
-        let unreachable = || ShardError::Unavailable(format!("node {node} cannot be reached"));
-        let network = self.world.network();
-        let way = network.way(self.life.node, node);
-        sleep_until(way.at).await;
-        let (there, cluster) = self.reach(node).filter(|_| way.arrives).ok_or_else(unreachable)?;
-        let again = call.clone();
-        let answer = tokio::select! {
-            biased;
-            // A connection that breaks tells nothing about what became of the call.
-            () = there.over() => return Err(unreachable()),
-            () = self.life.over() => return Err(unreachable()),
-            answer = cluster.answer_peer(shard, call) => answer,
-        };
-        // What was carried out may come again. What was refused may not: done later, it would do what
-        // its sender knows not to have been done, which nothing in the API guards against.
-        if let Some(again_at) = way.again_at.filter(|_| answer.is_ok()) {
-            let there = Arc::clone(&there);
-            tokio::spawn(async move {
-                sleep_until(again_at).await;
-                if there.is_alive() {
-                    // Nobody waits for the second answer.
-                    let _ = cluster.answer_peer(shard, again).await;
-                }
-            });
-        }
-        let back = network.way(node, self.life.node);
-        sleep_until(back.at).await;
-        if !back.arrives || !self.life.is_alive() || !there.is_alive() {
-            return Err(unreachable());
-        }
-        answer
-    }
+/// Wall time of a node whose clock can be set. A run has a handful of them, and ends its process.
+fn wall_time(trace: Trace, off_ms: Arc<AtomicI64>) -> &'static WallTime {
+    let wall = move || Timestamp(WALL_MS + trace.now_ms() as i64 + off_ms.load(Ordering::Relaxed));
+    Box::leak(Box::new(wall))
+}
 
-    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> bool {
-        let network = self.world.network();
-        let way = network.way(self.life.node, node);
-        sleep_until(way.at).await;
-        let Some((there, cluster)) = self.reach(node).filter(|_| way.arrives) else { return false };
-        let is_accepted = cluster.accept_delivery(poll, delivery);
-        let back = network.way(node, self.life.node);
-        sleep_until(back.at).await;
-        is_accepted && back.arrives && there.is_alive() && self.life.is_alive()
+/// In every second run logs are short: segments are sealed, freed and rewritten, old entries are
+/// read from the disk, and snapshots are taken all the time.
+fn tuning(run_seed: u64, seed: u64) -> Tuning {
+    let tuning = Tuning {
+        execution: Execution::Inline { seed },
+        snapshot_log_bytes_min: 64 << 10,
+        // Short, so that entries are committed whose proposer has given them up.
+        propose_timeout: Duration::from_millis(800),
+        ..Tuning::default()
+    };
+    if run_seed.is_multiple_of(2) {
+        return tuning;
+    }
+    Tuning {
+        snapshot_log_bytes_min: 8 << 10,
+        snapshot_check: Duration::from_millis(200),
+        snapshot_frame_bytes: 4 << 10,
+        entries_kept_behind_snapshot: (run_seed / 2 % 2) * 20,
+        log: LogConfig {
+            segment_bytes: 64 << 10,
+            preallocate_bytes: 8 << 10,
+            cache_bytes_max: 16 << 10,
+            ..LogConfig::default()
+        },
+        ..tuning
     }
 }
