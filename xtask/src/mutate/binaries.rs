@@ -15,7 +15,7 @@ use crate::report::Log;
 
 const BUILD_LIMIT: Duration = Duration::from_secs(1_800);
 /// What hangs longer without its protection has turned red, too.
-const TEST_LIMIT: Duration = Duration::from_secs(120);
+const TEST_LIMIT: Duration = Duration::from_secs(90);
 
 /// How the simulation says that faults hit nobody, which is no failure.
 const SEED_UNKNOWN: i32 = 3;
