@@ -274,12 +274,12 @@ async fn tasks_beyond_the_window_come_when_there_is_room() {
         let start = start_of(&workflow_id, ORDER, "window");
         insist("it starts", || api.start(start.clone())).await.unwrap();
     }
-    await_until("some tasks do not fit", || async {
+    let too_many = await_until("some tasks do not fit", || async {
         let queue = QueueName::normal("window");
         let view = cluster.describe_task_queue(&namespace, queue, QueueType::Workflow).await;
         view.is_ok_and(|view| !view.beyond_window.is_empty()).then_some(())
-    })
-    .await;
+    });
+    tokio::time::timeout(AT_ONCE, too_many).await.expect("all of them fit");
     for number in 0..TASKS {
         let polled = tokio::time::timeout(AT_ONCE, api.poll_workflow_task("window"));
         let task = polled.await.unwrap_or_else(|_| panic!("{number} tasks came")).unwrap();
