@@ -231,3 +231,6 @@ fn warn_unless_durable(group: GroupId, what: &'static str) -> impl FnOnce(Result
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -525,3 +525,6 @@ fn corrupt(path: &Path, offset: u64, reason: &'static str) -> SnapshotError {
 fn disk_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
     move |source| SnapshotError::Disk { doing, file: path.to_path_buf(), source: Arc::new(source) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,7 +56,8 @@ fn entries(range: std::ops::Range<u64>) -> Vec<EntryRecord> {
 fn wait(submit: impl FnOnce(Box<dyn FnOnce(Result<(), LogError>) + Send>)) -> Result<(), LogError> {
     let (tx, rx) = mpsc::channel();
     submit(Box::new(move |outcome| tx.send(outcome).expect("the test waits")));
-    rx.recv().expect("the log answers every operation")
+    let answered = rx.recv_timeout(Duration::from_secs(20));
+    answered.expect("the log answers every operation")
 }
 
 fn read_all(log: &Log, group: GroupId) -> Result<Vec<EntryRecord>, LogError> {
@@ -199,6 +200,23 @@ fn an_append_beyond_what_may_wait_is_refused() {
     log.append(GROUP, entries(3..5), |outcome| outcome.expect("append"));
     assert!(writer.write_batch());
     assert_eq!(read_all(&log, GROUP).expect("read"), entries(1..5));
+}
+
+/// Goal: a node whose disk is slow can still vote, give way to another leader, and free space.
+#[test]
+fn votes_truncations_and_purges_are_let_in_when_appends_are_refused() {
+    let disk = FaultyDisk::new(1);
+    let (log, mut writer) =
+        open(&disk, LogConfig { waiting_bytes_max: 200, ..large() }).expect("open");
+    log.append(GROUP, entries(1..4), |outcome| outcome.expect("append"));
+    let refused = wait(|done| log.append(GROUP, entries(4..5), done));
+    assert!(matches!(refused, Err(LogError::Overloaded { .. })));
+    log.save_vote(GROUP, Bytes::from("vote"), |outcome| outcome.expect("save the vote"));
+    log.truncate(GROUP, 3, |outcome| outcome.expect("truncate"));
+    log.purge(GROUP, 1, Bytes::from("purged"), |outcome| outcome.expect("purge"));
+    assert!(writer.write_batch());
+    assert_eq!(read_all(&log, GROUP).expect("read"), entries(2..3));
+    assert_eq!(log.state(GROUP).vote, Some(Bytes::from("vote")));
 }
 
 /// A log with two groups, a truncation, votes and several segments, closed by an idle writer.

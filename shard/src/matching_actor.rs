@@ -146,7 +146,7 @@ struct Matching {
     polls: VecDeque<PollRequest>,
     pollers: BTreeMap<String, Timestamp>,
     last_poll: Timestamp,
-    /// Shards that hold tasks which did not fit into the window.
+    /// Shards with tasks that did not fit into the window, or that they have not offered.
     declined: BTreeSet<ShardId>,
     /// Workers that have shut down, and when.
     shut_down: BTreeMap<String, Timestamp>,
@@ -231,7 +231,12 @@ impl Matching {
 
     fn take(&mut self, shard: &ShardRuntime, message: MatchMessage) {
         match message {
-            MatchMessage::Offer(offer) => self.offer(shard, offer),
+            MatchMessage::Offer(offer) => {
+                let has_more = offer.more_behind.then_some(offer.origin);
+                self.offer(shard, offer);
+                // ORDER: afterwards, as whoever has been declined gets nothing more in.
+                self.declined.extend(has_more);
+            }
             MatchMessage::Withdraw { key, run_id, task } => {
                 if let Some(rank) = self.ranks.remove(&(key, run_id, task)) {
                     self.tasks.remove(&rank);

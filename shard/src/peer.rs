@@ -217,6 +217,9 @@ pub struct Offer {
     pub task: OfferedTask,
     pub priority: u8,
     pub created: Timestamp,
+    /// More tasks of this shard wait behind it, which have not been offered: the queue's owner asks
+    /// for them when it has room.
+    pub more_behind: bool,
 }
 
 /// A worker seeks a task.

@@ -73,3 +73,22 @@ impl<T> Mailbox<T> {
         state.closed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_mailbox_takes_only_what_must_not_be_refused() {
+        let mailbox = Mailbox::new(2);
+        assert!(matches!(mailbox.push(1, false), Ok(true)));
+        assert!(matches!(mailbox.push(2, false), Ok(false)));
+        assert!(matches!(mailbox.push(3, false), Err(Refused::Full(3))));
+        assert!(matches!(mailbox.push(4, true), Ok(false)));
+        assert_eq!(mailbox.take(), [1, 2, 4]);
+        assert!(mailbox.push(5, false).is_ok());
+        assert!(!mailbox.close_if_empty());
+        assert_eq!(mailbox.close(), [5]);
+        assert!(matches!(mailbox.push(6, true), Err(Refused::Closed(6))));
+    }
+}

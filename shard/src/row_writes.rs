@@ -123,6 +123,7 @@ pub(crate) fn offer_of(
         task: OfferedTask::Task(offer.key.clone()),
         priority: offer.priority,
         created: offer.created,
+        more_behind: false,
     }
 }
 

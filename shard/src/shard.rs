@@ -30,7 +30,7 @@ use crate::proposer::Proposer;
 use crate::queue::Refused;
 use crate::recovery::Recovery;
 use crate::retention;
-use crate::rows::{LoadError, WorkflowRows};
+use crate::rows::{LoadError, TaskRow, WorkflowRows};
 use crate::timer_actor::{TimerActor, Timers};
 use crate::workflow_actor::{Ask, Envelope, ReplyTo, Seat, Subscription};
 use crate::workflow_reading::unreadable;
@@ -217,11 +217,7 @@ impl ShardRuntime {
     /// Offers a queue's first tasks of this shard, as the queue has room.
     pub(crate) fn offer_again(self: &Arc<Self>, queue: &QueueKey) {
         match self.rows.tasks(queue, self.config.matching_window) {
-            Ok(rows) => {
-                for row in rows {
-                    self.cluster.offer(self.offer_of(row));
-                }
-            }
+            Ok(rows) => self.offer_in_order(&rows),
             Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
         }
     }
@@ -231,9 +227,9 @@ impl ShardRuntime {
     fn offer_first_tasks(&self, is_meant: impl Fn(ShardId) -> bool) {
         match self.rows.first_tasks(self.config.matching_window) {
             Ok(rows) => {
-                for row in rows {
-                    if is_meant(self.cluster.shard_of_queue(&row.queue)) {
-                        self.cluster.offer(self.offer_of(row));
+                for rows in rows.chunk_by(|one, next| one.queue == next.queue) {
+                    if is_meant(self.cluster.shard_of_queue(&rows[0].queue)) {
+                        self.offer_in_order(rows);
                     }
                 }
             }
@@ -270,7 +266,17 @@ impl ShardRuntime {
         });
     }
 
-    fn offer_of(&self, row: crate::rows::TaskRow) -> Offer {
+    /// Offers the first tasks of one queue. Where they are as many as its owner holds, others may
+    /// wait behind them: if all of these found room there, nobody would ask for the others.
+    fn offer_in_order(&self, rows: &[TaskRow]) {
+        let has_more = rows.len() >= self.config.matching_window;
+        for (left, row) in (0..rows.len()).rev().zip(rows) {
+            let more_behind = has_more && left == 0;
+            self.cluster.offer(Offer { more_behind, ..self.offer_of(row.clone()) });
+        }
+    }
+
+    fn offer_of(&self, row: TaskRow) -> Offer {
         Offer {
             queue: row.queue,
             origin: self.id,
@@ -279,6 +285,7 @@ impl ShardRuntime {
             task: OfferedTask::Task(row.task),
             priority: row.priority,
             created: row.created,
+            more_behind: false,
         }
     }
 

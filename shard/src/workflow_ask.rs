@@ -382,6 +382,7 @@ impl Hosted {
             task: OfferedTask::Query(id),
             priority: 1,
             created: self.now(),
+            more_behind: false,
         });
     }
 

@@ -18,6 +18,8 @@ mod nodes;
 mod refusal;
 mod worker;
 
+mod errands;
+mod in_memory;
 mod metrics;
 mod passivation;
 mod power_cut;

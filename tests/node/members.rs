@@ -102,12 +102,17 @@ struct RunningMember {
 pub(crate) struct Members {
     network: MemoryNetwork,
     links: Arc<Links>,
+    config: ShardConfig,
     members: BTreeMap<NodeId, Member>,
 }
 
 impl Members {
     /// Starts three new nodes, and waits until the namespace is known to each.
     pub(crate) async fn start(seed: u64) -> Self {
+        Self::start_with(seed, shard_config()).await
+    }
+
+    pub(crate) async fn start_with(seed: u64, config: ShardConfig) -> Self {
         println!("seed {seed}");
         let member = |node: u64| {
             let disk = FaultyDisk::new(seed.wrapping_mul(31).wrapping_add(node));
@@ -117,6 +122,7 @@ impl Members {
         let mut started = Self {
             network: MemoryNetwork::new(),
             links: Arc::default(),
+            config,
             members: (1..=3).map(member).collect(),
         };
         for node in started.nodes() {
@@ -147,7 +153,7 @@ impl Members {
         let parts = HostParts {
             node,
             members,
-            config: shard_config(),
+            config: self.config.clone(),
             groups: groups.clone(),
             store: Arc::clone(store) as Arc<dyn Store>,
             clock: Clock::start(),
@@ -278,6 +284,13 @@ impl Members {
         }
     }
 
+    /// A node's way into the cluster, for what the clients here do not ask.
+    pub(crate) fn cluster_of(&self, node: NodeId) -> (Cluster, Arc<Namespace>) {
+        let cluster = self.members[&node].running.as_ref().unwrap().cluster.clone();
+        let namespace = cluster.meta().namespace(NAMESPACE).unwrap();
+        (cluster, namespace)
+    }
+
     /// The last entry in each node's log of a workflow's shard.
     pub(crate) fn last_indices(&self, workflow_id: &str) -> BTreeMap<NodeId, u64> {
         let last = |running: &RunningMember| {
@@ -382,7 +395,7 @@ fn tuning() -> Tuning {
     }
 }
 
-fn shard_config() -> ShardConfig {
+pub(crate) fn shard_config() -> ShardConfig {
     ShardConfig {
         shards: SHARDS,
         checkpoint_interval: Duration::from_millis(50),
@@ -445,11 +458,11 @@ impl From<ShardError> for Refused {
     }
 }
 
-fn key(namespace: &Namespace, workflow_id: &str) -> WorkflowKey {
+pub(crate) fn key(namespace: &Namespace, workflow_id: &str) -> WorkflowKey {
     WorkflowKey { namespace: namespace.id.clone(), workflow_id: workflow_id.into() }
 }
 
-fn poll(queue: &str) -> Poll {
+pub(crate) fn poll(queue: &str) -> Poll {
     Poll {
         queue: QueueName::normal(queue),
         identity: IDENTITY.to_owned(),

@@ -36,7 +36,7 @@ pub(crate) async fn metrics(address: SocketAddr) -> BTreeMap<String, f64> {
 }
 
 /// The sum of all values whose name begins so and whose labels contain these.
-fn sum(metrics: &BTreeMap<String, f64>, name: &str, labels: &[&str]) -> f64 {
+pub(crate) fn sum(metrics: &BTreeMap<String, f64>, name: &str, labels: &[&str]) -> f64 {
     let is_it = |key: &str| {
         let rest = key.strip_prefix(name);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))

@@ -14,8 +14,10 @@ use piton_proto::history::HistoryEvent;
 use piton_proto::history::history_event::Attributes as Event;
 use piton_proto::sdk::UserMetadata;
 use piton_proto::workflowservice::{
-    ListWorkflowExecutionsRequest, RecordActivityTaskHeartbeatRequest,
-    RespondActivityTaskCompletedRequest, RespondWorkflowTaskCompletedRequest,
+    ListWorkflowExecutionsRequest, RecordActivityTaskHeartbeatByIdRequest,
+    RecordActivityTaskHeartbeatRequest, RespondActivityTaskCanceledByIdRequest,
+    RespondActivityTaskCompletedByIdRequest, RespondActivityTaskCompletedRequest,
+    RespondActivityTaskFailedByIdRequest, RespondWorkflowTaskCompletedRequest,
     RespondWorkflowTaskCompletedResponse, StartWorkflowExecutionRequest,
     TerminateWorkflowExecutionRequest,
 };
@@ -209,6 +211,51 @@ async fn names_memos_links_and_metadata_over_their_limits_are_refused() {
     check_refused("activity id", refused, Code::InvalidArgument, "", text);
     let causes = failed_tasks(&history_of(client, "by-command").await);
     assert_eq!(causes, [WorkflowTaskFailedCause::BadScheduleActivityAttributes]);
+    running.stop().await;
+}
+
+/// Each of the four calls that an activity's worker makes checks who makes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_those_who_answer_activities_are_limited() {
+    macro_rules! by_id {
+        ($request:ident, $identity:expr) => {
+            soon($request {
+                namespace: NAMESPACE.to_owned(),
+                workflow_id: "w".to_owned(),
+                activity_id: "a".to_owned(),
+                identity: $identity.to_owned(),
+                ..$request::default()
+            })
+        };
+    }
+    let running = start_limited(&[("id_bytes_max", 50)]).await;
+    let (client, mut service) = (&running.client, running.client.service());
+    let token = task_of(client, "w").await;
+    answer(client, &token, vec![schedule("a", "q")]).await.unwrap();
+    let task = client.poll_activity_task("q").await.unwrap();
+    assert!(!task.task_token.is_empty());
+    let (long, text) = (of_bytes(51), "Identity length exceeds limit.");
+    let code = Code::InvalidArgument;
+    let heartbeat = by_id!(RecordActivityTaskHeartbeatByIdRequest, long);
+    check_refused(
+        "heartbeat",
+        service.record_activity_task_heartbeat_by_id(heartbeat).await,
+        code,
+        "",
+        text,
+    );
+    let completed = by_id!(RespondActivityTaskCompletedByIdRequest, long);
+    let refused = service.respond_activity_task_completed_by_id(completed).await;
+    check_refused("completed", refused, code, "", text);
+    let failed = by_id!(RespondActivityTaskFailedByIdRequest, long);
+    let refused = service.respond_activity_task_failed_by_id(failed).await;
+    check_refused("failed", refused, code, "", text);
+    let canceled = by_id!(RespondActivityTaskCanceledByIdRequest, long);
+    let refused = service.respond_activity_task_canceled_by_id(canceled).await;
+    check_refused("canceled", refused, code, "", text);
+    // None of them came to the workflow.
+    let completed = by_id!(RespondActivityTaskCompletedByIdRequest, of_bytes(50));
+    service.respond_activity_task_completed_by_id(completed).await.unwrap();
     running.stop().await;
 }
 

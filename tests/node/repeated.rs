@@ -14,9 +14,9 @@ use piton_proto::workflowservice::{
 };
 use tonic::{Response, Status};
 
-use crate::client::{IDENTITY, NAMESPACE, Service, execution, payloads, soon, start_of};
+use crate::client::{IDENTITY, NAMESPACE, Service, execution, payloads, signal_of, soon, start_of};
 use crate::nodes::{Running, config};
-use crate::worker::{complete, history_of};
+use crate::worker::{complete, history_of, schedule};
 
 const STICKY_WAIT: Duration = Duration::from_millis(300);
 
@@ -130,7 +130,7 @@ async fn a_query_outlives_the_run_that_is_terminated_under_it() {
     api.start(start_of("asked", "simple", "q")).await.unwrap();
     let task = api.poll_workflow_task("q").await.unwrap();
     api.complete_workflow_task(&task.task_token, Vec::new()).await.unwrap();
-    api.signal(crate::client::signal_of("asked", "more")).await.unwrap();
+    api.signal(signal_of("asked", "more")).await.unwrap();
     let task = api.poll_workflow_task("q").await.unwrap();
     assert!(!task.task_token.is_empty());
     let asked = ask(&service, "state");
@@ -212,7 +212,7 @@ async fn a_sticky_queue_is_known_by_its_name_alone() {
         let service = service.clone();
         async move { poll(&service, sticky_queue("sticky", "")).await }
     });
-    api.signal(crate::client::signal_of("asked", "more")).await.unwrap();
+    api.signal(signal_of("asked", "more")).await.unwrap();
     let task = polled.await.unwrap();
     assert!(task.previous_started_event_id > 0, "the task went elsewhere");
     complete_sticky(&service, &task.task_token, Vec::new()).await;
@@ -233,7 +233,7 @@ async fn a_sticky_queue_is_known_by_its_name_alone() {
     }
     assert!(polled.await.unwrap().task_token.is_empty());
     // The queue has no poller: what comes next goes to the normal queue at once.
-    api.signal(crate::client::signal_of("asked", "last")).await.unwrap();
+    api.signal(signal_of("asked", "last")).await.unwrap();
     let task = api.poll_workflow_task("q").await.unwrap();
     assert!(!task.task_token.is_empty());
     running.stop().await;
@@ -257,5 +257,31 @@ async fn a_poll_that_comes_after_its_worker_has_shut_down_is_answered_empty() {
     // Which another worker gets.
     let task = api.poll_workflow_task("q").await.unwrap();
     assert!(!task.task_token.is_empty());
+    running.stop().await;
+}
+
+/// A worker that did not get the reply sends its answer once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workflow_task_answer_that_is_repeated_gets_the_same_reply() {
+    let running = Running::start(config(None)).await;
+    let (api, mut service) = (running.api(), running.client.service());
+    api.start(start_of("answered", "simple", "q")).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    let answer = RespondWorkflowTaskCompletedRequest {
+        namespace: NAMESPACE.to_owned(),
+        task_token: task.task_token,
+        commands: vec![schedule("once", "elsewhere")],
+        force_create_new_workflow_task: true,
+        return_new_workflow_task: true,
+        ..RespondWorkflowTaskCompletedRequest::default()
+    };
+    let first = service.respond_workflow_task_completed(soon(answer.clone())).await.unwrap();
+    let again = service.respond_workflow_task_completed(soon(answer)).await.unwrap();
+    let (first, again) = (first.into_inner(), again.into_inner());
+    assert!(first.workflow_task.is_some());
+    assert_eq!(again, first);
+    let events = history_of(api.as_ref(), "answered").await;
+    let scheduled = events.iter().filter(|e| e.event_type() == EventType::ActivityTaskScheduled);
+    assert_eq!(scheduled.count(), 1);
     running.stop().await;
 }

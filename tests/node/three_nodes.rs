@@ -2,20 +2,27 @@
 //! replicas hold the same rows (issue 3, "must be shown" 5; architecture P1, P2, D3, D4, D8).
 
 use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
 
-use piton_proto::enums::EventType;
+use piton_core::effect::QueueName;
+use piton_core::list_filter::ListFilter;
+use piton_proto::enums::{EventType, PendingWorkflowTaskState};
 use piton_raft::NodeId;
+use piton_shard::{Call, QueueType, ShardConfig};
 
-use crate::client::{Api, signal_of, start_of};
-use crate::members::Members;
+use crate::client::{Api, execution, signal_of, start_of};
+use crate::members::{Members, key, poll, shard_config};
 use crate::worker::{
-    Ledger, ORDER, Worker, await_completed, await_orders, await_until, check_against, history_of,
-    insist, place_order, place_orders, schedule,
+    Ledger, ORDER, Worker, await_completed, await_orders, await_until, check_against, complete,
+    history_of, insist, place_order, place_orders, schedule,
 };
 
 const QUEUE: &str = "orders";
 /// A leader that hears nothing proposes within its lease, or not at all.
-const PROPOSED_IN: std::time::Duration = std::time::Duration::from_secs(2);
+const PROPOSED_IN: Duration = Duration::from_secs(2);
+/// Shorter than a workflow task's timeout, after which a lost one comes back.
+const AT_ONCE: Duration = Duration::from_secs(8);
 
 fn orders(phase: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{phase}-{number}")).collect()
@@ -179,7 +186,7 @@ async fn an_attempt_whose_commit_its_leader_never_learned_of_comes_to_its_poll()
     assert!(refused.is_retriable(), "{refused}");
     members.heal(leader);
 
-    let patience = std::time::Duration::from_secs(20);
+    let patience = Duration::from_secs(20);
     let task = tokio::time::timeout(patience, polled).await.expect("no attempt came");
     let task = task.unwrap().unwrap();
     assert_eq!((task.activity_id.as_str(), task.attempt), ("once", 1));
@@ -210,4 +217,134 @@ async fn any_node_serves_any_client() {
     let api = members.client();
     await_orders(api.as_ref(), &ledger).await;
     check_replicas(members).await;
+}
+
+/// A leader that others have replaced does not know it yet. Answers that need no commit, such as
+/// pages of history, refusals and lists, would be old: it gives none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_leader_that_was_replaced_answers_nothing_of_its_own() {
+    let members = Members::start(7).await;
+    let api = members.client();
+    api.start(start_of("read", ORDER, "elsewhere")).await.unwrap();
+    let old = members.leader_of("read").await;
+    let (cluster, namespace) = members.cluster_of(old);
+    let shard = cluster.shard_of(&key(&namespace, "read"));
+    let is_of_shard = |id: &String| cluster.shard_of(&key(&namespace, id)) == shard;
+    let unheard_of = (0..).map(|number| format!("unheard-of-{number}")).find(is_of_shard).unwrap();
+    members.cut_off(old);
+    let new = await_until("another node leads", || async {
+        members.leader_of_majority("read", old).filter(|node| *node != old)
+    })
+    .await;
+    let to_new = members.client_of(new);
+    let start = start_of(&unheard_of, ORDER, "elsewhere");
+    insist("it starts", || to_new.start(start.clone())).await.unwrap();
+
+    let to_old = members.client_of(old);
+    for workflow_id in ["read", &unheard_of] {
+        let page = to_old.history(&execution(workflow_id)).await.unwrap_err();
+        assert!(page.is_retriable(), "{workflow_id}: {page}");
+    }
+    let again = to_old.start(start_of("read", ORDER, "elsewhere")).await.unwrap_err();
+    assert!(again.is_retriable(), "{again}");
+    let list = Call::List {
+        namespace: namespace.id.clone(),
+        filter: ListFilter::parse("").unwrap(),
+        after: None,
+        limit: 100,
+    };
+    let listed = cluster.answer_peer(shard, list).await;
+    assert!(listed.is_err(), "{listed:?}");
+    members.heal(old);
+    members.stop().await;
+}
+
+/// A queue's owner holds so many tasks; a shard that has more offers them once there is room, also
+/// where all that it offered last found room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tasks_beyond_the_window_come_when_there_is_room() {
+    const TASKS: usize = 24;
+    let config = ShardConfig { matching_window: 4, ..shard_config() };
+    let members = Members::start_with(8, config).await;
+    let api = members.client();
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
+    let ids = (0..).map(|number| format!("waits-{number}"));
+    for workflow_id in ids.filter(|id| shard_of(id) == shard_of("window")).take(TASKS) {
+        let start = start_of(&workflow_id, ORDER, "window");
+        insist("it starts", || api.start(start.clone())).await.unwrap();
+    }
+    let too_many = await_until("some tasks do not fit", || async {
+        let queue = QueueName::normal("window");
+        let view = cluster.describe_task_queue(&namespace, queue, QueueType::Workflow).await;
+        view.is_ok_and(|view| !view.beyond_window.is_empty()).then_some(())
+    });
+    tokio::time::timeout(AT_ONCE, too_many).await.expect("all of them fit");
+    for number in 0..TASKS {
+        let polled = tokio::time::timeout(AT_ONCE, api.poll_workflow_task("window"));
+        let task = polled.await.unwrap_or_else(|_| panic!("{number} tasks came")).unwrap();
+        api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
+    }
+    members.stop().await;
+}
+
+/// A task reaches a poll whose client goes away before it looks: it is offered again at once, and
+/// not when the task times out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_poll_that_goes_away_gives_its_task_back() {
+    let members = Members::start(9).await;
+    let leader = members.leader_of("gone").await;
+    let (cluster, namespace) = members.cluster_of(leader);
+    let api: Arc<dyn Api> = members.client_of(leader);
+    // A queue lies where the workflow of its name does, so this poll waits without another look.
+    let mut polled = Box::pin(cluster.poll_workflow_task(&namespace, poll("gone")));
+    let mut look = Context::from_waker(Waker::noop());
+    assert!(polled.as_mut().poll(&mut look).is_pending());
+    api.start(start_of("gone", ORDER, "gone")).await.unwrap();
+    await_until("the poll has got the task", || async {
+        let described = cluster.describe_workflow(key(&namespace, "gone"), None).await.ok()?;
+        let state = described.pending_workflow_task?.state();
+        (state == PendingWorkflowTaskState::Started).then_some(())
+    })
+    .await;
+    drop(polled);
+    let again = tokio::time::timeout(AT_ONCE, api.poll_workflow_task("gone")).await;
+    let task = again.expect("it was not offered again").unwrap();
+    assert_eq!(task.workflow_execution.unwrap().workflow_id, "gone");
+    members.stop().await;
+}
+
+/// The leader proposes a start, the others have that in their logs, and the leader gives up before
+/// it hears of it. Once it is committed after all, the task that it owes is offered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_an_unknown_commit_owes_is_done_all_the_same() {
+    let members = Members::start(10).await;
+    let (leader, started) = loop {
+        let leader = members.leader_of("unknown").await;
+        let before = members.last_indices("unknown");
+        members.deafen(leader);
+        let to_leader: Arc<dyn Api> = members.client_of(leader);
+        // The queue lies where the workflow does: nobody else will ask for its tasks.
+        let start = start_of("unknown", ORDER, "unknown");
+        let started = tokio::spawn(async move { to_leader.start(start).await });
+        let proposed = await_until("the others have the start in their logs", || async {
+            let now = members.last_indices("unknown");
+            let has_more = |(node, last): (&NodeId, &u64)| *last > before[node];
+            now.iter().all(has_more).then_some(())
+        });
+        if tokio::time::timeout(PROPOSED_IN, proposed).await.is_ok() {
+            break (leader, started);
+        }
+        // On a busy machine its lease may be over before the start gets there.
+        started.abort();
+        members.heal(leader);
+    };
+    let refused = started.await.unwrap().unwrap_err();
+    assert!(refused.is_retriable(), "{refused}");
+    members.heal(leader);
+    let api = members.client_of(leader);
+    let polled = tokio::time::timeout(AT_ONCE, api.poll_workflow_task("unknown")).await;
+    let task = polled.expect("its task was never offered").unwrap();
+    assert_eq!(task.workflow_execution.unwrap().workflow_id, "unknown");
+    members.stop().await;
 }

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use piton_proto::common::{Payload, Payloads};
+use piton_proto::workflowservice::GetWorkflowExecutionHistoryRequest;
 use tonic::Code;
+use tonic::codec::CompressionEncoding;
 
-use crate::client::{Api, GrpcClient, signal_of, soon, start_of};
+use crate::client::{Api, GrpcClient, NAMESPACE, execution, signal_of, soon, start_of};
 use crate::nodes::{Running, config};
 use crate::worker::{await_until, complete};
 
@@ -188,5 +190,31 @@ async fn a_task_sent_into_a_dead_connection_comes_back_by_its_timeout() {
     assert!(!task.task_token.is_empty());
     api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
     poll.abort();
+    running.stop().await;
+}
+
+/// Histories are long: a worker that takes answers compressed gets them so, and no other does.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_compressed_for_clients_that_take_them_so() {
+    let running = Running::start(config(None)).await;
+    let mut start = start_of("w", "simple", "q");
+    let payload = Payload { data: vec![b'x'; 10_000].into(), ..Payload::default() };
+    start.input = Some(Payloads { payloads: vec![payload] });
+    running.api().start(start).await.unwrap();
+    for takes in [false, true] {
+        let mut service = running.client.service();
+        if takes {
+            service = service.accept_compressed(CompressionEncoding::Gzip);
+        }
+        let request = GetWorkflowExecutionHistoryRequest {
+            namespace: NAMESPACE.to_owned(),
+            execution: Some(execution("w")),
+            ..GetWorkflowExecutionHistoryRequest::default()
+        };
+        let answer = service.get_workflow_execution_history(soon(request)).await.unwrap();
+        let encoding = answer.metadata().get("grpc-encoding").map(|value| value.as_bytes());
+        assert_eq!(encoding, takes.then_some(&b"gzip"[..]));
+        assert_eq!(answer.into_inner().history.unwrap().events.len(), 2);
+    }
     running.stop().await;
 }

@@ -1,10 +1,11 @@
-//! Every developer command, the same here and in CI: `cargo xtask test | tidy | sim | soak |
+//! Every developer command, the same here and in CI: `cargo xtask test | tidy | sim | mutate | soak |
 //! conformance`.
 //!
 //! It drives cargo, npm and pip and starts servers under test; it knows nothing of their insides,
 //! so it builds in seconds and depends on no crate of the workspace.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
+mod mutate;
 mod process;
 mod report;
 mod rust_core;
@@ -32,6 +33,11 @@ usage: cargo xtask <command>
                        whole nodes in one thread with faults that follow from a seed
   soak [--minutes N]   the seed suite over and over for an hour, or N minutes, with the server killed
                        again and again: nothing of it may grow
+  mutate [--list] [NAME ...]
+                       removes protections of the design, one after the other, and expects tests
+                       to turn red; the list is tests/mutations, --list shows it:
+                       mutate                          all of them, in minutes
+                       mutate fence-term fence-slot    these
   conformance [typescript|python|seed|rust-core ...] [--release] [--full] [--address HOST:PORT]
               [-- FILTER ...]
                        SDK suites against a fresh server, or the one at --address;
@@ -67,6 +73,13 @@ fn run(arguments: &[String]) -> Result<bool> {
         }
         "sim" => sim::run(&workspace, &mut report, sim::parse(rest)?),
         "soak" => soak::run(&workspace, &mut report, soak::parse(rest)?),
+        "mutate" => {
+            let options = mutate::parse(rest)?;
+            if mutate::show(&workspace, &options)? {
+                return Ok(true);
+            }
+            mutate::run(&workspace, &mut report, &options)?;
+        }
         "conformance" => {
             let (wanted, options) = parse_conformance(rest)?;
             suites::conformance(&workspace, &mut report, &wanted, &options)?;

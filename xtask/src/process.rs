@@ -25,14 +25,37 @@ pub(crate) fn cargo(root: &Path) -> Command {
     command
 }
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With this code; `None`: by a signal.
+    Exited(Option<i32>),
+    /// It was ended, since its time was over.
+    TimedOut,
+}
+
 /// Runs `command` to its end, hands each line of its output to `on_line` and everything to the log.
 /// Returns whether it exited with 0.
 pub(crate) fn run(
+    command: Command,
+    log: &mut Log,
+    limit: Duration,
+    on_line: impl FnMut(&str),
+) -> Result<bool> {
+    let what = format!("{command:?}");
+    match run_to_end(command, log, limit, on_line)? {
+        End::Exited(code) => Ok(code == Some(0)),
+        End::TimedOut => bail!("not done within {} s: {what}", limit.as_secs()),
+    }
+}
+
+/// The same, where it matters how it ended.
+pub(crate) fn run_to_end(
     mut command: Command,
     log: &mut Log,
     limit: Duration,
     mut on_line: impl FnMut(&str),
-) -> Result<bool> {
+) -> Result<End> {
     let deadline = Instant::now() + limit;
     log.line(&format!("$ {command:?}"))?;
     let mut child = command
@@ -56,10 +79,10 @@ pub(crate) fn run(
                 log.line(&line)?;
                 on_line(&line);
             }
-            Err(RecvTimeoutError::Disconnected) => return Ok(child.wait()?.success()),
+            Err(RecvTimeoutError::Disconnected) => return Ok(End::Exited(child.wait()?.code())),
             Err(RecvTimeoutError::Timeout) => {
                 kill_tree(&mut child);
-                bail!("not done within {} s: {command:?}", limit.as_secs());
+                return Ok(End::TimedOut);
             }
         }
     }

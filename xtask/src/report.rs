@@ -38,7 +38,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    fn create(path: PathBuf) -> Result<Log> {
+    pub(crate) fn create(path: PathBuf) -> Result<Log> {
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(Log { path, file })
     }

@@ -3,6 +3,8 @@
 //! The simulation is built apart from everything else: tokio seeds its choices only under
 //! `tokio_unstable`, which must not reach the binary that is shipped.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -40,22 +42,28 @@ pub(crate) fn parse(rest: &[String]) -> Result<Seeds> {
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, seeds: Seeds) {
     let target = workspace.target.join("sim");
     let built = report.step("build of the simulation", |log| {
-        let mut command = process::cargo(&workspace.root);
-        command.args(["build", "--package", "piton-sim", "--features", "sim"]);
-        command.args(["--profile", "ci", "--locked", "--target-dir"]).arg(&target);
-        command.args(["--config", r#"build.rustflags=["--cfg","tokio_unstable"]"#]);
+        let command = build(&workspace.root, &target);
         process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
     });
     if built {
         let binary = target.join("ci").join("piton-sim");
-        let mut command = std::process::Command::new(binary);
+        let mut command = Command::new(binary);
         command.args(["--seeds", &seeds.count.to_string(), "--from", &seeds.from.to_string()]);
         let limit = RUN_LIMIT + SEED_LIMIT * seeds.count;
         report.step("sim", |log| simulate(command, log, limit));
     }
 }
 
-fn simulate(command: std::process::Command, log: &mut Log, limit: Duration) -> Result<Tally> {
+/// Builds the simulation of the tree at `root`.
+pub(crate) fn build(root: &Path, target: &Path) -> Command {
+    let mut command = process::cargo(root);
+    command.args(["build", "--package", "piton-sim", "--features", "sim"]);
+    command.args(["--profile", "ci", "--locked", "--target-dir"]).arg(target);
+    command.args(["--config", r#"build.rustflags=["--cfg","tokio_unstable"]"#]);
+    command
+}
+
+fn simulate(command: Command, log: &mut Log, limit: Duration) -> Result<Tally> {
     let mut tally = Tally::default();
     let ok = process::run(command, log, limit, |line| {
         println!("   {line}");

@@ -349,3 +349,21 @@ async fn leader_whose_loss_was_noticed_is_replaced_without_a_timeout() {
     propose_anywhere(&cluster, &[1, 2], "after").await;
     assert!(begun.elapsed() < Duration::from_secs(20));
 }
+
+/// Goal: what earlier leaders acknowledged is applied here before this one decides anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_serves_once_the_first_entry_of_its_term_is_applied() {
+    let cluster = Cluster::start(3, tuning()).await;
+    let old = cluster.await_leader(&ALL).await;
+    let new = &cluster.nodes[others(old)[0]];
+    new.ledger.hold(true);
+    propose_anywhere(&cluster, &[old], "acknowledged").await;
+    cluster.nodes[old].group().transfer_leader(new.id).await;
+    let mut leadership = new.group().leadership();
+    let leads = leadership.wait_for(|now| now.leader == Some(new.id)).await;
+    assert!(!leads.expect("the group runs").serving, "it has applied nothing yet");
+    assert!(new.ledger.payloads().is_empty());
+    new.ledger.hold(false);
+    leadership.wait_for(|now| now.serving).await.expect("the group runs");
+    assert_eq!(new.ledger.payloads(), [bytes("acknowledged")]);
+}

@@ -1,8 +1,11 @@
 //! A group with one member: propose, apply, restart, and what happens when something is lost.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::support::{Book, Cluster, GROUP, Ledger, await_until, bytes, members, open, tuning};
+use crate::support::{
+    Book, Cluster, GROUP, Ledger, Reading, await_until, bytes, members, open, tuning,
+};
 use piton_raft::{GroupId, NodeId, ProposeError, RaftError, ReadError};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -255,4 +258,48 @@ async fn failing_replica_stops_its_group_and_no_other() {
         let reason = group_failed.wait_for(Option::is_some).await.expect("the groups are there");
         assert_eq!(reason.as_deref(), Some(format!("group {GROUP} has stopped").as_str()));
     }
+}
+
+/// Goal: a proposal whose caller has given up still waits for the disk, and its bytes still count;
+/// otherwise callers that try again would fill the memory of a node whose disk is slow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_that_timed_out_keeps_its_room() {
+    let mut tuning = tuning();
+    tuning.proposed_bytes_max = 2 << 10;
+    tuning.propose_timeout = Duration::from_millis(200);
+    tuning.stall_limit = Duration::from_secs(60);
+    let cluster = Cluster::start(1, tuning).await;
+    cluster.await_leader(&[0]).await;
+    let (group, disk) = (cluster.nodes[0].group(), &cluster.nodes[0].disk);
+    disk.hang();
+    let waits = group.propose(bytes("x".repeat(2 << 10))).await;
+    assert!(matches!(waits, Err(ProposeError::Unknown(_))), "{waits:?}");
+    let last_index = group.metrics().last_index;
+    let more = group.propose(bytes("more")).await;
+    assert!(matches!(more, Err(ProposeError::Unknown(_))), "{more:?}");
+    assert_eq!(group.metrics().last_index, last_index, "it was let in");
+    disk.go_on();
+    await_until("both are committed", || cluster.nodes[0].ledger.payloads().len() == 2).await;
+    group.propose(bytes("at last")).await.expect("there is room again");
+}
+
+/// Goal: each snapshot holds its group's checkpoints back, so a node takes one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_snapshot_is_taken_at_a_time() {
+    let cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    let (groups, group) = cluster.nodes[0].running.as_ref().expect("runs");
+    let (ledger, other_ledger) = (&cluster.nodes[0].ledger, Ledger::default());
+    let other = groups.start(GroupId(9), &members(&[1]), other_ledger.replica()).await;
+    let other = other.expect("start");
+    await_until("it serves", || other.leadership().borrow().serving).await;
+    let reading = Arc::new(Reading::default());
+    for (group, ledger) in [(group, ledger), (&other, &other_ledger)] {
+        group.propose(bytes("line")).await.expect("propose");
+        ledger.checkpoint();
+        ledger.count_reading(&reading);
+    }
+    let (one, two) = tokio::join!(group.snapshot_now(), other.snapshot_now());
+    assert!(one.expect("take a snapshot") > 0 && two.expect("take a snapshot") > 0);
+    assert_eq!(reading.most(), 1);
 }

@@ -34,12 +34,45 @@ struct Shared {
     /// Fail with an error, or panic, when this payload is applied.
     fails_on: Option<Bytes>,
     panics_on: Option<Bytes>,
+    reading: Option<Arc<Reading>>,
+}
+
+/// Counts the snapshots that are read at the same time, over several ledgers.
+#[derive(Default)]
+pub(crate) struct Reading {
+    now_and_most: Mutex<(usize, usize)>,
+    changed: Condvar,
+}
+
+impl Reading {
+    pub(crate) fn most(&self) -> usize {
+        self.now_and_most.lock().1
+    }
+
+    fn begin(&self) {
+        let (now, most) = &mut *self.now_and_most.lock();
+        *now += 1;
+        *most = (*most).max(*now);
+        self.changed.notify_all();
+    }
+
+    /// Gives another one the time to come.
+    fn await_another(&self) {
+        let alone = |(_, most): &mut (usize, usize)| *most < 2;
+        let mut counts = self.now_and_most.lock();
+        self.changed.wait_while_for(&mut counts, alone, Duration::from_millis(300));
+    }
+
+    fn end(&self) {
+        self.now_and_most.lock().0 -= 1;
+    }
 }
 
 /// The test's view of a ledger; also what survives of it.
 #[derive(Clone, Default)]
 pub(crate) struct Ledger {
     shared: Arc<Mutex<Shared>>,
+    held: Arc<(Mutex<bool>, Condvar)>,
 }
 
 impl Ledger {
@@ -47,7 +80,13 @@ impl Ledger {
     pub(crate) fn replica(&self) -> Box<dyn Replica> {
         let mut shared = self.shared.lock();
         shared.live = shared.kept.clone();
-        Box::new(LedgerReplica { shared: self.shared.clone() })
+        Box::new(LedgerReplica { shared: self.shared.clone(), held: self.held.clone() })
+    }
+
+    /// Makes the replica wait before it applies anything more, or lets it go on.
+    pub(crate) fn hold(&self, hold: bool) {
+        *self.held.0.lock() = hold;
+        self.held.1.notify_all();
     }
 
     pub(crate) fn checkpoint(&self) {
@@ -89,6 +128,10 @@ impl Ledger {
         self.shared.lock().fails_on = Some(Bytes::copy_from_slice(payload.as_bytes()));
     }
 
+    pub(crate) fn count_reading(&self, reading: &Arc<Reading>) {
+        self.shared.lock().reading = Some(reading.clone());
+    }
+
     pub(crate) fn panic_on(&self, payload: &str) {
         self.shared.lock().panics_on = Some(Bytes::copy_from_slice(payload.as_bytes()));
     }
@@ -96,6 +139,13 @@ impl Ledger {
 
 struct LedgerReplica {
     shared: Arc<Mutex<Shared>>,
+    held: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl LedgerReplica {
+    fn await_turn(&self) {
+        self.held.1.wait_while(&mut self.held.0.lock(), |held| *held);
+    }
 }
 
 impl Replica for LedgerReplica {
@@ -112,6 +162,7 @@ impl Replica for LedgerReplica {
         entries: Vec<CommittedEntry>,
         mark: Mark,
     ) -> Result<Vec<Bytes>, ReplicaError> {
+        self.await_turn();
         let mut shared = self.shared.lock();
         let mut verdicts = Vec::new();
         for entry in entries {
@@ -130,13 +181,20 @@ impl Replica for LedgerReplica {
     }
 
     fn advance(&mut self, mark: Mark) {
+        self.await_turn();
         self.shared.lock().live.mark = Some(mark);
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotRows>, ReplicaError> {
-        let book = self.shared.lock().kept.clone();
+        let (book, reading) = {
+            let shared = self.shared.lock();
+            (shared.kept.clone(), shared.reading.clone())
+        };
         let mark = book.mark.ok_or_else(|| ReplicaError::new("take a snapshot", "empty"))?;
-        Ok(Box::new(BookRows { mark, lines: book.lines.into_iter() }))
+        if let Some(reading) = &reading {
+            reading.begin();
+        }
+        Ok(Box::new(BookRows { mark, lines: book.lines.into_iter(), reading }))
     }
 
     fn restore(
@@ -169,6 +227,15 @@ impl Replica for LedgerReplica {
 struct BookRows {
     mark: Mark,
     lines: std::collections::btree_map::IntoIter<u64, Bytes>,
+    reading: Option<Arc<Reading>>,
+}
+
+impl Drop for BookRows {
+    fn drop(&mut self) {
+        if let Some(reading) = &self.reading {
+            reading.end();
+        }
+    }
 }
 
 impl SnapshotRows for BookRows {
@@ -177,6 +244,9 @@ impl SnapshotRows for BookRows {
     }
 
     fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, ReplicaError> {
+        if let Some(reading) = &self.reading {
+            reading.await_another();
+        }
         let rows = self.lines.by_ref().take(limit);
         let rows = rows
             .map(|(index, value)| Row { key: Bytes::copy_from_slice(&index.to_be_bytes()), value });
@@ -373,6 +443,15 @@ impl Cluster {
 
     pub(crate) fn running(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|index| self.nodes[*index].running.is_some()).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A test that has failed must not wait for a disk for ever.
+        for node in &self.nodes {
+            node.disk.go_on();
+        }
     }
 }
 

@@ -102,8 +102,11 @@ fn merged_pages_are_the_first_rows_of_all_shards() {
 #[test]
 fn answers_that_do_not_tile_all_slots_are_refused() {
     let merged = |ranges: Vec<Range<u16>>| {
-        let answers = ranges.into_iter().map(|range| (CountReply::default(), vec![range]));
-        merge_counts(answers.collect()).is_some()
+        let answers = |range: &Range<u16>| (CountReply::default(), vec![range.clone()]);
+        let counted = merge_counts(ranges.iter().map(answers).collect()).is_some();
+        let lists = ranges.into_iter().map(|range| (Vec::new(), vec![range]));
+        assert_eq!(merge_lists(lists.collect(), 10).is_some(), counted);
+        counted
     };
     assert!(merged(vec![5..SLOTS, 0..5, 5..5]));
     assert!(!merged(vec![0..5, 6..SLOTS]), "a gap");

@@ -4,6 +4,7 @@
 //! with its reason.
 
 mod manifest;
+mod mutations;
 mod rust;
 mod tree;
 
@@ -53,6 +54,7 @@ pub(crate) fn run(root: &Path) -> Result<Tally> {
 fn check(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
     tree::check(files, &mut findings);
+    mutations::check(files, &mut findings);
     for file in files {
         if file.path.ends_with(".rs") {
             rust::check(file, &mut findings);
