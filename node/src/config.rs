@@ -106,6 +106,9 @@ pub struct DataConfig {
     pub store: StoreEngine,
     /// The store's own cache.
     pub store_cache_bytes: u64,
+    /// A shard's snapshot is taken, and its log freed, when the log since the last one is larger than
+    /// this and than the snapshot.
+    pub snapshot_log_bytes: u64,
 }
 
 impl Default for DataConfig {
@@ -116,6 +119,7 @@ impl Default for DataConfig {
             table_bytes: 64 << 20,
             store: StoreEngine::Redb,
             store_cache_bytes: 16 << 20,
+            snapshot_log_bytes: 64 << 20,
         }
     }
 }

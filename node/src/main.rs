@@ -99,6 +99,9 @@ struct Flags {
     /// Rows kept in memory before they must be in the store [default: 67108864].
     #[arg(long, value_name = "BYTES", env = "PITON_TABLE_BYTES")]
     table_bytes: Option<u64>,
+    /// Log of one shard that makes a snapshot of it due, after which the log is freed [default: 67108864].
+    #[arg(long, value_name = "BYTES", env = "PITON_SNAPSHOT_LOG_BYTES")]
+    snapshot_log_bytes: Option<u64>,
     /// What keeps the store; one that another engine made is rebuilt from the log [default: redb].
     #[arg(long, value_name = "ENGINE", env = "PITON_STORE")]
     store: Option<StoreEngine>,
@@ -144,6 +147,7 @@ impl Flags {
             (ephemeral, None) => set(&mut config.data.ephemeral, ephemeral),
         }
         set(&mut config.data.table_bytes, self.table_bytes);
+        set(&mut config.data.snapshot_log_bytes, self.snapshot_log_bytes);
         set(&mut config.data.store, self.store);
         set(&mut config.shards.idle_ms, self.idle_ms);
         set(&mut config.shards.in_memory_max, self.in_memory_max);
@@ -307,6 +311,8 @@ mod tests {
             "100",
             "--table-bytes",
             "65536",
+            "--snapshot-log-bytes",
+            "4096",
             "--store",
             "sled",
             "--ephemeral",
@@ -318,7 +324,7 @@ mod tests {
         assert_eq!(config.namespaces.search_attributes["Customer"], "Keyword");
         assert_eq!((config.limits["signals_max"], config.limits["blob_bytes_max"]), (5, 7));
         assert_eq!((config.shards.idle_ms, config.data.table_bytes), (0, 65_536));
-        assert_eq!(config.shards.in_memory_max, 100);
+        assert_eq!((config.shards.in_memory_max, config.data.snapshot_log_bytes), (100, 4096));
         assert_eq!(config.data.store, StoreEngine::Sled);
         assert!(config.data.ephemeral);
     }

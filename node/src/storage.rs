@@ -130,7 +130,7 @@ impl Storage {
                 });
             }),
         ));
-        let groups = match open_groups(directory, node, disk).await {
+        let groups = match open_groups(config, directory, node, disk).await {
             Ok(groups) => groups,
             Err(error) => {
                 close_store(store).await;
@@ -282,6 +282,7 @@ async fn open_store(config: &Config, directory: &Path) -> Result<Arc<dyn Store>,
 }
 
 async fn open_groups(
+    config: &Config,
     directory: &Path,
     node: NodeId,
     disk: Arc<dyn Disk>,
@@ -292,7 +293,10 @@ async fn open_groups(
         disk,
         // A cluster of one sends nothing; a transport to other nodes comes with them.
         transport: MemoryNetwork::new().transport(node),
-        tuning: Tuning::default(),
+        tuning: Tuning {
+            snapshot_log_bytes_min: config.data.snapshot_log_bytes,
+            ..Tuning::default()
+        },
     };
     Ok(tokio::task::spawn_blocking(move || Groups::open(config)).await??)
 }

@@ -13,9 +13,11 @@ use crate::report::{Log, Report, Tally};
 use crate::server::Server;
 use crate::suites::{self, Run, Suite};
 
-/// What is closed is deleted soon, so that the disk can come to rest.
-const RETENTION: &[(&str, &str)] =
-    &[("PITON_LIMIT", "retention_ms_default=60000,request_id_ms_min=60000")];
+/// What is closed is deleted soon, and logs are freed early, so that the disk can come to rest.
+const SHORT: &[(&str, &str)] = &[
+    ("PITON_LIMIT", "retention_ms_default=60000,request_id_ms_min=60000"),
+    ("PITON_SNAPSHOT_LOG_BYTES", "524288"),
+];
 const SAMPLE: Duration = Duration::from_secs(2);
 /// The first rounds fill caches and the log's first segments.
 const WARM_UP_ROUNDS: usize = 3;
@@ -63,7 +65,7 @@ fn soak(
         suite: Suite::Seed,
         label: "soak",
         binary: &binary,
-        environment: RETENTION,
+        environment: SHORT,
         full: false,
         filter: &[],
         quiet: true,
