@@ -14,7 +14,7 @@ use crate::tidy;
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 const TEST_LIMIT: Duration = Duration::from_secs(600);
 /// Seeds that every run simulates; more by `cargo xtask sim`.
-const SIMULATED: Seeds = Seeds { count: 100, from: 1 };
+const SIMULATED: Seeds = Seeds { count: 200, from: 1 };
 
 /// Scenarios of our TypeScript suite that `--fast` keeps: one of each kind of failure.
 const SMOKE: &[&str] = &["order-runs", "killed-after-charge", "server-killed"];
