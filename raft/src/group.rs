@@ -331,7 +331,8 @@ impl Running {
 
     /// Stands for election if `peer` leads, as if it had handed its leadership over: the others
     /// then do not wait for its lease to end. Safe, since answers do not rest on leases (D5a).
-    pub(crate) async fn take_over_from(&self, peer: NodeId) {
+    /// Answers whether it stood.
+    pub(crate) async fn take_over_from(&self, peer: NodeId) -> bool {
         let vote = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -339,11 +340,10 @@ impl Running {
             let led_by_peer = metrics.current_leader == Some(peer);
             (led_by_peer && is_voter).then_some(metrics.vote)
         };
-        if let Some(vote) = vote {
-            let request = TransferLeaderRequest::new(vote, self.node, None);
-            // A refusal means that somebody else was quicker.
-            let _ = self.raft.handle_transfer_leader(request).await;
-        }
+        let Some(vote) = vote else { return false };
+        let request = TransferLeaderRequest::new(vote, self.node, None);
+        // A refusal means that somebody else was quicker.
+        self.raft.handle_transfer_leader(request).await.is_ok()
     }
 
     fn stopped(&self, reason: String) -> RaftError {

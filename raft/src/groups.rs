@@ -151,12 +151,26 @@ impl Groups {
     /// Groups that it led elect at once instead of waiting for their timeout.
     pub fn peer_lost(&self, peer: NodeId) {
         for group in self.inner.running() {
+            let (execution, id) = (self.inner.tuning.execution, u64::from(group.id().0));
             // Several members learn of it at once; they should not all stand at the same moment.
-            let drawn = self.inner.tuning.execution.draw(u64::from(group.id().0));
-            let millis = drawn % PEER_LOST_SPREAD_MILLIS;
+            let pause = move |round: u64| {
+                let drawn = execution.draw((id << 8) | round);
+                Duration::from_millis(drawn % PEER_LOST_SPREAD_MILLIS)
+            };
             self.inner.handle.spawn(async move {
-                tokio::time::sleep(Duration::from_millis(millis)).await;
-                group.running().take_over_from(peer).await;
+                tokio::time::sleep(pause(0)).await;
+                if !group.running().take_over_from(peer).await {
+                    return;
+                }
+                // Where two did all the same, each has its own vote, and nobody leads.
+                for round in 1..=PEER_LOST_ROUNDS {
+                    let settled = Duration::from_millis(PEER_LOST_SPREAD_MILLIS);
+                    tokio::time::sleep(settled + pause(round)).await;
+                    if group.leadership().borrow().leader.is_some() {
+                        return;
+                    }
+                    group.elect().await;
+                }
             });
         }
     }
@@ -214,6 +228,9 @@ type Applied = Option<(LogId, StoredMembership)>;
 
 /// Members stand for a lost leader's place within this time.
 const PEER_LOST_SPREAD_MILLIS: u64 = 100;
+
+/// How often they stand again, before it is left to the election timeout.
+const PEER_LOST_ROUNDS: u64 = 3;
 
 /// How often to look whether the log's writer goes on.
 const STALL_CHECK: Duration = Duration::from_millis(50);
