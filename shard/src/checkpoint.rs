@@ -113,7 +113,7 @@ impl Checkpoints {
         }
         let is_inline = matches!(self.shared.execution, Execution::Inline { .. });
         if is_inline && self.shared.failed.borrow().is_none() {
-            self.shared.run_guarded(|| self.shared.round());
+            self.shared.run_guarded(|| self.shared.round().and_then(|()| self.shared.round()));
         }
     }
 }
@@ -148,7 +148,8 @@ impl Shared {
                 self.round()?;
             }
             if is_last {
-                return Ok(());
+                // The first one may have written what was frozen before and could not be written then.
+                return self.round();
             }
         }
     }

@@ -330,7 +330,8 @@ impl Members {
         groups_of(running).iter().map(|group| group.metrics().purged_index).sum()
     }
 
-    /// Waits until all replicas have applied the same entries, and there are no more.
+    /// Waits until all replicas have applied the same entries, and there are no more. Each has them
+    /// on its own disk as well: its checkpoints go no further.
     pub(crate) async fn await_same_index(&self) {
         await_until("all replicas have applied the same", || async {
             let places = |running: &RunningMember| -> Vec<(u64, u64)> {
@@ -342,8 +343,13 @@ impl Members {
             };
             let places: Vec<_> = self.running().map(|(_, running)| places(running)).collect();
             let is_settled = places.iter().flatten().all(|(applied, last)| applied == last);
+            let is_synced = self.running().all(|(_, running)| {
+                let log = running.groups.log();
+                let is_at_end = |g: &Group| log.synced_index(g.id()) >= g.metrics().last_index;
+                groups_of(running).iter().all(is_at_end)
+            });
             let first = places.first()?;
-            (is_settled && places.iter().all(|other| other == first)).then_some(())
+            (is_settled && is_synced && places.iter().all(|other| other == first)).then_some(())
         })
         .await;
     }
