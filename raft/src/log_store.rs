@@ -216,7 +216,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 }
 
 /// Waits until the writer has said what became of an operation.
-async fn durable(done: oneshot::Receiver<Result<(), LogError>>) -> Result<(), io::Error> {
+pub(crate) async fn durable(
+    done: oneshot::Receiver<Result<(), LogError>>,
+) -> Result<(), io::Error> {
     match done.await {
         Ok(result) => result.map_err(io::Error::other),
         Err(_) => Err(io::Error::other(LogError::Closed)),

@@ -20,6 +20,7 @@ use crate::error::TransportError;
 use crate::execution;
 use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
 use crate::log::{GroupId, Log};
+use crate::log_store::durable;
 use crate::snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};
 use crate::state_machine::snapshot_meta;
 use crate::transport::{Inbox, Lane, Transport};
@@ -478,7 +479,7 @@ async fn install_file(member: &Member, vote: Vote, file: SnapshotFile) -> Option
         // The receiver is gone only if the group was dropped meanwhile.
         let _ = tx.send(result);
     });
-    rx.await.ok()?.ok()?;
+    durable(rx).await.ok()?;
     response.map(|response| response.vote)
 }
 

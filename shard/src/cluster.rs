@@ -230,6 +230,9 @@ impl Cluster {
         delivery: Delivery,
         undelivered: (ShardId, Call),
     ) {
+        if node == self.host.node() {
+            return self.settle_attempt(self.accept_delivery(poll, delivery), undelivered);
+        }
         let until = Instant::now() + self.host.config().leader_wait;
         let receipt = self.deliver_to(node, poll, delivery.clone()).await;
         if receipt != Receipt::Unreachable {

@@ -19,6 +19,18 @@ pub(crate) fn caught<T>(
     })
 }
 
+/// Closes a database. Engines write what is left when they are dropped, and a panic there must not
+/// take the process with it.
+pub(crate) fn drop_caught<T>(db: Option<T>) {
+    let closed = caught("close the store", move || {
+        drop(db);
+        Ok(())
+    });
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the store did not close cleanly");
+    }
+}
+
 /// Wraps what an engine returned.
 pub(crate) fn engine<E>(doing: &'static str) -> impl FnOnce(E) -> StoreError
 where

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use redb::{Durability, ReadableDatabase, StorageBackend};
 
-use crate::caught::{caught, engine};
+use crate::caught::{caught, drop_caught, engine};
 use crate::compaction::Beside;
 use crate::directory::{EngineKind, Opened, Unkept, file, keep_or_make, remove, sync_directory};
 use crate::frame::{Engine, Framed, View};
@@ -321,15 +321,7 @@ impl Engine for RedbEngine {
     }
 
     fn close(&self) {
-        let db = self.db.write().take();
-        // redb commits when it is dropped; a panic there must not take the process with it.
-        let closed = caught("close the store", move || {
-            drop(db);
-            Ok(())
-        });
-        if let Err(error) = closed {
-            tracing::warn!(%error, "the store did not close cleanly");
-        }
+        drop_caught(self.db.write().take());
     }
 }
 

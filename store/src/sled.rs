@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use crate::caught::{caught, engine};
+use crate::caught::{caught, drop_caught, engine};
 use crate::compaction::Beside;
 use crate::directory::{BOOT_ID_FILE, EngineKind, Opened, Unkept, file, keep_or_make, remove};
 use crate::frame::{Engine, Framed, View};
@@ -256,15 +256,7 @@ impl Engine for SledEngine {
     }
 
     fn close(&self) {
-        let db = self.db.write().take();
-        // sled flushes when it is dropped; a panic there must not take the process with it.
-        let closed = caught("close the store", move || {
-            drop(db);
-            Ok(())
-        });
-        if let Err(error) = closed {
-            tracing::warn!(%error, "the store did not close cleanly");
-        }
+        drop_caught(self.db.write().take());
     }
 }
 

@@ -23,6 +23,11 @@ impl Tally {
     pub(crate) fn one(ok: bool) -> Tally {
         Tally { passed: usize::from(ok), failed: usize::from(!ok) }
     }
+
+    /// What a child counted that ended well or not: one that crashed may not have counted it.
+    pub(crate) fn of_child(self, ok: bool) -> Tally {
+        if ok { self } else { Tally { failed: self.failed.max(1), ..self } }
+    }
 }
 
 struct Step {

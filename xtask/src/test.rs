@@ -94,11 +94,7 @@ fn cargo_test(workspace: &Workspace, log: &mut Log) -> Result<Tally> {
             println!("   {line}");
         }
     })?;
-    if !ok && sum.failed == 0 {
-        // A test binary that crashed has no result line.
-        sum.failed = 1;
-    }
-    Ok(sum)
+    Ok(sum.of_child(ok))
 }
 
 /// Reads `test result: ok. 3 passed; 0 failed; ...`.

@@ -16,6 +16,7 @@ use piton_proto::workflowservice::StartWorkflowExecutionRequest;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::chance::Chance;
 use crate::client::{Client, Failure, Insisted, key};
 use crate::ledger::{Asked, Ending, Ledger, Seen};
 use crate::worker::{Plan, WORKFLOW_TASK, duration, task_queue};
@@ -77,6 +78,14 @@ async fn episode(client: &Client, ledger: &Ledger) {
 }
 
 /// True unless it was refused.
+fn draw_reuse(chance: &Chance) -> WorkflowIdReusePolicy {
+    *chance.pick(&[
+        WorkflowIdReusePolicy::AllowDuplicate,
+        WorkflowIdReusePolicy::AllowDuplicate,
+        WorkflowIdReusePolicy::AllowDuplicateFailedOnly,
+    ])
+}
+
 async fn start(client: &Client, ledger: &Ledger, id: &str, plan: Plan) -> bool {
     let chance = &client.chance;
     let conflict = *chance.pick(&[
@@ -85,11 +94,7 @@ async fn start(client: &Client, ledger: &Ledger, id: &str, plan: Plan) -> bool {
         WorkflowIdConflictPolicy::UseExisting,
         WorkflowIdConflictPolicy::TerminateExisting,
     ]);
-    let reuse = *chance.pick(&[
-        WorkflowIdReusePolicy::AllowDuplicate,
-        WorkflowIdReusePolicy::AllowDuplicate,
-        WorkflowIdReusePolicy::AllowDuplicateFailedOnly,
-    ]);
+    let reuse = draw_reuse(chance);
     let request_id = ledger.name("start");
     let request = start_of(id, plan, &request_id, reuse, conflict);
     let request = StartRequest { start: Box::new(request), signal: None, parent: None };
@@ -162,11 +167,7 @@ async fn signal_with_start(client: &Client, ledger: &Ledger, id: &str, plan: Pla
         WorkflowIdConflictPolicy::UseExisting,
         WorkflowIdConflictPolicy::TerminateExisting,
     ]);
-    let reuse = *chance.pick(&[
-        WorkflowIdReusePolicy::AllowDuplicate,
-        WorkflowIdReusePolicy::AllowDuplicate,
-        WorkflowIdReusePolicy::AllowDuplicateFailedOnly,
-    ]);
+    let reuse = draw_reuse(chance);
     let name = ledger.name("both");
     let signal = Signal { name: name.clone(), request_id: name.clone(), ..Signal::default() };
     let request = start_of(id, plan, &name, reuse, conflict);
