@@ -10,7 +10,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 use piton_core::limits::Limits;
 use piton_node::config::{Config, LogFormat, StoreEngine};
-use piton_node::{Failure, Node, init_tracing};
+use piton_node::{Devices, Failure, Node, init_tracing};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod allocator;
@@ -198,8 +198,9 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
     // Asked for before anything is opened, so that no signal is missed while starting.
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let devices = Devices { on_idle: allocator::give_back, ..Devices::default() };
     let mut node = tokio::select! {
-        node = Node::start(config) => node?,
+        node = Node::start_on(config, devices) => node?,
         // What is half open is durable anyway.
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),

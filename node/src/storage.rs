@@ -50,19 +50,21 @@ pub enum StorageError {
 /// Puts something between a node and its store.
 pub type WrapStore = Arc<dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync>;
 
-/// What a node keeps its data on.
+/// What a node runs on.
 #[derive(Clone)]
 pub struct Devices {
     /// Where log and snapshots lie.
     pub disk: Arc<dyn Disk>,
     /// What every store that is opened is wrapped in.
     pub wrap_store: WrapStore,
+    /// Called by threads that have nothing to do; see [`Tuning::on_idle`].
+    pub on_idle: fn(),
 }
 
 impl Default for Devices {
-    /// The real disk, and the store as it is.
+    /// The real disk, the store as it is, and idle threads that rest.
     fn default() -> Self {
-        Self { disk: Arc::new(RealDisk), wrap_store: Arc::new(|store| store) }
+        Self { disk: Arc::new(RealDisk), wrap_store: Arc::new(|store| store), on_idle: || {} }
     }
 }
 
@@ -118,7 +120,7 @@ impl Storage {
     ) -> Result<(Self, Registry), StorageError> {
         let mut registry = Metrics::registry();
         let Place { config, directory, node, shards } = *place;
-        let Devices { disk, wrap_store } = devices;
+        let Devices { disk, wrap_store, on_idle } = devices;
         let store_failed = failure.subscribe();
         let store = open_store(config, directory).await?;
         let store: Arc<dyn Store> = Arc::new(Watched::over(
@@ -130,7 +132,7 @@ impl Storage {
                 });
             }),
         ));
-        let groups = match open_groups(config, directory, node, disk).await {
+        let groups = match open_groups(place, disk, on_idle).await {
             Ok(groups) => groups,
             Err(error) => {
                 close_store(store).await;
@@ -282,10 +284,9 @@ async fn open_store(config: &Config, directory: &Path) -> Result<Arc<dyn Store>,
 }
 
 async fn open_groups(
-    config: &Config,
-    directory: &Path,
-    node: NodeId,
+    &Place { config, directory, node, .. }: &Place<'_>,
     disk: Arc<dyn Disk>,
+    on_idle: fn(),
 ) -> Result<Groups, StorageError> {
     let config = NodeConfig {
         node,
@@ -295,6 +296,7 @@ async fn open_groups(
         transport: MemoryNetwork::new().transport(node),
         tuning: Tuning {
             snapshot_log_bytes_min: config.data.snapshot_log_bytes,
+            on_idle,
             ..Tuning::default()
         },
     };

@@ -84,6 +84,9 @@ pub struct Tuning {
     pub threads: usize,
     /// Where the node's work runs.
     pub execution: Execution,
+    /// Called by the threads of Raft and of the replicas that have nothing to do: they may hold
+    /// memory that others have freed for them.
+    pub on_idle: fn(),
     /// Limits of the node's log.
     pub log: LogConfig,
 }
@@ -107,6 +110,7 @@ impl Default for Tuning {
             stall_limit: Duration::from_secs(1),
             threads: 2,
             execution: Execution::Threads,
+            on_idle: || {},
             log: LogConfig::default(),
         }
     }

@@ -220,7 +220,7 @@ fn own_runtime(tuning: &Tuning) -> std::io::Result<Option<Runtime>> {
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(tuning.threads).thread_name("raft").enable_all();
-    builder.build().map(Some)
+    builder.on_thread_park(tuning.on_idle).build().map(Some)
 }
 
 /// What a replica stands at, as openraft wants to know it.
@@ -270,11 +270,12 @@ impl Inner {
         replica: Box<dyn Replica>,
     ) -> Result<Group, RaftError> {
         let snapshots = self.open_snapshots(group).await?;
-        let execution = self.tuning.execution;
-        let replica = ReplicaThread::start(execution, group, replica).map_err(|source| {
-            let source = ReplicaError::new("start its thread", source);
-            RaftError::Replica { group, source }
-        })?;
+        let Tuning { execution, on_idle, .. } = self.tuning;
+        let replica =
+            ReplicaThread::start(execution, on_idle, group, replica).map_err(|source| {
+                let source = ReplicaError::new("start its thread", source);
+                RaftError::Replica { group, source }
+            })?;
         let replica = Arc::new(replica);
         let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
         let applied = self.fit_state(group, &store, &replica, &snapshots).await?;

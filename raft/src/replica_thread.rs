@@ -5,8 +5,9 @@
 //! other, in the order they were sent. In a simulation there is no thread, and orders run at once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -15,6 +16,10 @@ use crate::error::ReplicaError;
 use crate::execution::Execution;
 use crate::log::GroupId;
 use crate::replica::Replica;
+
+/// By then the rows that a replica put into its table have been written to the store and freed, by
+/// another thread.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
 
 type Order = Box<dyn FnOnce(&mut dyn Replica) + Send>;
 
@@ -36,6 +41,7 @@ enum Place {
 impl ReplicaThread {
     pub(crate) fn start(
         execution: Execution,
+        on_idle: fn(),
         group: GroupId,
         replica: Box<dyn Replica>,
     ) -> std::io::Result<Self> {
@@ -45,7 +51,7 @@ impl ReplicaThread {
         let (tx, rx) = mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("replica-{group}"))
-            .spawn(move || run(group, replica, rx))?;
+            .spawn(move || run(on_idle, group, replica, rx))?;
         let (orders, thread) = (Mutex::new(Some(tx)), Mutex::new(Some(thread)));
         Ok(ReplicaThread { group, place: Place::Thread { orders, thread } })
     }
@@ -101,10 +107,31 @@ impl ReplicaThread {
     }
 }
 
-fn run(group: GroupId, mut replica: Box<dyn Replica>, orders: mpsc::Receiver<Order>) {
-    while let Ok(order) = orders.recv() {
-        if !carry_out(group, replica.as_mut(), order) {
-            return;
+fn run(
+    on_idle: fn(),
+    group: GroupId,
+    mut replica: Box<dyn Replica>,
+    orders: mpsc::Receiver<Order>,
+) {
+    let mut idle_said = false;
+    loop {
+        let order = if idle_said {
+            orders.recv().map_err(RecvTimeoutError::from)
+        } else {
+            orders.recv_timeout(IDLE_AFTER)
+        };
+        match order {
+            Ok(order) => {
+                if !carry_out(group, replica.as_mut(), order) {
+                    return;
+                }
+                idle_said = false;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                on_idle();
+                idle_said = true;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

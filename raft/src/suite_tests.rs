@@ -101,7 +101,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
         let (log, _) = Log::open(disk.clone(), dir.path().join("log"), config).expect("open");
         let snapshots = Snapshots::open(disk, dir.path().join("snapshot"), GROUP).expect("open");
         let replica = Box::new(MarkOnly::default());
-        let replica = ReplicaThread::start(Execution::Threads, GROUP, replica).expect("start");
+        let replica =
+            ReplicaThread::start(Execution::Threads, || {}, GROUP, replica).expect("start");
         let (replica, snapshots) = (Arc::new(replica), Arc::new(snapshots));
         let machine = StateMachine::new(NodeId(1), GROUP, replica, snapshots, None);
         // Small reads, so that every longer one is put together from pieces.

@@ -284,13 +284,18 @@ impl WorkflowRows {
         Ok(timers)
     }
 
-    /// The first tasks of a queue, by priority and age.
-    pub(crate) fn tasks(&self, queue: &QueueKey, limit: usize) -> Result<Vec<TaskRow>, LoadError> {
+    /// The first tasks of a queue that are meant, by priority and age.
+    pub(crate) fn tasks(
+        &self,
+        queue: &QueueKey,
+        limit: usize,
+        is_meant: impl Fn(&TaskRow) -> bool,
+    ) -> Result<Vec<TaskRow>, LoadError> {
         let prefix = queue_prefix(queue);
         let mut tasks = Vec::new();
         self.each_below(&prefix, |row| {
             let task = self.task_row(&row)?;
-            if tasks.len() < limit && task.queue == *queue {
+            if tasks.len() < limit && task.queue == *queue && is_meant(&task) {
                 tasks.push(task);
             }
             Ok(tasks.len() < limit)
@@ -311,15 +316,19 @@ impl WorkflowRows {
         Ok((count, oldest))
     }
 
-    /// The first tasks of every queue, at most `limit` of each.
-    pub(crate) fn first_tasks(&self, limit: usize) -> Result<Vec<TaskRow>, LoadError> {
+    /// The first tasks of every queue that are meant, at most `limit` of each.
+    pub(crate) fn first_tasks(
+        &self,
+        limit: usize,
+        is_meant: impl Fn(&TaskRow) -> bool,
+    ) -> Result<Vec<TaskRow>, LoadError> {
         let mut tasks = Vec::new();
         let mut start = keys::tasks();
         let end = end_of(&keys::tasks());
         // Queue by queue: from one queue's first task straight to the next queue's.
         while let Some(row) = self.scan(KeyRange::new(&start, &end), Order::Ascending, 1)?.pop() {
             let queue = self.task_row(&row)?.queue;
-            tasks.extend(self.tasks(&queue, limit)?);
+            tasks.extend(self.tasks(&queue, limit, &is_meant)?);
             start = end_of(&queue_prefix(&queue));
         }
         Ok(tasks)

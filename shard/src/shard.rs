@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use piton_core::effect::TaskKey;
 use piton_core::id::{RunId, ShardId, WorkflowKey};
 use piton_core::placement;
 use piton_core::request::RunRequest;
@@ -216,7 +217,7 @@ impl ShardRuntime {
 
     /// Offers a queue's first tasks of this shard, as the queue has room.
     pub(crate) fn offer_again(self: &Arc<Self>, queue: &QueueKey) {
-        match self.rows.tasks(queue, self.config.matching_window) {
+        match self.rows.tasks(queue, self.config.matching_window, |row| !self.is_held(row)) {
             Ok(rows) => self.offer_in_order(&rows),
             Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
         }
@@ -225,7 +226,7 @@ impl ShardRuntime {
     /// Offers what waits here in the queues of these owners. What they hold already, or have given
     /// to a worker, they or the task's workflow drop.
     fn offer_first_tasks(&self, is_meant: impl Fn(ShardId) -> bool) {
-        match self.rows.first_tasks(self.config.matching_window) {
+        match self.rows.first_tasks(self.config.matching_window, |row| !self.is_held(row)) {
             Ok(rows) => {
                 for rows in rows.chunk_by(|one, next| one.queue == next.queue) {
                     if is_meant(self.cluster.shard_of_queue(&rows[0].queue)) {
@@ -235,6 +236,13 @@ impl ShardRuntime {
             }
             Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
         }
+    }
+
+    /// Whether a worker has this task. Such rows must not stand among the first ones: behind a
+    /// window full of them nothing would be offered, and polls would get them in a circle.
+    fn is_held(&self, row: &TaskRow) -> bool {
+        matches!(row.task, TaskKey::Workflow { .. })
+            && self.seats.lock().get(&row.key).is_some_and(|seat| seat.is_held())
     }
 
     /// Offers to other nodes may be lost on the way; this makes good for it.

@@ -111,6 +111,8 @@ pub(crate) struct Seat {
     last_used_ms: AtomicI64,
     /// The workflow has an open run, as far as its actor knows.
     open: AtomicBool,
+    /// A worker has its workflow task, whose row stands until the answer.
+    held: AtomicBool,
 }
 
 pub(crate) enum Look {
@@ -126,6 +128,7 @@ impl Seat {
             actor: Mutex::new(None),
             last_used_ms: AtomicI64::new(shard.clock.now().0),
             open: AtomicBool::new(true),
+            held: AtomicBool::new(false),
         });
         let hosted = Hosted::new(Arc::clone(shard), Arc::clone(&seat), key);
         match ractor::ActorRuntime::spawn_instant(None, WorkflowActor, hosted) {
@@ -153,6 +156,14 @@ impl Seat {
 
     pub(crate) fn set_open(&self, open: bool) {
         self.open.store(open, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
     }
 
     pub(crate) fn passivate(&self) {

@@ -291,6 +291,8 @@ impl Hosted {
         if let Some(new) = &alarm {
             self.shard.timers.arm(new.clone());
         }
+        // ORDER: before the next task is offered, which may come back here as declined.
+        self.seat.set_held(alarm.is_some());
         self.held_alarm = alarm;
     }
 

@@ -527,6 +527,7 @@ async fn a_store_that_is_damaged_when_the_node_starts_is_rebuilt() {
             let is_first = count.fetch_add(1, Ordering::SeqCst) == 0;
             Arc::new(FailingStore { store, fails: Arc::new(AtomicBool::new(is_first)) })
         }),
+        ..Devices::default()
     };
     let running = Running::start_with(config(), devices).await.unwrap();
     assert_eq!(opened.load(Ordering::SeqCst), 2, "the damage was not met");
@@ -546,6 +547,7 @@ async fn a_store_that_fails_while_the_node_runs_is_rebuilt_and_the_node_goes_on(
             flag.store(false, Ordering::SeqCst);
             Arc::new(FailingStore { store, fails: Arc::clone(&flag) })
         }),
+        ..Devices::default()
     };
     let mut running = Running::start_with(machine.config(), devices).await.unwrap();
     for phase in ["one", "two", "three"] {

@@ -259,21 +259,31 @@ async fn a_leader_that_was_replaced_answers_nothing_of_its_own() {
     members.stop().await;
 }
 
+/// A queue's owner holds four tasks at once.
+fn narrow() -> ShardConfig {
+    ShardConfig { matching_window: 4, ..shard_config() }
+}
+
+/// Starts workflows whose tasks wait in this queue, in the shard that owns it.
+async fn start_in_one_shard(members: &Members, api: &Arc<dyn Api>, queue: &str, count: usize) {
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
+    let ids = (0..).map(|number| format!("waits-{number}"));
+    for workflow_id in ids.filter(|id| shard_of(id) == shard_of(queue)).take(count) {
+        let start = start_of(&workflow_id, ORDER, queue);
+        insist("it starts", || api.start(start.clone())).await.unwrap();
+    }
+}
+
 /// A queue's owner holds so many tasks; a shard that has more offers them once there is room, also
 /// where all that it offered last found room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn tasks_beyond_the_window_come_when_there_is_room() {
     const TASKS: usize = 24;
-    let config = ShardConfig { matching_window: 4, ..shard_config() };
-    let members = Members::start_with(8, config).await;
+    let members = Members::start_with(8, narrow()).await;
     let api = members.client();
     let (cluster, namespace) = members.cluster_of(NodeId(1));
-    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
-    let ids = (0..).map(|number| format!("waits-{number}"));
-    for workflow_id in ids.filter(|id| shard_of(id) == shard_of("window")).take(TASKS) {
-        let start = start_of(&workflow_id, ORDER, "window");
-        insist("it starts", || api.start(start.clone())).await.unwrap();
-    }
+    start_in_one_shard(&members, &api, "window", TASKS).await;
     let too_many = await_until("some tasks do not fit", || async {
         let queue = QueueName::normal("window");
         let view = cluster.describe_task_queue(&namespace, queue, QueueType::Workflow).await;
@@ -285,6 +295,24 @@ async fn tasks_beyond_the_window_come_when_there_is_room() {
         let task = polled.await.unwrap_or_else(|_| panic!("{number} tasks came")).unwrap();
         api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
     }
+    members.stop().await;
+}
+
+/// Workers hold more workflow tasks of one shard than the queue's owner has room for, and their rows
+/// stand before those that wait: the latter come all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tasks_behind_a_window_of_held_ones_come() {
+    const TASKS: usize = 12;
+    let members = Members::start_with(11, narrow()).await;
+    let api = members.client();
+    start_in_one_shard(&members, &api, "held", TASKS).await;
+    let all = async {
+        for number in 0..TASKS {
+            let task = api.poll_workflow_task("held").await.unwrap();
+            assert_eq!(task.attempt, 1, "one of {number} was taken from its worker");
+        }
+    };
+    tokio::time::timeout(AT_ONCE, all).await.expect("some of them are never offered");
     members.stop().await;
 }
 

@@ -134,7 +134,7 @@ impl Driver {
         let timers = rows.timers_between(first, last).expect("they read");
         let mine = timers.into_iter().filter(|row| row.key == self.key);
         let mut effects: Vec<_> = mine.map(|row| EffectKey::Timer(row.due, row.kind)).collect();
-        let tasks = rows.first_tasks(100).expect("they read");
+        let tasks = rows.first_tasks(100, |_| true).expect("they read");
         let mine = tasks.into_iter().filter(|row| row.key == self.key);
         effects.extend(mine.map(|row| EffectKey::Task(row.task)));
         let errands = rows.errands(&self.key, &self.run_id()).expect("they read");
@@ -248,7 +248,7 @@ fn a_task_row_names_queue_priority_and_age() {
     let kind = QueueType::Workflow;
     let queue = QueueKey { namespace, queue: QueueName::normal("q"), kind };
     let rows = driver.shard.rows();
-    let tasks = rows.tasks(&queue, 10).expect("they read");
+    let tasks = rows.tasks(&queue, 10, |_| true).expect("they read");
     assert_eq!(tasks.len(), 1);
     let run = driver.live.as_mut().expect("it was started");
     let owed: BTreeMap<EffectKey, Effect> = Change::between(None, run).owed;
@@ -261,9 +261,9 @@ fn a_task_row_names_queue_priority_and_age() {
     assert_eq!((&tasks[0].task, &tasks[0].queue), (&offer.key, &queue));
     assert_eq!(rows.backlog(&queue).expect("it reads"), (1, Some(offer.created)));
     let other = QueueKey { queue: QueueName::sticky("q", "q"), ..queue.clone() };
-    assert_eq!(rows.tasks(&other, 10).expect("they read"), []);
+    assert_eq!(rows.tasks(&other, 10, |_| true).expect("they read"), []);
     let other = QueueKey { kind: QueueType::Activity, ..queue };
-    assert_eq!(rows.tasks(&other, 10).expect("they read"), []);
+    assert_eq!(rows.tasks(&other, 10, |_| true).expect("they read"), []);
 }
 
 #[test]
