@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How often a thread looks for memory to give back, at most.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(2);
 
 thread_local! {
     static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// To be called by a thread that has nothing to do. What other threads have freed of its memory it
-/// takes back only when it allocates, so after a burst it would keep all of it.
+/// takes back only when it allocates, so after a burst it would keep all of it; and what is free
+/// goes back to the system only while somebody frees.
 pub(crate) fn give_back() {
     let now = Instant::now();
     let is_due = |last: Instant| now.duration_since(last) >= INTERVAL;
@@ -25,7 +26,7 @@ pub(crate) fn give_back() {
         // SAFETY: may be called at any time by any thread; it touches what is free only.
         #[expect(unsafe_code, reason = "the allocator's own interface is C")]
         unsafe {
-            libmimalloc_sys::mi_collect(false);
+            libmimalloc_sys::mi_collect(true);
         }
     }
 }

@@ -118,7 +118,7 @@ impl Default for DataConfig {
             ephemeral: false,
             table_bytes: 64 << 20,
             store: StoreEngine::Redb,
-            store_cache_bytes: 16 << 20,
+            store_cache_bytes: 8 << 20,
             snapshot_log_bytes: 64 << 20,
         }
     }

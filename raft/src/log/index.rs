@@ -60,6 +60,9 @@ impl Slot {
     }
 }
 
+/// Room in a group's index that is not worth giving back.
+const SPARE_SLOTS: usize = 1024;
+
 /// An entry as a reader finds it.
 #[derive(Debug, Clone)]
 pub(super) enum Found {
@@ -277,6 +280,17 @@ impl GroupIndex {
     /// Bytes of entries in memory.
     pub(super) fn recent_bytes(&self) -> usize {
         self.recent_bytes
+    }
+
+    /// Gives back room that nothing is in, up to some for what comes next.
+    pub(super) fn shrink(&mut self) {
+        let used = self.slots.len();
+        if self.slots.capacity() > used + used / 4 + SPARE_SLOTS {
+            self.slots.shrink_to(used + used / 8);
+        }
+        if self.recent.is_empty() {
+            self.recent.shrink_to_fit();
+        }
     }
 
     /// Forgets the oldest entries in memory until at least `bytes` are freed; returns how many

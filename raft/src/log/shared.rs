@@ -417,6 +417,12 @@ impl State {
             self.recent_bytes -= freed;
         }
     }
+
+    /// Keeps no memory but what the index needs.
+    pub(super) fn shrink(&mut self) {
+        self.shrink_recent(0);
+        self.groups.values_mut().for_each(GroupIndex::shrink);
+    }
 }
 
 /// Bytes that the change will need in a batch.

@@ -166,8 +166,8 @@ impl Writer {
         let shared = self.shared.clone();
         let taken = self.take(&mut state);
         if matches!(call, Call::Idle) {
-            // They would keep the memory around them from being given back.
-            state.shrink_recent(0);
+            // It would keep the memory around it from being given back.
+            state.shrink();
         }
         drop(state);
         let last = matches!(call, Call::Close);
