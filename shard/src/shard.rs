@@ -72,7 +72,7 @@ impl ShardRuntime {
         if let Some(call) = self.post(call, ReplyTo::new(reply)) {
             return self.read(call).await;
         }
-        answer.await.unwrap_or_else(|_| Err(self.gone()))
+        answer.await.unwrap_or_else(|_| Err(self.unanswered()))
     }
 
     /// Hands a call to the actor it is for. Gives back those that are answered from rows.
@@ -174,7 +174,7 @@ impl ShardRuntime {
         let (tell, told) = oneshot::channel();
         let ask = Ask::Subscribe { run_id: run_id.clone(), tell };
         self.ask(key, Envelope { ask, reply: ReplyTo::nobody() });
-        told.await.unwrap_or_else(|_| Err(self.gone()))
+        told.await.unwrap_or_else(|_| Err(self.unanswered()))
     }
 
     fn seat(self: &Arc<Self>, key: &WorkflowKey) -> Arc<Seat> {
@@ -204,6 +204,14 @@ impl ShardRuntime {
 
     pub(crate) fn gone(&self) -> ShardError {
         ShardError::Unavailable(format!("shard {} has changed its leader", self.id))
+    }
+
+    /// Whoever should have answered is gone.
+    fn unanswered(&self) -> ShardError {
+        if self.is_stopped() {
+            return self.gone();
+        }
+        ShardError::Unavailable("the workflow's actor ended before it answered".into())
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

@@ -60,7 +60,9 @@ fn keys(rows: &[Row]) -> Vec<&str> {
 
 /// Bytes that differ at every place, so that chunks in the wrong order are seen.
 fn large(length: usize, seed: u32) -> Bytes {
-    (0..length as u32).map(|i| (i.wrapping_mul(2_654_435_761) ^ seed).to_be_bytes()[1]).collect()
+    (0..length as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) ^ seed << 16).to_be_bytes()[1])
+        .collect()
 }
 
 over_every_engine! {
@@ -166,7 +168,13 @@ over_every_engine! {
         store.engine().write(vec![Write::put(key("rb"), raw_a)]).unwrap();
         assert!(matches!(store.get(b"b"), Err(StoreError::Corrupt { .. })));
         store.write(Batch { writes: vec![Write::put(key("big"), large(30_000, 7))] }).unwrap();
-        store.engine().write(vec![Write::delete(&b"cbig\0\0\0\x02"[..])]).unwrap();
+        let chunk = &b"cbig\0\0\0\x02"[..];
+        let of_this_value = store.engine().get(chunk).unwrap().unwrap();
+        store.engine().write(vec![Write::delete(chunk)]).unwrap();
+        assert!(matches!(store.get(b"big"), Err(StoreError::Corrupt { .. })));
+        // A chunk that is whole and in its place, but of the value before.
+        store.write(Batch { writes: vec![Write::put(key("big"), large(30_000, 8))] }).unwrap();
+        store.engine().write(vec![Write::put(chunk, of_this_value)]).unwrap();
         assert!(matches!(store.get(b"big"), Err(StoreError::Corrupt { .. })));
     }
 

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -411,8 +411,7 @@ impl Engine for Recording {
 #[test]
 fn a_checkpoint_that_failed_is_written_by_the_next_one() {
     let inner = Arc::new(MemoryStore::new());
-    let changes_left = AtomicI64::new(i64::MAX);
-    let store = Arc::new(Failing { inner: inner.clone(), changes_left });
+    let store = Failing::over(inner.clone(), i64::MAX);
     let table = Table::open(store.clone(), GROUP).unwrap();
     put(&table, 1, "a", "1");
     for changes in [-1, 0, 1] {
@@ -427,4 +426,20 @@ fn a_checkpoint_that_failed_is_written_by_the_next_one() {
     assert_eq!(written(table.checkpoint(NO_LIMIT).unwrap()), (2, 1));
     inner.crash();
     assert_eq!(all(&reopen(&inner)), pairs(&[("a", "1"), ("b", "2")]));
+}
+
+#[test]
+fn a_scan_that_a_checkpoint_overtakes_stands_at_one_index() {
+    let store = Failing::over(Arc::new(MemoryStore::new()), i64::MAX);
+    let table = Table::open(store.clone(), GROUP).unwrap();
+    put(&table, 1, "b", "of 1");
+    table.checkpoint(NO_LIMIT).unwrap();
+    put(&table, 2, "a", "of 2");
+    let overtaking = table.clone();
+    let checkpoint = move || {
+        overtaking.apply(vec![Write::put("a", "of 3"), Write::put("b", "of 3")], mark(3));
+        overtaking.checkpoint(NO_LIMIT).unwrap();
+    };
+    *store.before_scan.lock().unwrap() = Some(Box::new(checkpoint));
+    assert_eq!(all(&table), pairs(&[("a", "of 3"), ("b", "of 3")]));
 }

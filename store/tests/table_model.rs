@@ -8,7 +8,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use piton_store::{
@@ -238,8 +238,7 @@ impl Model {
 fn open(disk: &Disk) -> (Arc<dyn Store>, Option<Arc<Failing>>) {
     match disk {
         Disk::Memory(store) => {
-            let changes_left = AtomicI64::new(i64::MAX);
-            let failing = Arc::new(Failing { inner: store.clone(), changes_left });
+            let failing = Failing::over(store.clone(), i64::MAX);
             (failing.clone(), Some(failing))
         }
         Disk::Directory(engine, dir) => {

@@ -3,7 +3,7 @@
 //!
 //! `client` is what a client asks, over gRPC or by function calls; `worker` is a small worker and
 //! the workload that it runs; `nodes` starts nodes, `members` a cluster of three without gRPC;
-//! `refusal` looks at refusals. The other modules hold the tests.
+//! `refusal` looks at refusals, `checked_store` lets a store fail. The other modules hold the tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
     reason = "a test that panics has failed, and what it prints is read"
 )]
 
+mod checked_store;
 mod client;
 mod members;
 mod nodes;
@@ -21,6 +22,7 @@ mod worker;
 mod errands;
 mod in_memory;
 mod metrics;
+mod panicking;
 mod passivation;
 mod power_cut;
 mod refused_limits;

@@ -9,18 +9,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use piton_node::config::{Config, StoreEngine};
 use piton_node::{Devices, Failure};
 use piton_proto::history::HistoryEvent;
 use piton_raft::log::{Faults, FaultyDisk};
-use piton_store::{Batch, KeyRange, Order, Row, Store, StoreError};
+use piton_store::{Store, StoreError};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tonic::Code;
 
+use crate::checked_store::CheckedStore;
 use crate::client::{Api, Refused, execution, signal_of, start_of};
 use crate::nodes::{Running, chain, config};
 use crate::worker::{
@@ -451,59 +451,15 @@ async fn histories(machine: &Machine) -> BTreeMap<String, Vec<HistoryEvent>> {
 }
 
 /// The node's own store, until it is told to fail.
-struct FailingStore {
-    store: Arc<dyn Store>,
-    fails: Arc<AtomicBool>,
-}
-
-impl FailingStore {
-    fn check(&self) -> Result<(), StoreError> {
-        if !self.fails.load(Ordering::SeqCst) {
+fn failing(store: Arc<dyn Store>, fails: Arc<AtomicBool>) -> Arc<dyn Store> {
+    let check = move |_: &[u8]| {
+        if !fails.load(Ordering::SeqCst) {
             return Ok(());
         }
         let source = std::io::Error::other("the page does not match its checksum");
         Err(StoreError::Engine { doing: "read a row", source: source.into() })
-    }
-}
-
-impl Store for FailingStore {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.check()?;
-        self.store.get(key)
-    }
-
-    fn scan(
-        &self,
-        range: KeyRange<'_>,
-        order: Order,
-        limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
-        self.check()?;
-        self.store.scan(range, order, limit)
-    }
-
-    fn write(&self, batch: Batch) -> Result<(), StoreError> {
-        self.check()?;
-        self.store.write(batch)
-    }
-
-    fn clear_prefix(&self, prefix: &[u8]) -> Result<(), StoreError> {
-        self.check()?;
-        self.store.clear_prefix(prefix)
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        self.check()?;
-        self.store.sync()
-    }
-
-    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
-        self.store.bytes_on_disk()
-    }
-
-    fn close(&self) {
-        self.store.close();
-    }
+    };
+    Arc::new(CheckedStore { store, check: Box::new(check) })
 }
 
 /// It opens, and turns out to be damaged when the node reads what it needs to start.
@@ -525,7 +481,7 @@ async fn a_store_that_is_damaged_when_the_node_starts_is_rebuilt() {
         disk: Arc::new(machine.disk.clone()),
         wrap_store: Arc::new(move |store| {
             let is_first = count.fetch_add(1, Ordering::SeqCst) == 0;
-            Arc::new(FailingStore { store, fails: Arc::new(AtomicBool::new(is_first)) })
+            failing(store, Arc::new(AtomicBool::new(is_first)))
         }),
         ..Devices::default()
     };
@@ -545,7 +501,7 @@ async fn a_store_that_fails_while_the_node_runs_is_rebuilt_and_the_node_goes_on(
         wrap_store: Arc::new(move |store| {
             // The one that replaces a failed store is a new one.
             flag.store(false, Ordering::SeqCst);
-            Arc::new(FailingStore { store, fails: Arc::clone(&flag) })
+            failing(store, Arc::clone(&flag))
         }),
         ..Devices::default()
     };

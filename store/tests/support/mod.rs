@@ -1,7 +1,7 @@
 //! What the table's tests share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use piton_store::{Batch, KeyRange, Mark, MemoryStore, Order, Row, Store, StoreError};
@@ -18,9 +18,16 @@ pub(crate) fn mark(index: u64) -> Mark {
 pub(crate) struct Failing {
     pub(crate) inner: Arc<MemoryStore>,
     pub(crate) changes_left: AtomicI64,
+    /// Done once, when rows are read next, before they are.
+    pub(crate) before_scan: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Failing {
+    pub(crate) fn over(inner: Arc<MemoryStore>, changes_left: i64) -> Arc<Failing> {
+        let changes_left = AtomicI64::new(changes_left);
+        Arc::new(Failing { inner, changes_left, before_scan: Mutex::default() })
+    }
+
     fn change(&self, change: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
         let refused = || StoreError::Stopped { doing: "a test" };
         match self.changes_left.fetch_sub(1, Ordering::SeqCst) {
@@ -42,6 +49,9 @@ impl Store for Failing {
         order: Order,
         limit: usize,
     ) -> Result<Vec<Row>, StoreError> {
+        if let Some(first) = self.before_scan.lock().unwrap().take() {
+            first();
+        }
         self.inner.scan(range, order, limit)
     }
 
