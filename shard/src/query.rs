@@ -44,7 +44,6 @@ pub(crate) enum Place {
 #[derive(Default)]
 pub(crate) struct Queries {
     waiting: BTreeMap<u64, WaitingQuery>,
-    last: u64,
 }
 
 impl Queries {
@@ -52,10 +51,10 @@ impl Queries {
         self.waiting.is_empty()
     }
 
-    pub(crate) fn add(&mut self, query: WaitingQuery) -> u64 {
-        self.last += 1;
-        self.waiting.insert(self.last, query);
-        self.last
+    /// Its number must be one that no other query of this term has: an answer that comes late, or
+    /// comes again, may find another life of the actor with other queries.
+    pub(crate) fn add(&mut self, number: u64, query: WaitingQuery) {
+        self.waiting.insert(number, query);
     }
 
     pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut WaitingQuery> {

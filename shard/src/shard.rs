@@ -61,7 +61,7 @@ pub(crate) struct ShardRuntime {
     stopped: AtomicBool,
     /// What expired is being deleted.
     expiring: AtomicBool,
-    /// Numbers of workflow tasks handed out in this term.
+    /// Numbers of the workflow tasks and the queries of this term.
     numbers: AtomicU64,
 }
 
@@ -197,7 +197,7 @@ impl ShardRuntime {
         }
     }
 
-    /// A number that no other workflow task of this term has.
+    /// A number that no other workflow task or query of this term has.
     pub(crate) fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed) + 1
     }

@@ -354,7 +354,8 @@ impl Hosted {
             let text = "consistent query buffer is full".to_owned();
             return batch.answer(reply, Err(Rejection::BusyWorkflow(text).into()));
         }
-        let id = self.queries.add(WaitingQuery { run_id, query, deadline, reply, place });
+        let id = self.shard.next_number();
+        self.queries.add(id, WaitingQuery { run_id, query, deadline, reply, place });
         if place != Place::Attachable {
             batch.pending.push(Pending::SendQuery(id, place));
         }

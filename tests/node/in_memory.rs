@@ -22,6 +22,8 @@ use crate::nodes::{Running, config};
 use crate::worker::{await_until, complete, history_of, start_timer};
 
 const LONG_IDLE_MS: u64 = 600_000;
+/// More than a first life of a workflow draws numbers.
+const QUERIES: usize = 8;
 
 /// A node whose actors all leave memory as soon as they may.
 async fn restless() -> Running {
@@ -102,7 +104,7 @@ async fn a_workflow_with_a_waiting_query_stays_in_memory() {
     running.stop().await;
 }
 
-/// Queries are numbered anew in each life: an answer to one of the last must not be taken for an
+/// Queries are numbered anew in each term: an answer to one of the last must not be taken for an
 /// answer to another that has its number.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_to_a_query_of_an_earlier_life_is_refused() {
@@ -119,11 +121,44 @@ async fn an_answer_to_a_query_of_an_earlier_life_is_refused() {
 
     let running = Running::start(config(Some(directory.path()))).await;
     let (api, service) = (running.api(), running.client.service());
-    let asked = ask(&service);
-    let task = api.poll_workflow_task("q").await.unwrap();
+    // One of them has its number.
+    let (mut asked, mut tasks) = (Vec::new(), Vec::new());
+    for _ in 0..QUERIES {
+        asked.push(ask(&service));
+        tasks.push(api.poll_workflow_task("q").await.unwrap());
+    }
     assert!(!answer_query(&service, of_earlier_life).await, "it was taken for another");
-    assert!(answer_query(&service, task).await);
-    asked.await.unwrap().unwrap();
+    for (asked, task) in asked.into_iter().zip(tasks) {
+        assert!(answer_query(&service, task).await);
+        asked.await.unwrap().unwrap();
+    }
+    running.stop().await;
+}
+
+/// The worker's answer comes twice, the second time to another life of the actor in the same term,
+/// which has a query of its own by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_again_is_not_taken_for_another_query() {
+    let running = restless().await;
+    let (api, service) = (running.api(), running.client.service());
+    api.start(start_of("asked", "simple", "q")).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    api.complete_workflow_task(&task.task_token, Vec::new()).await.unwrap();
+    let first = ask(&service);
+    let of_first = api.poll_workflow_task("q").await.unwrap();
+    assert!(answer_query(&service, of_first.clone()).await);
+    first.await.unwrap().unwrap();
+    await_until("the actor leaves", async || {
+        let actors = sum(&metrics(running.node.http_address()).await, "piton_actors", &[]);
+        (actors == 0.0).then_some(())
+    })
+    .await;
+
+    let second = ask(&service);
+    let of_second = api.poll_workflow_task("q").await.unwrap();
+    assert!(!answer_query(&service, of_first).await, "it was taken for another");
+    assert!(answer_query(&service, of_second).await);
+    second.await.unwrap().unwrap();
     running.stop().await;
 }
 
