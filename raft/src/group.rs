@@ -1,7 +1,7 @@
 //! One group on this node: propose, read index, leadership watch, snapshots.
 //!
-//! Owns the way from a proposal to its verdict and the sharing of read-index rounds. It never looks
-//! into a payload and never tries a proposal twice.
+//! Owns the way from a proposal to its verdict. It never looks into a payload and never tries a
+//! proposal twice.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,9 +15,8 @@ use openraft::errors::{
 };
 use openraft::raft::TransferLeaderRequest;
 use openraft::{LinearizerOption, ReadPolicy, ServerState};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::config::{NodeId, Tuning};
@@ -25,6 +24,7 @@ use crate::error::{ProposeError, RaftError, ReadError};
 use crate::execution::{blocking, failpoint};
 use crate::log::{GroupId, Log};
 use crate::replica_thread::ReplicaThread;
+use crate::rounds::Rounds;
 use crate::snapshot::Snapshots;
 use crate::state_machine::write_snapshot;
 use crate::types::{Metrics, Proposal, Raft, term_of};
@@ -49,7 +49,8 @@ pub(crate) struct Running {
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Handle,
     pub(crate) leadership: watch::Receiver<Leadership>,
-    pub(crate) rounds: Mutex<Rounds>,
+    /// Callers that wait for a read-index round.
+    pub(crate) rounds: Rounds<Result<(), ReadError>>,
     /// Bytes of proposals under way, in units of [`ADMITTED_BYTES`].
     pub(crate) admission: Semaphore,
     /// One snapshot is taken on this node at a time: each holds its group's checkpoints back.
@@ -58,14 +59,6 @@ pub(crate) struct Running {
     pub(crate) failed: watch::Sender<Option<String>>,
     /// Set by an orderly stop, so that the end of the group is not reported as a failure.
     pub(crate) stopping: AtomicBool,
-}
-
-/// Callers that wait for a read-index round which has not begun.
-#[derive(Default)]
-pub(crate) struct Rounds {
-    waiting: Vec<oneshot::Sender<Result<(), ReadError>>>,
-    /// A round is under way; when it ends, the next begins for those who wait.
-    running: bool,
 }
 
 pub(crate) fn admission(tuning: &Tuning) -> Semaphore {
@@ -161,16 +154,18 @@ impl Group {
         if self.inner.serves_alone() {
             return Ok(());
         }
-        let (tx, rx) = oneshot::channel();
-        {
-            let mut rounds = self.inner.rounds.lock();
-            rounds.waiting.push(tx);
-            if !rounds.running {
-                rounds.running = true;
-                self.inner.runtime.spawn(run_rounds(self.inner.clone()));
-            }
+        let place = self.inner.rounds.join();
+        if place.is_first {
+            let group = Arc::clone(&self.inner);
+            self.inner.runtime.spawn(async move {
+                let round = || {
+                    let group = Arc::clone(&group);
+                    async move { group.read_round().await }
+                };
+                group.rounds.run(round).await;
+            });
         }
-        rx.await.unwrap_or(Err(ReadError::Stopped))
+        place.answer.await.unwrap_or(Err(ReadError::Stopped))
     }
 
     /// Who leads, and whether this node may serve. The watch closes when the group stops.
@@ -360,27 +355,6 @@ impl Running {
         let replica = self.replica.clone();
         if let Err(error) = blocking(move || replica.stop()).await {
             tracing::warn!(group = %self.id, %error, "replica did not stop in order");
-        }
-    }
-}
-
-/// Serves those who wait, one round after the other, until nobody waits.
-async fn run_rounds(group: Arc<Running>) {
-    loop {
-        // ORDER: those who wait are taken before the round begins. Who comes later may ask for an
-        // entry that was committed after the round's index was drawn.
-        let served = {
-            let mut rounds = group.rounds.lock();
-            if rounds.waiting.is_empty() {
-                rounds.running = false;
-                return;
-            }
-            std::mem::take(&mut rounds.waiting)
-        };
-        let result = group.read_round().await;
-        for waiting in served {
-            // Who has gone away needs no answer.
-            let _ = waiting.send(result.clone());
         }
     }
 }

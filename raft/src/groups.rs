@@ -23,6 +23,7 @@ use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::replica::Replica;
 use crate::replica_thread::ReplicaThread;
+use crate::rounds::Rounds;
 use crate::snapshot::Snapshots;
 use crate::state_machine::{StateMachine, restore};
 use crate::switch::{Member, Switch, SwitchInbox};
@@ -300,7 +301,7 @@ impl Inner {
             tuning: self.tuning.clone(),
             runtime: self.handle.clone(),
             leadership,
-            rounds: Mutex::default(),
+            rounds: Rounds::default(),
             admission: admission(&self.tuning),
             snapshot_turn: Arc::clone(&self.snapshot_turn),
             failed: self.failed.clone(),

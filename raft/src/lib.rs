@@ -27,6 +27,7 @@ mod memory_network;
 mod network;
 mod replica;
 mod replica_thread;
+mod rounds;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshot;

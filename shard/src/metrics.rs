@@ -28,6 +28,7 @@ struct Metrics {
     queue_age: Family<QueueLabels, Gauge<f64, AtomicU64>>,
     commit_latency: Histogram,
     transitions: Counter,
+    transition_failures: Counter,
     entries: Counter,
     checkpoint_latency: Histogram,
     actors: Gauge,
@@ -91,6 +92,7 @@ impl ShardMetrics {
             queue_age: Family::default(),
             commit_latency: quick(),
             transitions: Counter::default(),
+            transition_failures: Counter::default(),
             entries: Counter::default(),
             checkpoint_latency: quick(),
             actors: Gauge::default(),
@@ -142,16 +144,25 @@ impl ShardMetrics {
         );
         r.register("task_queue_depth", "Tasks that wait for a worker", m.queue_depth.clone());
         r.register("transitions", "Transitions committed", m.transitions.clone());
+        r.register(
+            "transition_failures",
+            "Transitions refused, or whose outcome is unknown",
+            m.transition_failures.clone(),
+        );
         r.register("entries", "Raft entries proposed", m.entries.clone());
         r.register("actors", "Workflows in memory", m.actors.clone());
         r.register("shard_leader", "1 where this node leads the shard", m.leads.clone());
         Self(Arc::new(metrics))
     }
 
-    pub(crate) fn committed(&self, transitions: usize, latency: Duration) {
-        self.0.transitions.inc_by(transitions as u64);
+    /// Notes what became of the transitions of one entry.
+    pub(crate) fn proposed(&self, committed: usize, failed: usize, latency: Duration) {
         self.0.entries.inc();
-        self.0.commit_latency.observe(latency.as_secs_f64());
+        self.0.transitions.inc_by(committed as u64);
+        self.0.transition_failures.inc_by(failed as u64);
+        if committed > 0 {
+            self.0.commit_latency.observe(latency.as_secs_f64());
+        }
     }
 
     /// Notes one checkpoint of one shard.

@@ -116,14 +116,15 @@ async fn replicate(group: &Group, batch: Vec<Proposal>, metrics: &ShardMetrics) 
     let began = tokio::time::Instant::now();
     let (transitions, waiters): (Vec<_>, Vec<_>) =
         batch.into_iter().map(|p| (p.transition, p.done)).unzip();
-    let outcomes = match group.propose(entry::encode_entry(&transitions)).await {
+    let outcomes: Vec<_> = match group.propose(entry::encode_entry(&transitions)).await {
         Ok(committed) => match entry::decode_verdicts(&committed.verdict) {
             Ok(verdicts) => verdicts.into_iter().map(outcome_of).collect(),
             Err(error) => vec![Outcome::Failed(error.to_string()); waiters.len()],
         },
         Err(error) => vec![Outcome::Failed(describe(&error)); waiters.len()],
     };
-    metrics.committed(transitions.len(), began.elapsed());
+    let committed = outcomes.iter().filter(|outcome| **outcome == Outcome::Committed).count();
+    metrics.proposed(committed, waiters.len() - committed, began.elapsed());
     for (waiter, outcome) in waiters.into_iter().zip(outcomes) {
         // Whoever does not wait any more has gone, and its state with it.
         let _ = waiter.send(outcome);

@@ -4,17 +4,46 @@
 use piton_core::effect::ParentLink;
 use piton_core::id::EventId;
 use piton_core::request::{Parent, StartRequest};
-use piton_proto::command::SignalExternalWorkflowExecutionCommandAttributes;
 use piton_proto::command::command::Attributes;
+use piton_proto::command::{Command, SignalExternalWorkflowExecutionCommandAttributes};
 use piton_proto::enums::{CommandType, EventType};
+use piton_proto::history::HistoryEvent;
 use piton_proto::history::history_event::Attributes as Event;
+use piton_raft::NodeId;
 
 use crate::client::{NAMESPACE, execution, start_of};
 use crate::members::Members;
+use crate::members_client::key;
 use crate::nodes::{Running, config};
 use crate::worker::{await_until, command, complete, history_of, insist};
 
 const SIGNALS: usize = 12;
+
+/// A command: signal another workflow.
+fn signal(target: &str, name: &str) -> Command {
+    let attributes = SignalExternalWorkflowExecutionCommandAttributes {
+        execution: Some(execution(target)),
+        signal_name: name.to_owned(),
+        ..SignalExternalWorkflowExecutionCommandAttributes::default()
+    };
+    let attributes = Attributes::SignalExternalWorkflowExecutionCommandAttributes(attributes);
+    command(CommandType::SignalExternalWorkflowExecution, attributes)
+}
+
+/// Signals to others of which the sender's history says that they were taken.
+fn settled(events: &[HistoryEvent]) -> usize {
+    let is_settled =
+        |event: &&HistoryEvent| event.event_type() == EventType::ExternalWorkflowExecutionSignaled;
+    events.iter().filter(is_settled).count()
+}
+
+/// The names of the signals that a history has.
+fn signalled(events: &[HistoryEvent]) -> impl Iterator<Item = &str> {
+    events.iter().filter_map(|event| match event.attributes.as_ref()? {
+        Event::WorkflowExecutionSignaledEventAttributes(signal) => Some(&*signal.signal_name),
+        _ => None,
+    })
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn signals_of_one_workflow_to_another_arrive_once_and_in_order() {
@@ -24,31 +53,50 @@ async fn signals_of_one_workflow_to_another_arrive_once_and_in_order() {
     api.start(start_of("sender", "simple", "q")).await.unwrap();
     let task = api.poll_workflow_task("q").await.unwrap();
     let names: Vec<String> = (0..SIGNALS).map(|number| format!("signal-{number}")).collect();
-    let commands = names.iter().map(|name| {
-        let attributes = SignalExternalWorkflowExecutionCommandAttributes {
-            execution: Some(execution("target")),
-            signal_name: name.clone(),
-            ..SignalExternalWorkflowExecutionCommandAttributes::default()
-        };
-        let attributes = Attributes::SignalExternalWorkflowExecutionCommandAttributes(attributes);
-        command(CommandType::SignalExternalWorkflowExecution, attributes)
-    });
-    api.complete_workflow_task(&task.task_token, commands.collect()).await.unwrap();
+    let commands = names.iter().map(|name| signal("target", name)).collect();
+    api.complete_workflow_task(&task.task_token, commands).await.unwrap();
     await_until("all signals are settled", || async {
-        let events = history_of(api.as_ref(), "sender").await;
-        let settled = |e: &&piton_proto::history::HistoryEvent| {
-            e.event_type() == EventType::ExternalWorkflowExecutionSignaled
-        };
-        (events.iter().filter(settled).count() == SIGNALS).then_some(())
+        (settled(&history_of(api.as_ref(), "sender").await) == SIGNALS).then_some(())
     })
     .await;
     let events = history_of(api.as_ref(), "target").await;
-    let signalled = events.iter().filter_map(|event| match event.attributes.as_ref()? {
-        Event::WorkflowExecutionSignaledEventAttributes(signal) => Some(&signal.signal_name),
-        _ => None,
-    });
-    assert!(signalled.eq(&names), "{events:#?}");
+    assert!(signalled(&events).eq(&names), "{events:#?}");
     running.stop().await;
+}
+
+/// The node of a signal's target carries it out, and its answers are lost: the sender has to send the
+/// signal until it hears of it, and the target has to take it for the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_signal_whose_answer_is_lost_is_sent_until_it_is_heard_of_and_taken_once() {
+    let members = Members::start(14).await;
+    let api = members.client();
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
+    let targets = (0..).map(|number| format!("target-{number}"));
+    let target = &*targets.into_iter().find(|id| shard_of(id) != shard_of("sender")).unwrap();
+    members.lead("sender", NodeId(1)).await;
+    members.lead(target, NodeId(2)).await;
+    for (workflow_id, queue) in [(target, "elsewhere"), ("sender", "sender")] {
+        let start = start_of(workflow_id, "simple", queue);
+        insist("it starts", || api.start(start.clone())).await.unwrap();
+    }
+    let to_sender = members.client_of(NodeId(1));
+    let task = to_sender.poll_workflow_task("sender").await.unwrap();
+    members.lose_answers_of(NodeId(2));
+    let commands = vec![signal(target, "once")];
+    to_sender.complete_workflow_task(&task.task_token, commands).await.unwrap();
+
+    await_until("it is sent again", || async { (members.lost_answers() > 1).then_some(()) }).await;
+    let events = history_of(to_sender.as_ref(), "sender").await;
+    assert_eq!(settled(&events), 0, "nobody told the sender");
+    members.heal(NodeId(2));
+    await_until("it is heard of", || async {
+        (settled(&history_of(to_sender.as_ref(), "sender").await) == 1).then_some(())
+    })
+    .await;
+    let events = history_of(api.as_ref(), target).await;
+    assert!(signalled(&events).eq(["once"]), "{events:#?}");
+    members.stop().await;
 }
 
 /// The parent's request to start it was under way when the parent ended: nobody would ever look after

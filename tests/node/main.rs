@@ -2,8 +2,9 @@
 //! refusals, checked by what clients see and by the rows on each replica.
 //!
 //! `client` is what a client asks, over gRPC or by function calls; `worker` is a small worker and
-//! the workload that it runs; `nodes` starts nodes, `members` a cluster of three without gRPC;
-//! `refusal` looks at refusals, `checked_store` lets a store fail. The other modules hold the tests.
+//! the workload that it runs; `nodes` starts nodes, `members` a cluster of three without gRPC, which
+//! `members_client` asks; `refusal` looks at refusals, `checked_store` lets a store fail. The other
+//! modules hold the tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +16,7 @@
 mod checked_store;
 mod client;
 mod members;
+mod members_client;
 mod nodes;
 mod refusal;
 mod worker;

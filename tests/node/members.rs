@@ -9,46 +9,34 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use piton_core::effect::QueueName;
-use piton_core::id::{RunId, ShardId, WorkflowKey};
-use piton_core::request::{RunRequest, Signal, StartRequest};
+use piton_core::id::ShardId;
 use piton_core::time::Span;
-use piton_proto::command::Command;
-use piton_proto::common::WorkflowExecution;
-use piton_proto::enums::{WorkflowIdConflictPolicy, WorkflowIdReusePolicy};
-use piton_proto::history::HistoryEvent;
-use piton_proto::workflowservice::{
-    PollActivityTaskQueueResponse, PollWorkflowTaskQueueResponse,
-    RespondWorkflowTaskCompletedRequest, SignalWorkflowExecutionRequest,
-    StartWorkflowExecutionRequest,
-};
 use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
-    Answer, Call, Clock, Cluster, Delivery, HistoryPage, HostParts, Ids, META_GROUP, Namespace,
-    NewNamespace, Peer, Poll, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost,
-    ShardMetrics, TaskToken,
+    Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, Namespace, NewNamespace,
+    Peer, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
+use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tonic::Code;
 
-use crate::client::{Api, IDENTITY, NAMESPACE, Refused, payloads};
+use crate::client::{Api, NAMESPACE};
+use crate::members_client::{MembersClient, key};
 use crate::worker::await_until;
 
 pub(crate) const SHARDS: u32 = 4;
-/// As long as real workers poll: longer than the tests' patience, so a poll that is forgotten by
-/// the cluster fails its test.
-const POLL_TIME: Duration = Duration::from_secs(60);
-const CALL_TIME: Duration = Duration::from_secs(10);
 
 /// Which nodes can be reached: what a peer's connection is made of.
 #[derive(Default)]
-struct Links {
-    clusters: RwLock<BTreeMap<NodeId, (Cluster, watch::Receiver<bool>)>>,
+pub(crate) struct Links {
+    pub(crate) clusters: RwLock<BTreeMap<NodeId, (Cluster, watch::Receiver<bool>)>>,
     cut_off: RwLock<BTreeSet<NodeId>>,
+    /// Calls to these nodes are carried out, and their answers are lost.
+    unheard: RwLock<BTreeSet<NodeId>>,
+    /// Answers to requests for a run that were lost so.
+    unheard_answers: AtomicUsize,
 }
 
 impl Links {
@@ -71,11 +59,17 @@ impl Peer for LinkedPeer {
     async fn call(&self, node: NodeId, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
         let unreachable = || ShardError::Unavailable(format!("node {node} cannot be reached"));
         let (cluster, mut gone) = self.links.reach(self.node, node).ok_or_else(unreachable)?;
-        tokio::select! {
+        let is_of_run = matches!(call, Call::Run { .. });
+        let answer = tokio::select! {
             answer = cluster.answer_peer(shard, call) => answer,
             // A connection that breaks tells nothing about what became of the call.
             _ = gone.wait_for(|gone| *gone) => Err(unreachable()),
+        };
+        if self.links.unheard.read().unwrap().contains(&node) {
+            self.links.unheard_answers.fetch_add(usize::from(is_of_run), Ordering::Relaxed);
+            return Err(unreachable());
         }
+        answer
     }
 
     async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt {
@@ -95,6 +89,7 @@ struct RunningMember {
     cluster: Cluster,
     groups: Groups,
     serving: Serving,
+    metrics: Registry,
     gone: watch::Sender<bool>,
 }
 
@@ -150,6 +145,7 @@ impl Members {
         };
         let groups = tokio::task::spawn_blocking(move || Groups::open(config));
         let groups = groups.await.unwrap().unwrap();
+        let mut metrics = Registry::default();
         let parts = HostParts {
             node,
             members,
@@ -158,7 +154,7 @@ impl Members {
             store: Arc::clone(store) as Arc<dyn Store>,
             clock: Clock::start(),
             ids: Ids::random(),
-            metrics: ShardMetrics::register(&mut Registry::default()),
+            metrics: ShardMetrics::register(&mut metrics),
         };
         let host = ShardHost::start(parts).await.unwrap();
         let peer = LinkedPeer { node, links: Arc::clone(&self.links) };
@@ -167,7 +163,7 @@ impl Members {
         let (gone, watch_gone) = watch::channel(false);
         self.links.cut_off.write().unwrap().remove(&node);
         self.links.clusters.write().unwrap().insert(node, (cluster.clone(), watch_gone));
-        let running = RunningMember { cluster, groups, serving, gone };
+        let running = RunningMember { cluster, groups, serving, metrics, gone };
         self.members.get_mut(&node).unwrap().running = Some(running);
     }
 
@@ -245,6 +241,22 @@ impl Members {
         leadership.borrow().leader
     }
 
+    /// Hands the leadership of a workflow's shard to a node.
+    pub(crate) async fn lead(&self, workflow_id: &str, to: NodeId) {
+        await_until("the leadership is handed over", || async {
+            let from = self.leader_of(workflow_id).await;
+            if from == to {
+                return Some(());
+            }
+            let running = self.members[&from].running.as_ref()?;
+            let namespace = running.cluster.meta().namespace(NAMESPACE)?;
+            let shard = running.cluster.shard_of(&key(&namespace, workflow_id));
+            running.groups.group(GroupId(shard.0 + 1))?.transfer_leader(to).await;
+            None
+        })
+        .await;
+    }
+
     /// Ends a node as SIGKILL and a power cut together would: what it did not sync is lost. With
     /// `noticed`, the others hear at once that its process is gone.
     pub(crate) async fn kill(&mut self, node: NodeId, noticed: bool) {
@@ -284,6 +296,16 @@ impl Members {
         }
     }
 
+    /// What other nodes ask of a node is carried out, and they never hear of it.
+    pub(crate) fn lose_answers_of(&self, node: NodeId) {
+        self.links.unheard.write().unwrap().insert(node);
+    }
+
+    /// Answers to requests for a run that were lost since the start.
+    pub(crate) fn lost_answers(&self) -> usize {
+        self.links.unheard_answers.load(Ordering::Relaxed)
+    }
+
     /// A node's way into the cluster, for what the clients here do not ask.
     pub(crate) fn cluster_of(&self, node: NodeId) -> (Cluster, Arc<Namespace>) {
         let cluster = self.members[&node].running.as_ref().unwrap().cluster.clone();
@@ -301,9 +323,19 @@ impl Members {
         self.running().filter_map(|(node, running)| Some((node, last(running)?))).collect()
     }
 
+    /// Transitions that a node has proposed in vain.
+    pub(crate) fn failed_transitions(&self, node: NodeId) -> u64 {
+        let mut text = String::new();
+        encode(&mut text, &self.members[&node].running.as_ref().unwrap().metrics).unwrap();
+        let value = |line: &str| line.strip_prefix("transition_failures_total ")?.parse().ok();
+        text.lines().find_map(value).unwrap()
+    }
+
+    /// Takes back what was done to the network, and to calls from and to a node.
     pub(crate) fn heal(&self, node: NodeId) {
         self.network.heal_all();
         self.links.cut_off.write().unwrap().remove(&node);
+        self.links.unheard.write().unwrap().remove(&node);
     }
 
     /// Empties a node's store, as if its files were lost; the node must not run.
@@ -382,7 +414,7 @@ impl Members {
 
     fn client_to(&self, only: Option<NodeId>) -> Arc<dyn Api> {
         let links = Arc::clone(&self.links);
-        Arc::new(MembersClient { links, only, next: AtomicUsize::new(0) })
+        Arc::new(MembersClient::new(links, only))
     }
 }
 
@@ -406,178 +438,5 @@ pub(crate) fn shard_config() -> ShardConfig {
         shards: SHARDS,
         checkpoint_interval: Duration::from_millis(50),
         ..ShardConfig::default()
-    }
-}
-
-/// The API by function calls.
-struct MembersClient {
-    links: Arc<Links>,
-    /// The one node that it asks; `None`: all in turn.
-    only: Option<NodeId>,
-    next: AtomicUsize,
-}
-
-impl MembersClient {
-    /// Asks the next node; a node that ends meanwhile answers nothing.
-    async fn ask<T, F>(&self, ask: impl FnOnce(Cluster, Arc<Namespace>) -> F) -> Result<T, Refused>
-    where
-        F: Future<Output = Result<T, ShardError>>,
-    {
-        let unavailable = |text: &str| Refused { code: Code::Unavailable, text: text.to_owned() };
-        let (cluster, mut gone) = {
-            let clusters = self.links.clusters.read().unwrap();
-            let turn = self.next.fetch_add(1, Ordering::Relaxed);
-            let found = match self.only {
-                Some(node) => clusters.get(&node),
-                None => clusters.values().nth(turn % clusters.len().max(1)),
-            };
-            found.cloned().ok_or_else(|| unavailable("no node runs"))?
-        };
-        let namespace = cluster.meta().namespace(NAMESPACE);
-        let namespace = namespace.ok_or_else(|| unavailable("the node does not know it yet"))?;
-        tokio::select! {
-            answer = ask(cluster, namespace) => answer.map_err(Refused::from),
-            _ = gone.wait_for(|gone| *gone) => Err(unavailable("the node is gone")),
-        }
-    }
-}
-
-impl From<ShardError> for Refused {
-    fn from(error: ShardError) -> Self {
-        use piton_core::error::Rejection as R;
-        let code = match &error {
-            ShardError::Rejected(
-                R::NotFound(_)
-                | R::WorkflowTaskNotFound
-                | R::ActivityNotFound(_)
-                | R::AlreadyCompleted,
-            ) => Code::NotFound,
-            ShardError::Rejected(_) | ShardError::BadToken(_) => Code::InvalidArgument,
-            ShardError::NamespaceNotFound { .. } => Code::NotFound,
-            ShardError::Unavailable(_) => Code::Unavailable,
-            ShardError::Overloaded(_) => Code::ResourceExhausted,
-            ShardError::DeadlineExceeded(_) => Code::DeadlineExceeded,
-            // A fault of a node, which no test here provokes.
-            ShardError::Internal(_) => Code::DataLoss,
-        };
-        Self { code, text: error.to_string() }
-    }
-}
-
-pub(crate) fn key(namespace: &Namespace, workflow_id: &str) -> WorkflowKey {
-    WorkflowKey { namespace: namespace.id.clone(), workflow_id: workflow_id.into() }
-}
-
-pub(crate) fn poll(queue: &str) -> Poll {
-    Poll {
-        queue: QueueName::normal(queue),
-        identity: IDENTITY.to_owned(),
-        worker_instance_key: String::new(),
-        deadline: Instant::now() + POLL_TIME,
-    }
-}
-
-#[async_trait]
-impl Api for MembersClient {
-    async fn start(&self, mut start: StartWorkflowExecutionRequest) -> Result<String, Refused> {
-        // What the frontend fills in.
-        start.workflow_id_reuse_policy = WorkflowIdReusePolicy::AllowDuplicate.into();
-        start.workflow_id_conflict_policy = WorkflowIdConflictPolicy::Fail.into();
-        start.workflow_execution_timeout.get_or_insert_default();
-        start.workflow_run_timeout.get_or_insert_default();
-        self.ask(async |cluster, namespace| {
-            let request = StartRequest { start: Box::new(start), signal: None, parent: None };
-            Ok(cluster.start_workflow(&namespace, request).await?.run_id)
-        })
-        .await
-    }
-
-    async fn signal(&self, request: SignalWorkflowExecutionRequest) -> Result<(), Refused> {
-        self.ask(async |cluster, namespace| {
-            let workflow = request.workflow_execution.unwrap_or_default();
-            let signal = Signal {
-                name: request.signal_name,
-                identity: request.identity,
-                request_id: request.request_id,
-                ..Signal::default()
-            };
-            let key = key(&namespace, &workflow.workflow_id);
-            cluster.request(key, None, RunRequest::Signal(signal)).await.map(drop)
-        })
-        .await
-    }
-
-    async fn poll_workflow_task(
-        &self,
-        queue: &str,
-    ) -> Result<PollWorkflowTaskQueueResponse, Refused> {
-        let poll = poll(queue);
-        self.ask(async |cluster, namespace| cluster.poll_workflow_task(&namespace, poll).await)
-            .await
-    }
-
-    async fn complete_workflow_task(
-        &self,
-        token: &[u8],
-        commands: Vec<Command>,
-    ) -> Result<(), Refused> {
-        let Ok(TaskToken::Workflow(decoded)) = TaskToken::decode(token) else {
-            panic!("a workflow task came with another token");
-        };
-        let answer = RespondWorkflowTaskCompletedRequest {
-            task_token: token.to_vec().into(),
-            commands,
-            identity: IDENTITY.to_owned(),
-            ..RespondWorkflowTaskCompletedRequest::default()
-        };
-        self.ask(async |cluster, _| cluster.complete_workflow_task(decoded, answer).await.map(drop))
-            .await
-    }
-
-    async fn poll_activity_task(
-        &self,
-        queue: &str,
-    ) -> Result<PollActivityTaskQueueResponse, Refused> {
-        let poll = poll(queue);
-        self.ask(async |cluster, namespace| cluster.poll_activity_task(&namespace, poll).await)
-            .await
-    }
-
-    async fn complete_activity_task(&self, token: &[u8]) -> Result<(), Refused> {
-        let Ok(TaskToken::Activity(token)) = TaskToken::decode(token) else {
-            panic!("an activity task came with another token");
-        };
-        self.ask(async |cluster, _| {
-            let request = RunRequest::CompleteActivity {
-                activity: token.reference(),
-                result: Some(payloads("done")),
-                identity: IDENTITY.to_owned(),
-            };
-            let run_id = Some(token.run_id.clone());
-            cluster.request(token.key(), run_id, request).await.map(drop)
-        })
-        .await
-    }
-
-    async fn history_page(
-        &self,
-        execution: &WorkflowExecution,
-        token: Vec<u8>,
-    ) -> Result<(Vec<HistoryEvent>, Vec<u8>), Refused> {
-        let page = HistoryPage {
-            token,
-            max_events: 0,
-            wait: false,
-            close_only: false,
-            reverse: false,
-            deadline: Instant::now() + CALL_TIME,
-        };
-        self.ask(async |cluster, namespace| {
-            let key = key(&namespace, &execution.workflow_id);
-            let run_id = Some(execution.run_id.as_str()).filter(|id| !id.is_empty());
-            let page = cluster.history(key, run_id.map(RunId::from), page).await?;
-            Ok((page.events, page.next_page_token))
-        })
-        .await
     }
 }

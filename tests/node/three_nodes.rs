@@ -9,10 +9,13 @@ use piton_core::effect::QueueName;
 use piton_core::list_filter::ListFilter;
 use piton_proto::enums::{EventType, PendingWorkflowTaskState};
 use piton_raft::NodeId;
-use piton_shard::{Call, QueueType, ShardConfig};
+use piton_shard::{Call, HistoryPage, QueueType, ShardConfig};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::client::{Api, execution, signal_of, start_of};
-use crate::members::{Members, key, poll, shard_config};
+use crate::members::{Members, shard_config};
+use crate::members_client::{key, poll};
 use crate::worker::{
     Ledger, ORDER, Worker, await_completed, await_orders, await_until, check_against, complete,
     history_of, insist, place_order, place_orders, schedule,
@@ -21,6 +24,8 @@ use crate::worker::{
 const QUEUE: &str = "orders";
 /// A leader that hears nothing proposes within its lease, or not at all.
 const PROPOSED_IN: Duration = Duration::from_secs(2);
+/// Before a ticket that failed is presented again.
+const TICKET_PAUSE: Duration = Duration::from_millis(20);
 /// Shorter than a workflow task's timeout, after which a lost one comes back.
 const AT_ONCE: Duration = Duration::from_secs(8);
 
@@ -151,6 +156,36 @@ async fn a_node_without_its_store_rebuilds_it_from_snapshot_and_log() {
     check_replicas(members).await;
 }
 
+/// Asks the leader of a workflow's shard for something that it proposes and the others get into their
+/// logs, while it hears nothing any more. Answers the leader and the request, which still waits.
+async fn propose_unheard<T, F>(
+    members: &Members,
+    workflow_id: &str,
+    ask: impl Fn(Arc<dyn Api>) -> F,
+) -> (NodeId, JoinHandle<T>)
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    loop {
+        let leader = members.leader_of(workflow_id).await;
+        let before = members.last_indices(workflow_id);
+        members.deafen(leader);
+        let asked = tokio::spawn(ask(members.client_of(leader)));
+        let proposed = await_until("the others have it in their logs", || async {
+            let now = members.last_indices(workflow_id);
+            let has_more = |(node, last): (&NodeId, &u64)| *last > before[node];
+            now.iter().all(has_more).then_some(())
+        });
+        if tokio::time::timeout(PROPOSED_IN, proposed).await.is_ok() {
+            return (leader, asked);
+        }
+        // On a busy machine its lease may be over before the request gets there: nothing is proposed.
+        asked.abort();
+        members.heal(leader);
+    }
+}
+
 /// The leader proposes that an attempt is started, the others have that in their logs, and the
 /// leader never hears of it. The attempt is then recorded as started, and nobody but the poll that
 /// it was for may have it: it has to come there after all.
@@ -162,28 +197,22 @@ async fn an_attempt_whose_commit_its_leader_never_learned_of_comes_to_its_poll()
     let task = api.poll_workflow_task(QUEUE).await.unwrap();
     api.complete_workflow_task(&task.task_token, vec![schedule("once", "later")]).await.unwrap();
 
-    let (leader, polled) = loop {
-        let leader = members.leader_of("waits").await;
-        let before = members.last_indices("waits");
-        members.deafen(leader);
-        let to_leader: Arc<dyn Api> = members.client_of(leader);
-        let polled = tokio::spawn(async move { to_leader.poll_activity_task("later").await });
-        let proposed = await_until("the others have the attempt in their logs", || async {
-            let now = members.last_indices("waits");
-            let has_more = |(node, last): (&NodeId, &u64)| *last > before[node];
-            now.iter().all(has_more).then_some(())
-        });
-        if tokio::time::timeout(PROPOSED_IN, proposed).await.is_ok() {
-            break (leader, polled);
-        }
-        // On a busy machine its lease may be over before the poll gets there: nothing is proposed.
-        polled.abort();
-        members.heal(leader);
-    };
+    let poll = |api: Arc<dyn Api>| async move { api.poll_activity_task("later").await };
+    let (leader, polled) = propose_unheard(&members, "waits", poll).await;
     let to_leader: Arc<dyn Api> = members.client_of(leader);
     // It waits behind the attempt, and hears when that is given up.
     let refused = to_leader.signal(signal_of("waits", "behind")).await.unwrap_err();
     assert!(refused.is_retriable(), "{refused}");
+
+    // The lease is over and the group refuses the ticket at once, as often as it comes: not all the time.
+    let (began, before) = (Instant::now(), members.failed_transitions(leader));
+    let failed = await_until("the ticket has come a few times", || async {
+        let failed = members.failed_transitions(leader) - before;
+        (failed >= 4).then_some(failed)
+    })
+    .await;
+    let pauses = began.elapsed().as_millis() / TICKET_PAUSE.as_millis();
+    assert!(u128::from(failed) <= pauses + 1, "it came {failed} times in {pauses} pauses");
     members.heal(leader);
 
     let patience = Duration::from_secs(20);
@@ -347,26 +376,10 @@ async fn a_poll_that_goes_away_gives_its_task_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_an_unknown_commit_owes_is_done_all_the_same() {
     let members = Members::start(10).await;
-    let (leader, started) = loop {
-        let leader = members.leader_of("unknown").await;
-        let before = members.last_indices("unknown");
-        members.deafen(leader);
-        let to_leader: Arc<dyn Api> = members.client_of(leader);
-        // The queue lies where the workflow does: nobody else will ask for its tasks.
-        let start = start_of("unknown", ORDER, "unknown");
-        let started = tokio::spawn(async move { to_leader.start(start).await });
-        let proposed = await_until("the others have the start in their logs", || async {
-            let now = members.last_indices("unknown");
-            let has_more = |(node, last): (&NodeId, &u64)| *last > before[node];
-            now.iter().all(has_more).then_some(())
-        });
-        if tokio::time::timeout(PROPOSED_IN, proposed).await.is_ok() {
-            break (leader, started);
-        }
-        // On a busy machine its lease may be over before the start gets there.
-        started.abort();
-        members.heal(leader);
-    };
+    // The queue lies where the workflow does: nobody else will ask for its tasks.
+    let start =
+        |api: Arc<dyn Api>| async move { api.start(start_of("unknown", ORDER, "unknown")).await };
+    let (leader, started) = propose_unheard(&members, "unknown", start).await;
     let refused = started.await.unwrap().unwrap_err();
     assert!(refused.is_retriable(), "{refused}");
     members.heal(leader);
@@ -374,5 +387,40 @@ async fn what_an_unknown_commit_owes_is_done_all_the_same() {
     let polled = tokio::time::timeout(AT_ONCE, api.poll_workflow_task("unknown")).await;
     let task = polled.expect("its task was never offered").unwrap();
     assert_eq!(task.workflow_execution.unwrap().workflow_id, "unknown");
+    // Whoever hosts it now goes on from what was committed.
+    let signal = signal_of("unknown", "after");
+    insist("it goes on", || api.signal(signal.clone())).await.unwrap();
+    members.stop().await;
+}
+
+/// Readers wait where the workflow lives in memory. Its actor is stopped when leadership goes elsewhere:
+/// they hear of that, and not when their time is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_reader_that_waits_hears_that_leadership_went_elsewhere() {
+    let members = Members::start(13).await;
+    let api = members.client();
+    members.lead("read", NodeId(1)).await;
+    let start = start_of("read", ORDER, "elsewhere");
+    let run_id = insist("it starts", || api.start(start.clone())).await.unwrap();
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let read = |token: Vec<u8>, close_only| {
+        let (cluster, key) = (cluster.clone(), key(&namespace, "read"));
+        let deadline = Instant::now() + 4 * AT_ONCE;
+        let page =
+            HistoryPage { token, max_events: 0, wait: true, close_only, reverse: false, deadline };
+        let run_id = Some(run_id.as_str().into());
+        tokio::spawn(async move { cluster.history(key, run_id, page).await })
+    };
+    let first = read(Vec::new(), false).await.unwrap().unwrap();
+    let of_the_end = read(Vec::new(), true);
+    let of_more = read(first.next_page_token, false);
+    // Who came later has begun to wait by the time that it hears of the signal.
+    insist("it is signalled", || api.signal(signal_of("read", "more"))).await.unwrap();
+    assert_eq!(of_more.await.unwrap().unwrap().events.len(), 1);
+
+    members.lead("read", NodeId(2)).await;
+    let heard = tokio::time::timeout(AT_ONCE, of_the_end).await.expect("it still waits");
+    let error = heard.unwrap().unwrap_err();
+    assert!(error.is_retriable(), "{error}");
     members.stop().await;
 }

@@ -45,6 +45,7 @@ struct State {
     faults: Faults,
     changes: u64,
     syncs: u64,
+    refused_for_space: u64,
     power_is_off: bool,
     syncs_held: bool,
     files: Vec<File>,
@@ -85,11 +86,17 @@ impl FaultyDisk {
     pub fn set_faults(&self, faults: Faults) {
         let mut state = self.platter.state.lock();
         (state.faults, state.changes, state.syncs) = (faults, 0, 0);
+        state.refused_for_space = 0;
     }
 
     /// Calls that changed something since the faults were set.
     pub fn changes(&self) -> u64 {
         self.platter.state.lock().changes
+    }
+
+    /// Writes that there was no room for since the faults were set.
+    pub fn refused_for_space(&self) -> u64 {
+        self.platter.state.lock().refused_for_space
     }
 
     /// Makes syncs wait, or lets them go on.
@@ -196,10 +203,11 @@ impl State {
         self.names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn check_capacity(&self, more: usize) -> io::Result<()> {
+    fn check_capacity(&mut self, more: usize) -> io::Result<()> {
         let used: usize = self.names.values().map(|file| self.files[*file].visible.len()).sum();
         match self.faults.capacity {
             Some(capacity) if (used + more) as u64 > capacity => {
+                self.refused_for_space += 1;
                 Err(io::ErrorKind::StorageFull.into())
             }
             Some(_) | None => Ok(()),

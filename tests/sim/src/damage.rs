@@ -120,13 +120,14 @@ async fn refuses_to_start(
 }
 
 /// A node's disk is full: what it cannot write down it must not acknowledge. It stops, and finds space
-/// when it is started again.
+/// when it is started again; if it was a snapshot that found no room, it goes on without.
 pub(crate) async fn fill_disk(world: &World, chance: &Chance, node: NodeId) -> bool {
     let disk = world.disk(node);
     let used: usize = disk.contents().iter().map(|(_, bytes)| bytes.len()).sum();
     let capacity = Some(used as u64 + chance.below(8 << 10));
     disk.set_faults(Faults { capacity, ..Faults::default() });
     let is_down = await_down(world, node).await;
+    let was_full = disk.refused_for_space() > 0;
     disk.set_faults(Faults::default());
-    is_down
+    is_down || was_full
 }
