@@ -15,7 +15,7 @@ use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
     Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, Namespace, NewNamespace,
-    Peer, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics,
+    Peer, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics, WallTime,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
 use prometheus_client::encoding::text::encode;
@@ -82,6 +82,8 @@ impl Peer for LinkedPeer {
 struct Member {
     disk: FaultyDisk,
     store: Arc<MemoryStore>,
+    /// What its clock is set by; `None`: the system's.
+    wall: Option<&'static WallTime>,
     running: Option<RunningMember>,
 }
 
@@ -112,7 +114,7 @@ impl Members {
         let member = |node: u64| {
             let disk = FaultyDisk::new(seed.wrapping_mul(31).wrapping_add(node));
             let store = Arc::new(MemoryStore::new());
-            (NodeId(node), Member { disk, store, running: None })
+            (NodeId(node), Member { disk, store, wall: None, running: None })
         };
         let mut started = Self {
             network: MemoryNetwork::new(),
@@ -135,7 +137,7 @@ impl Members {
     /// Starts a node that does not run, on what it has on its disk.
     pub(crate) async fn start_node(&mut self, node: NodeId) {
         let members = self.members.keys().copied().collect();
-        let Member { disk, store, .. } = &self.members[&node];
+        let Member { disk, store, wall, .. } = &self.members[&node];
         let config = NodeConfig {
             node,
             dir: PathBuf::from("/node"),
@@ -152,7 +154,7 @@ impl Members {
             config: self.config.clone(),
             groups: groups.clone(),
             store: Arc::clone(store) as Arc<dyn Store>,
-            clock: Clock::start(),
+            clock: wall.map_or_else(Clock::start, Clock::start_on),
             ids: Ids::random(),
             metrics: ShardMetrics::register(&mut metrics),
         };
@@ -336,6 +338,11 @@ impl Members {
         self.network.heal_all();
         self.links.cut_off.write().unwrap().remove(&node);
         self.links.unheard.write().unwrap().remove(&node);
+    }
+
+    /// Sets a node's clock, which it looks at when it is started.
+    pub(crate) fn set_clock(&mut self, node: NodeId, wall: &'static WallTime) {
+        self.members.get_mut(&node).unwrap().wall = Some(wall);
     }
 
     /// Empties a node's store, as if its files were lost; the node must not run.

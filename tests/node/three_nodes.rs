@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use piton_core::effect::QueueName;
 use piton_core::list_filter::ListFilter;
+use piton_core::time::Timestamp;
 use piton_proto::enums::{EventType, PendingWorkflowTaskState};
+use piton_proto::history::HistoryEvent;
+use piton_proto::workflowservice::StartWorkflowExecutionRequest;
 use piton_raft::NodeId;
 use piton_shard::{Call, HistoryPage, QueueType, ShardConfig};
 use tokio::task::JoinHandle;
@@ -422,5 +425,34 @@ async fn a_reader_that_waits_hears_that_leadership_went_elsewhere() {
     let heard = tokio::time::timeout(AT_ONCE, of_the_end).await.expect("it still waits");
     let error = heard.unwrap().unwrap_err();
     assert!(error.is_retriable(), "{error}");
+    members.stop().await;
+}
+
+/// A run is closed on one node, and the next one of the same workflow starts on a node whose clock was
+/// set back: it does not start before the other was closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_workflow_does_not_go_back_in_time_on_a_node_whose_clock_is_behind() {
+    let mut members = Members::start(15).await;
+    let behind = NodeId(2);
+    members.kill(behind, true).await;
+    members.set_clock(behind, &|| Timestamp(1_000_000_000_000));
+    members.start_node(behind).await;
+    members.await_ready().await;
+    let api = members.client();
+    members.lead("again", NodeId(1)).await;
+    let start = start_of("again", ORDER, "again");
+    insist("it starts", || api.start(start.clone())).await.unwrap();
+    let task = api.poll_workflow_task("again").await.unwrap();
+    api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
+    let time_of = |event: Option<&HistoryEvent>| {
+        event.and_then(|event| event.event_time).map(|time| (time.seconds, time.nanos)).unwrap()
+    };
+    let closed = time_of(history_of(api.as_ref(), "again").await.last());
+
+    members.lead("again", behind).await;
+    let start = StartWorkflowExecutionRequest { request_id: "second".to_owned(), ..start };
+    insist("it starts again", || api.start(start.clone())).await.unwrap();
+    let started = time_of(history_of(api.as_ref(), "again").await.first());
+    assert!(started >= closed, "closed at {closed:?} and started again at {started:?}");
     members.stop().await;
 }
