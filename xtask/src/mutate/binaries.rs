@@ -1,5 +1,5 @@
 //! The binaries under test: built once with all mutations in them, then started for one test, or
-//! for one seed of the simulation, with one mutation on or none.
+//! for seeds of the simulation, with one mutation on or none.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const TEST_LIMIT: Duration = Duration::from_secs(90);
 /// How the simulation says that faults hit nobody, which is no failure.
 const SEED_UNKNOWN: i32 = 3;
 
-/// What became of one test or seed.
+/// What became of one test, or of seeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Green,
@@ -102,47 +102,74 @@ impl Binaries {
         Ok(())
     }
 
-    /// Runs one test or seed, with one mutation on or none.
+    /// Runs one test, or seeds until one fails, with one mutation on or none.
     pub(super) fn run(&self, red: &Red, mutation: Option<&str>, log: &mut Log) -> Result<Outcome> {
-        let mut command = match red {
+        match red {
             Red::Test { package, target, name } => {
-                let key = (package.clone(), target.clone());
-                let Some((executable, directory)) = self.tests.get(&key) else {
+                let Some(target) = self.tests.get(&(package.clone(), target.clone())) else {
                     return Ok(Outcome::NotFound);
                 };
-                let mut command = Command::new(executable);
-                command.current_dir(directory).args(["--exact", name, "--nocapture"]);
-                command.env("CARGO_MANIFEST_DIR", directory);
-                command
+                run_test(target, name, mutation, log)
             }
-            Red::Seed(seed) => {
+            Red::Seeds(count) => {
                 let executable = self.simulation.as_ref().context("no simulation was built")?;
-                let mut command = Command::new(executable);
-                command.args(["--one", &seed.to_string()]);
-                command
+                for seed in 1..=*count {
+                    let outcome = run_seed(executable, seed, mutation, log)?;
+                    if outcome != Outcome::Green {
+                        return Ok(outcome);
+                    }
+                }
+                Ok(Outcome::Green)
             }
-        };
-        command.env_remove(VARIABLE).env("RUST_BACKTRACE", "0");
-        if let Some(mutation) = mutation {
-            command.env(VARIABLE, mutation);
         }
-        let mut ran = None;
-        let end = process::run_to_end(command, log, TEST_LIMIT, |line| {
-            ran = parse_running(line).or(ran);
-        })?;
-        Ok(match (red, end) {
-            (_, End::TimedOut) => Outcome::Hung,
-            (Red::Test { .. }, End::Exited(code)) => match ran {
-                None => bail!("{red} is no test binary"),
-                Some(1) if code == Some(0) => Outcome::Green,
-                // A test that takes its process with it has failed as well.
-                Some(1) => Outcome::Red,
-                Some(_) => Outcome::NotFound,
-            },
-            (Red::Seed(_), End::Exited(Some(0 | SEED_UNKNOWN))) => Outcome::Green,
-            (Red::Seed(_), End::Exited(_)) => Outcome::Red,
-        })
     }
+}
+
+fn run_test(
+    (executable, directory): &(PathBuf, PathBuf),
+    name: &str,
+    mutation: Option<&str>,
+    log: &mut Log,
+) -> Result<Outcome> {
+    let mut command = switched(executable, mutation);
+    command.current_dir(directory).args(["--exact", name, "--nocapture"]);
+    command.env("CARGO_MANIFEST_DIR", directory);
+    let mut ran = None;
+    let end = process::run_to_end(command, log, TEST_LIMIT, |line| {
+        ran = parse_running(line).or(ran);
+    })?;
+    Ok(match (end, ran) {
+        (End::TimedOut, _) => Outcome::Hung,
+        (End::Exited(_), None) => bail!("{} is no test binary", executable.display()),
+        (End::Exited(Some(0)), Some(1)) => Outcome::Green,
+        // A test that takes its process with it has failed as well.
+        (End::Exited(_), Some(1)) => Outcome::Red,
+        (End::Exited(_), Some(_)) => Outcome::NotFound,
+    })
+}
+
+fn run_seed(
+    executable: &Path,
+    seed: u64,
+    mutation: Option<&str>,
+    log: &mut Log,
+) -> Result<Outcome> {
+    let mut command = switched(executable, mutation);
+    command.args(["--one", &seed.to_string()]);
+    Ok(match process::run_to_end(command, log, TEST_LIMIT, |_| {})? {
+        End::TimedOut => Outcome::Hung,
+        End::Exited(Some(0 | SEED_UNKNOWN)) => Outcome::Green,
+        End::Exited(_) => Outcome::Red,
+    })
+}
+
+fn switched(executable: &Path, mutation: Option<&str>) -> Command {
+    let mut command = Command::new(executable);
+    command.env_remove(VARIABLE).env("RUST_BACKTRACE", "0");
+    if let Some(mutation) = mutation {
+        command.env(VARIABLE, mutation);
+    }
+    command
 }
 
 /// Reads `running 1 test`.

@@ -48,11 +48,11 @@ struct Area {
 
 /// What must turn red: `raft log_faults a_missing_segment_is_refused`, that is a crate's directory,
 /// a test target (`lib` for the library's own tests, `bin` for the binary's), and the test's name
-/// with its modules; or `sim 17`, a seed of the simulation.
+/// with its modules; or `sim 6`, one of the first six seeds of the simulation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Red {
     Test { package: String, target: String, name: String },
-    Seed(u64),
+    Seeds(u64),
 }
 
 impl FromStr for Red {
@@ -61,13 +61,13 @@ impl FromStr for Red {
     fn from_str(text: &str) -> Result<Red> {
         let words: Vec<&str> = text.split(' ').collect();
         match words[..] {
-            ["sim", seed] => Ok(Red::Seed(seed.parse().context("sim and a seed")?)),
+            ["sim", count] => Ok(Red::Seeds(count.parse().context("sim and how many seeds")?)),
             [package, target, name] => Ok(Red::Test {
                 package: package.to_owned(),
                 target: target.to_owned(),
                 name: name.to_owned(),
             }),
-            _ => bail!("neither `crate target test` nor `sim seed`: {text}"),
+            _ => bail!("neither `crate target test` nor `sim seeds`: {text}"),
         }
     }
 }
@@ -76,7 +76,7 @@ impl std::fmt::Display for Red {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Red::Test { package, target, name } => write!(formatter, "{package} {target} {name}"),
-            Red::Seed(seed) => write!(formatter, "sim {seed}"),
+            Red::Seeds(count) => write!(formatter, "sim {count}"),
         }
     }
 }
@@ -233,7 +233,7 @@ protects = "D4: the fence"
 file = "a.rs"
 find = "a != b"
 replace = "a != b && !MUTATED"
-red = ["shard lib replica::tests::a_term", "sim 17"]
+red = ["shard lib replica::tests::a_term", "sim 6"]
 "#;
 
     fn faults_of(list: &str, text: &'static str) -> Vec<String> {
@@ -258,7 +258,7 @@ red = ["shard lib replica::tests::a_term", "sim 17"]
         assert_eq!(faults_of(&twice, "a != b"), ["there are two of this name"]);
         let unmarked = ONE.replace(" && !MUTATED", "");
         assert_eq!(faults_of(&unmarked, "a != b"), ["a replacement has no MUTATED: a != b"]);
-        let unknown = ONE.replace("sim 17", "sim");
+        let unknown = ONE.replace("sim 6", "sim");
         assert_eq!(faults_of(&unknown, "a != b").len(), 1);
     }
 

@@ -74,7 +74,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, options: &Options)
             binaries.build_tests(&copy, &directory.join("build"), log)?;
             Ok(Tally::one(true))
         });
-    let simulated = reds.iter().any(|red| matches!(red, Red::Seed(_)));
+    let simulated = reds.iter().any(|red| matches!(red, Red::Seeds(_)));
     let built = built
         && (!simulated
             || report.step("build of the mutated simulation", |log| {
