@@ -79,6 +79,20 @@ pub(crate) struct QueueFigure {
     pub(crate) age: Duration,
 }
 
+impl Metrics {
+    fn register_commits(&self, registry: &mut Registry) {
+        let latency = self.commit_latency.clone();
+        registry.register_with_unit("commit", "From proposal to applied", Unit::Seconds, latency);
+        registry.register("transitions", "Transitions committed", self.transitions.clone());
+        registry.register(
+            "transition_failures",
+            "Transitions refused, or whose outcome is unknown",
+            self.transition_failures.clone(),
+        );
+        registry.register("entries", "Raft entries proposed", self.entries.clone());
+    }
+}
+
 impl ShardMetrics {
     /// Makes the figures and registers them.
     pub fn register(registry: &mut Registry) -> Self {
@@ -125,7 +139,6 @@ impl ShardMetrics {
             s(),
             m.queue_age.clone(),
         );
-        r.register_with_unit("commit", "From proposal to applied", s(), m.commit_latency.clone());
         r.register_with_unit(
             "checkpoint",
             "Writing a shard's changes to the store",
@@ -143,15 +156,9 @@ impl ShardMetrics {
             m.activity_failures.clone(),
         );
         r.register("task_queue_depth", "Tasks that wait for a worker", m.queue_depth.clone());
-        r.register("transitions", "Transitions committed", m.transitions.clone());
-        r.register(
-            "transition_failures",
-            "Transitions refused, or whose outcome is unknown",
-            m.transition_failures.clone(),
-        );
-        r.register("entries", "Raft entries proposed", m.entries.clone());
         r.register("actors", "Workflows in memory", m.actors.clone());
         r.register("shard_leader", "1 where this node leads the shard", m.leads.clone());
+        metrics.register_commits(r);
         Self(Arc::new(metrics))
     }
 
