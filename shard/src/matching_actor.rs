@@ -116,6 +116,14 @@ impl Queues {
         }
     }
 
+    /// Has each actor look whether its queue is still used.
+    pub(crate) fn sweep(&self) {
+        let seats: Vec<_> = self.map.lock().values().cloned().collect();
+        for seat in seats {
+            seat.look();
+        }
+    }
+
     fn remove(&self, queue: &QueueKey) {
         self.map.lock().remove(queue);
     }
@@ -186,6 +194,7 @@ impl Actor for MatchingActor {
         }
         matching.ask_for_more(&shard);
         matching.show();
+        matching.forget_shut_down(&shard);
         if matching.is_abandoned(&shard) && matching.seat.mailbox.close_if_empty() {
             shard.queues.remove(&matching.queue);
             myself.stop(None);
@@ -305,8 +314,6 @@ impl Matching {
     /// of it has no poller from now on.
     fn shut_down(&mut self, shard: &ShardRuntime, worker: &str) {
         let now = shard.clock.now();
-        let memory = shard.config.poller_memory.as_millis() as i64;
-        self.shut_down.retain(|_, since| (now - *since).0 <= memory);
         if !worker.is_empty() {
             self.shut_down.insert(worker.to_owned(), now);
         }
@@ -352,6 +359,12 @@ impl Matching {
         self.pollers.retain(|_, seen| (now - *seen).0 <= memory);
     }
 
+    fn forget_shut_down(&mut self, shard: &ShardRuntime) {
+        let now = shard.clock.now();
+        let memory = shard.config.poller_memory.as_millis() as i64;
+        self.shut_down.retain(|_, since| (now - *since).0 <= memory);
+    }
+
     fn oldest(&self) -> Option<Timestamp> {
         self.tasks.values().map(|offer| offer.created).min()
     }
@@ -371,11 +384,13 @@ impl Matching {
         self.seat.oldest_ms.store(oldest, Ordering::Relaxed);
     }
 
-    /// Nothing waits and nobody has polled for long: the queue may be forgotten.
+    /// Nothing waits, nobody has polled for long, and no worker has shut down whose polls may still be
+    /// on their way here: the queue may be forgotten.
     fn is_abandoned(&self, shard: &ShardRuntime) -> bool {
         self.tasks.is_empty()
             && self.polls.is_empty()
             && self.declined.is_empty()
+            && self.shut_down.is_empty()
             && (shard.clock.now() - self.last_poll).0
                 > shard.config.poller_memory.as_millis() as i64
     }

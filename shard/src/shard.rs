@@ -441,6 +441,7 @@ impl Actor for ShardActor {
             ShardMessage::Expire => {
                 if let Some(runtime) = &state.serving {
                     runtime.expire();
+                    runtime.queues.sweep();
                     runtime.offer_to_other_nodes();
                 }
             }

@@ -325,12 +325,19 @@ impl Members {
         self.running().filter_map(|(node, running)| Some((node, last(running)?))).collect()
     }
 
+    /// The figures of a node's shards, as they are scraped.
+    pub(crate) fn metrics(&self, node: NodeId) -> String {
+        let running = self.members[&node].running.as_ref().unwrap();
+        running.cluster.refresh_metrics();
+        let mut text = String::new();
+        encode(&mut text, &running.metrics).unwrap();
+        text
+    }
+
     /// Transitions that a node has proposed in vain.
     pub(crate) fn failed_transitions(&self, node: NodeId) -> u64 {
-        let mut text = String::new();
-        encode(&mut text, &self.members[&node].running.as_ref().unwrap().metrics).unwrap();
         let value = |line: &str| line.strip_prefix("transition_failures_total ")?.parse().ok();
-        text.lines().find_map(value).unwrap()
+        self.metrics(node).lines().find_map(value).unwrap()
     }
 
     /// Takes back what was done to the network, and to calls from and to a node.
@@ -338,6 +345,13 @@ impl Members {
         self.network.heal_all();
         self.links.cut_off.write().unwrap().remove(&node);
         self.links.unheard.write().unwrap().remove(&node);
+    }
+
+    /// Makes all that the nodes sync wait, or lets it go on.
+    pub(crate) fn hold_syncs(&self, hold: bool) {
+        for member in self.members.values() {
+            member.disk.hold_syncs(hold);
+        }
     }
 
     /// Sets a node's clock, which it looks at when it is started.

@@ -1,7 +1,14 @@
 //! The workload with every actor dropped at once and a table that is always full: state comes from
 //! histories and from the store, over and over (issue 3, "must be shown" 4; architecture D6, D13).
 
+use std::time::Duration;
+
+use piton_raft::NodeId;
+use piton_shard::ShardConfig;
+
 use crate::client::start_of;
+use crate::members::{Members, shard_config};
+use crate::members_client::poll;
 use crate::metrics::metrics;
 use crate::nodes::{Running, config};
 use crate::worker::{Ledger, Worker, await_orders, await_until, place_orders};
@@ -59,4 +66,29 @@ async fn the_longest_unused_leave_when_too_many_are_in_memory() {
     let task = api.poll_workflow_task("nobody").await.unwrap();
     assert!(!task.task_token.is_empty());
     running.stop().await;
+}
+
+/// Every worker process has a sticky queue of its own: queues that nobody uses leave memory, though nothing
+/// comes to them any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_queue_that_nobody_uses_leaves_memory() {
+    let config = ShardConfig {
+        poller_memory: Duration::from_millis(500),
+        retention_interval: Duration::from_millis(50),
+        ..shard_config()
+    };
+    let members = Members::start_with(18, config).await;
+    members.lead("brief", NodeId(1)).await;
+    // A queue lies where the workflow of its name does.
+    let is_there = || members.metrics(NodeId(1)).contains(r#"task_queue="brief""#);
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let polled = tokio::spawn(async move {
+        let polled = cluster.poll_workflow_task(&namespace, poll("brief")).await;
+        polled.map(|task| task.task_token)
+    });
+    await_until("the queue is there", || async { is_there().then_some(()) }).await;
+    polled.abort();
+    assert!(polled.await.unwrap_err().is_cancelled());
+    await_until("the queue is gone", || async { (!is_there()).then_some(()) }).await;
+    members.stop().await;
 }

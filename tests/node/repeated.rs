@@ -19,6 +19,8 @@ use crate::nodes::{Running, config};
 use crate::worker::{complete, history_of, schedule};
 
 const STICKY_WAIT: Duration = Duration::from_millis(300);
+/// Shorter than the time of a poll that waits.
+const AT_ONCE: Duration = Duration::from_secs(8);
 
 fn sticky_queue(name: &str, normal: &str) -> TaskQueue {
     TaskQueue {
@@ -247,13 +249,18 @@ async fn a_poll_that_comes_after_its_worker_has_shut_down_is_answered_empty() {
     api.start(start_of("left", "simple", "q")).await.unwrap();
     let shutdown = ShutdownWorkerRequest {
         namespace: NAMESPACE.to_owned(),
+        sticky_task_queue: "sticky".to_owned(),
         task_queue: "q".to_owned(),
         worker_instance_key: "worker-1".to_owned(),
         ..ShutdownWorkerRequest::default()
     };
     service.clone().shutdown_worker(soon(shutdown)).await.unwrap();
-    let queue = TaskQueue { name: "q".to_owned(), ..TaskQueue::default() };
-    assert!(poll(&service, queue).await.task_token.is_empty(), "it got the task");
+    let normal = TaskQueue { name: "q".to_owned(), ..TaskQueue::default() };
+    for queue in [sticky_queue("sticky", "q"), normal] {
+        let polled = tokio::time::timeout(AT_ONCE, poll(&service, queue.clone())).await;
+        let task = polled.unwrap_or_else(|_| panic!("its poll of {} waits", queue.name));
+        assert!(task.task_token.is_empty(), "it got the task");
+    }
     // Which another worker gets.
     let task = api.poll_workflow_task("q").await.unwrap();
     assert!(!task.task_token.is_empty());

@@ -348,6 +348,36 @@ async fn tasks_behind_a_window_of_held_ones_come() {
     members.stop().await;
 }
 
+/// A queue begins empty at its next owner, and what waits is offered there at once: not when every shard
+/// offers its first tasks again anyway.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_waits_is_offered_to_the_next_owner_of_its_queue() {
+    let rarely = Duration::from_secs(3_600);
+    let config = ShardConfig { retention_interval: rarely, ..shard_config() };
+    let members = Members::start_with(16, config).await;
+    let api = members.client();
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
+    // A queue lies where the workflow of its name does.
+    let mut queues = (0..).map(|number| format!("queue-{number}"));
+    let queue = &*queues.find(|queue| shard_of(queue) != shard_of("waits")).unwrap();
+    members.lead("waits", NodeId(1)).await;
+    members.lead(queue, NodeId(2)).await;
+    let start = start_of("waits", ORDER, queue);
+    insist("it starts", || api.start(start.clone())).await.unwrap();
+    await_until("its task waits at the queue's owner", || async {
+        let kind = QueueType::Workflow;
+        let view = cluster.describe_task_queue(&namespace, QueueName::normal(queue), kind).await;
+        view.is_ok_and(|view| view.backlog_count == 1).then_some(())
+    })
+    .await;
+    members.lead(queue, NodeId(3)).await;
+    let polled = tokio::time::timeout(AT_ONCE, api.poll_workflow_task(queue)).await;
+    let task = polled.expect("it was not offered there").unwrap();
+    assert_eq!(task.workflow_execution.unwrap().workflow_id, "waits");
+    members.stop().await;
+}
+
 /// A task reaches a poll whose client goes away before it looks: it is offered again at once, and
 /// not when the task times out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -371,6 +401,35 @@ async fn a_poll_that_goes_away_gives_its_task_back() {
     let again = tokio::time::timeout(AT_ONCE, api.poll_workflow_task("gone")).await;
     let task = again.expect("it was not offered again").unwrap();
     assert_eq!(task.workflow_execution.unwrap().workflow_id, "gone");
+    members.stop().await;
+}
+
+/// A poll goes away while the attempt that it is to get is being committed: the attempt reaches nobody,
+/// and is offered again at once, not when it has timed out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_attempt_whose_poll_has_gone_by_its_commit_is_offered_again() {
+    let members = Members::start(17).await;
+    let api = members.client();
+    api.start(start_of("waits", ORDER, QUEUE)).await.unwrap();
+    let task = api.poll_workflow_task(QUEUE).await.unwrap();
+    api.complete_workflow_task(&task.task_token, vec![schedule("once", "later")]).await.unwrap();
+
+    let leader = members.leader_of("waits").await;
+    let before = members.last_indices("waits");
+    members.hold_syncs(true);
+    let to_leader: Arc<dyn Api> = members.client_of(leader);
+    let polled = tokio::spawn(async move { to_leader.poll_activity_task("later").await });
+    await_until("the attempt is proposed", || async {
+        (members.last_indices("waits")[&leader] > before[&leader]).then_some(())
+    })
+    .await;
+    polled.abort();
+    assert!(polled.await.unwrap_err().is_cancelled());
+    members.hold_syncs(false);
+
+    let again = tokio::time::timeout(AT_ONCE, api.poll_activity_task("later")).await;
+    let task = again.expect("it was not offered again").unwrap();
+    assert_eq!((task.activity_id.as_str(), task.attempt), ("once", 1));
     members.stop().await;
 }
 
