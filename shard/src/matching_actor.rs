@@ -194,7 +194,6 @@ impl Actor for MatchingActor {
         }
         matching.ask_for_more(&shard);
         matching.show();
-        matching.forget_shut_down(&shard);
         if matching.is_abandoned(&shard) && matching.seat.mailbox.close_if_empty() {
             shard.queues.remove(&matching.queue);
             myself.stop(None);
@@ -313,9 +312,10 @@ impl Matching {
     /// Answers a worker's polls empty, also those that are still on their way here; a sticky queue
     /// of it has no poller from now on.
     fn shut_down(&mut self, shard: &ShardRuntime, worker: &str) {
-        let now = shard.clock.now();
+        let oldest = remembered_since(shard);
+        self.shut_down.retain(|_, since| *since >= oldest);
         if !worker.is_empty() {
-            self.shut_down.insert(worker.to_owned(), now);
+            self.shut_down.insert(worker.to_owned(), shard.clock.now());
         }
         if self.queue.queue.is_sticky() {
             self.last_poll = Timestamp::default();
@@ -354,15 +354,8 @@ impl Matching {
     }
 
     fn forget_pollers(&mut self, shard: &ShardRuntime) {
-        let now = shard.clock.now();
-        let memory = shard.config.poller_memory.as_millis() as i64;
-        self.pollers.retain(|_, seen| (now - *seen).0 <= memory);
-    }
-
-    fn forget_shut_down(&mut self, shard: &ShardRuntime) {
-        let now = shard.clock.now();
-        let memory = shard.config.poller_memory.as_millis() as i64;
-        self.shut_down.retain(|_, since| (now - *since).0 <= memory);
+        let oldest = remembered_since(shard);
+        self.pollers.retain(|_, seen| *seen >= oldest);
     }
 
     fn oldest(&self) -> Option<Timestamp> {
@@ -387,13 +380,18 @@ impl Matching {
     /// Nothing waits, nobody has polled for long, and no worker has shut down whose polls may still be
     /// on their way here: the queue may be forgotten.
     fn is_abandoned(&self, shard: &ShardRuntime) -> bool {
+        let is_long_ago = |time: Timestamp| time < remembered_since(shard);
         self.tasks.is_empty()
             && self.polls.is_empty()
             && self.declined.is_empty()
-            && self.shut_down.is_empty()
-            && (shard.clock.now() - self.last_poll).0
-                > shard.config.poller_memory.as_millis() as i64
+            && is_long_ago(self.last_poll)
+            && self.shut_down.values().copied().all(is_long_ago)
     }
+}
+
+/// Polls and shut down workers from before this time are forgotten.
+fn remembered_since(shard: &ShardRuntime) -> Timestamp {
+    Timestamp(shard.clock.now().0 - shard.config.poller_memory.as_millis() as i64)
 }
 
 fn issue(shard: &ShardRuntime, offer: Offer, poll: PollRequest) {

@@ -224,10 +224,7 @@ impl Members {
     pub(crate) async fn leader_of(&self, workflow_id: &str) -> NodeId {
         await_until("the shard has a leader", || async {
             self.running().find_map(|(node, running)| {
-                let namespace = running.cluster.meta().namespace(NAMESPACE)?;
-                let key = key(&namespace, workflow_id);
-                let group = GroupId(running.cluster.shard_of(&key).0 + 1);
-                let leadership = *running.groups.group(group)?.leadership().borrow();
+                let leadership = *group_of(running, workflow_id)?.leadership().borrow();
                 (leadership.serving && leadership.leader == Some(node)).then_some(node)
             })
         })
@@ -237,9 +234,7 @@ impl Members {
     /// The leader of a workflow's shard, as nodes other than `without` know it.
     pub(crate) fn leader_of_majority(&self, workflow_id: &str, without: NodeId) -> Option<NodeId> {
         let (_, running) = self.running().find(|(node, _)| *node != without)?;
-        let namespace = running.cluster.meta().namespace(NAMESPACE)?;
-        let group = GroupId(running.cluster.shard_of(&key(&namespace, workflow_id)).0 + 1);
-        let leadership = running.groups.group(group)?.leadership();
+        let leadership = group_of(running, workflow_id)?.leadership();
         leadership.borrow().leader
     }
 
@@ -251,9 +246,7 @@ impl Members {
                 return Some(());
             }
             let running = self.members[&from].running.as_ref()?;
-            let namespace = running.cluster.meta().namespace(NAMESPACE)?;
-            let shard = running.cluster.shard_of(&key(&namespace, workflow_id));
-            running.groups.group(GroupId(shard.0 + 1))?.transfer_leader(to).await;
+            group_of(running, workflow_id)?.transfer_leader(to).await;
             None
         })
         .await;
@@ -317,11 +310,8 @@ impl Members {
 
     /// The last entry in each node's log of a workflow's shard.
     pub(crate) fn last_indices(&self, workflow_id: &str) -> BTreeMap<NodeId, u64> {
-        let last = |running: &RunningMember| {
-            let namespace = running.cluster.meta().namespace(NAMESPACE)?;
-            let shard = running.cluster.shard_of(&key(&namespace, workflow_id));
-            Some(running.groups.group(GroupId(shard.0 + 1))?.metrics().last_index)
-        };
+        let last =
+            |running: &RunningMember| Some(group_of(running, workflow_id)?.metrics().last_index);
         self.running().filter_map(|(node, running)| Some((node, last(running)?))).collect()
     }
 
@@ -437,6 +427,13 @@ impl Members {
         let links = Arc::clone(&self.links);
         Arc::new(MembersClient::new(links, only))
     }
+}
+
+/// The group of a workflow's shard.
+fn group_of(running: &RunningMember, workflow_id: &str) -> Option<Group> {
+    let namespace = running.cluster.meta().namespace(NAMESPACE)?;
+    let shard = running.cluster.shard_of(&key(&namespace, workflow_id));
+    running.groups.group(GroupId(shard.0 + 1))
 }
 
 fn groups_of(running: &RunningMember) -> Vec<Group> {

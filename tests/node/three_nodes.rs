@@ -159,6 +159,13 @@ async fn a_node_without_its_store_rebuilds_it_from_snapshot_and_log() {
     check_replicas(members).await;
 }
 
+/// Starts the workflow `waits`, whose activity `once` waits for a worker in the queue `later`.
+async fn schedule_attempt(api: &dyn Api) {
+    api.start(start_of("waits", ORDER, QUEUE)).await.unwrap();
+    let task = api.poll_workflow_task(QUEUE).await.unwrap();
+    api.complete_workflow_task(&task.task_token, vec![schedule("once", "later")]).await.unwrap();
+}
+
 /// Asks the leader of a workflow's shard for something that it proposes and the others get into their
 /// logs, while it hears nothing any more. Answers the leader and the request, which still waits.
 async fn propose_unheard<T, F>(
@@ -196,9 +203,7 @@ where
 async fn an_attempt_whose_commit_its_leader_never_learned_of_comes_to_its_poll() {
     let members = Members::start(6).await;
     let api = members.client();
-    api.start(start_of("waits", ORDER, QUEUE)).await.unwrap();
-    let task = api.poll_workflow_task(QUEUE).await.unwrap();
-    api.complete_workflow_task(&task.task_token, vec![schedule("once", "later")]).await.unwrap();
+    schedule_attempt(api.as_ref()).await;
 
     let poll = |api: Arc<dyn Api>| async move { api.poll_activity_task("later").await };
     let (leader, polled) = propose_unheard(&members, "waits", poll).await;
@@ -410,9 +415,7 @@ async fn a_poll_that_goes_away_gives_its_task_back() {
 async fn an_attempt_whose_poll_has_gone_by_its_commit_is_offered_again() {
     let members = Members::start(17).await;
     let api = members.client();
-    api.start(start_of("waits", ORDER, QUEUE)).await.unwrap();
-    let task = api.poll_workflow_task(QUEUE).await.unwrap();
-    api.complete_workflow_task(&task.task_token, vec![schedule("once", "later")]).await.unwrap();
+    schedule_attempt(api.as_ref()).await;
 
     let leader = members.leader_of("waits").await;
     let before = members.last_indices("waits");
