@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::entry::ENTRY_BYTES_MAX;
+use crate::replica::entry::ENTRY_BYTES_MAX;
 
 /// Every bound and interval of this crate.
 #[derive(Clone, Debug)]

@@ -11,15 +11,15 @@ use piton_raft::{CommittedEntry, Replica};
 use piton_store::{Mark, MemoryStore, Table, codec, keys};
 use prost::Message;
 
-use crate::entry::{self, Entry};
-use crate::history;
-use crate::meta_state::MetaReplica;
-use crate::row_codes::note_key;
-use crate::row_values::{
+use crate::message::token::TaskToken;
+use crate::meta::state::MetaReplica;
+use crate::replica::entry::{self, Entry};
+use crate::rows::codes::note_key;
+use crate::rows::history;
+use crate::rows::values::{
     HistoryBatch, RequestRow, TaskValue, decode_current, decode_position, decode_range,
     encode_current, encode_range, errand_row, task_row, timer_row,
 };
-use crate::token::TaskToken;
 
 /// An entry of a shard's log, and the verdicts that answer it.
 pub fn entry(bytes: &[u8]) {

@@ -8,11 +8,11 @@ use piton_store::fuzzing::attack;
 use piton_store::{KeyRange, Order, Write};
 
 use super::*;
-use crate::entry::{SlotRange, TransitionRecord};
-use crate::meta_state::{MetaChange, MetaCommand, Namespace, NamespaceState, Route};
+use crate::message::token::{ActivityToken, QueryToken, WorkflowTaskToken};
+use crate::meta::state::{MetaChange, MetaCommand, Namespace, NamespaceState, Route};
+use crate::replica::entry::{SlotRange, TransitionRecord};
 use crate::replica::tests::TestShard;
 use crate::rows::tests::Driver;
-use crate::token::{ActivityToken, QueryToken, WorkflowTaskToken};
 
 fn held(run: &mut dyn FnMut()) -> u64 {
     allocation_counter::measure(run).bytes_max

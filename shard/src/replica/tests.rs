@@ -7,8 +7,8 @@ use piton_core::time::Timestamp;
 use piton_store::{CheckpointReport, MemoryStore};
 
 use super::*;
-use crate::entry::encode_range;
-use crate::row_values::CurrentRun;
+use crate::replica::entry::encode_range;
+use crate::rows::values::CurrentRun;
 use crate::rows::{Current, current_delete, current_write};
 
 /// A shard's replica without Raft: what a test hands in is committed.

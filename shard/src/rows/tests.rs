@@ -19,8 +19,8 @@ use piton_core::time::Span;
 use piton_core::transition::Change;
 
 use super::*;
-use crate::entry::{TransitionRecord, Verdict};
-use crate::peer::QueueType;
+use crate::message::peer::QueueType;
+use crate::replica::entry::{TransitionRecord, Verdict};
 use crate::replica::tests::{TestShard, key};
 
 struct AllKnown;

@@ -1,0 +1,375 @@
+//! Carries out errands: what a run owes to other workflows. Leader only, after the commit, and
+//! again after a failover: the rows are the truth, and doing an errand twice is harmless, since
+//! its request id is derived from its event (architecture D7).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use piton_core::effect::{Errand, ErrandKey, ParentLink};
+use piton_core::error::Rejection;
+use piton_core::id::{EventId, NamespaceId, RunId, WorkflowId, WorkflowKey};
+use piton_core::proto::common::WorkflowExecution;
+use piton_core::proto::history::{
+    RequestCancelExternalWorkflowExecutionInitiatedEventAttributes,
+    SignalExternalWorkflowExecutionInitiatedEventAttributes,
+    StartChildWorkflowExecutionInitiatedEventAttributes,
+};
+use piton_core::proto::sdk::UserMetadata;
+use piton_core::request::{
+    CancelRequest, ChildRefusal, ExternalRefusal, RunRequest, Signal, TerminateRequest,
+};
+use piton_core::run::Reply;
+
+use crate::error::ShardError;
+use crate::leader::child_start;
+use crate::leader::term::ShardRuntime;
+use crate::message::peer::{Answer, Call};
+
+/// What events say of requests that the server itself makes, as on the official server.
+const SERVER_IDENTITY: &str = "history-service";
+
+/// The errands of a shard's runs that are under way.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    /// Of one run to one target, in event order; the first is being carried out.
+    lines: Mutex<BTreeMap<Line, VecDeque<(ErrandKey, Errand)>>>,
+    stopped: AtomicBool,
+}
+
+/// From a run to a target: errands of one line never overtake each other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Line {
+    key: WorkflowKey,
+    run_id: RunId,
+    target: WorkflowKey,
+}
+
+/// Who has an errand carried out.
+struct Sender {
+    shard: Arc<ShardRuntime>,
+    key: WorkflowKey,
+    run_id: RunId,
+}
+
+impl Outbox {
+    /// Carries an errand out, after those of the same run to the same target.
+    pub(crate) fn run(
+        &self,
+        shard: &Arc<ShardRuntime>,
+        key: &WorkflowKey,
+        run_id: &RunId,
+        errand_key: ErrandKey,
+        errand: Errand,
+    ) {
+        let line = Line { key: key.clone(), run_id: run_id.clone(), target: target_of(&errand) };
+        let is_first = {
+            let mut lines = self.lines.lock();
+            let waiting = lines.entry(line.clone()).or_default();
+            if waiting.iter().any(|(known, _)| *known == errand_key) {
+                return;
+            }
+            waiting.push_back((errand_key, errand));
+            waiting.len() == 1
+        };
+        if is_first {
+            let sender =
+                Sender { shard: Arc::clone(shard), key: key.clone(), run_id: run_id.clone() };
+            tokio::spawn(async move { sender.work_off(line).await });
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.lines.lock().clear();
+    }
+
+    fn first(&self, line: &Line) -> Option<(ErrandKey, Errand)> {
+        self.lines.lock().get(line).and_then(|waiting| waiting.front().cloned())
+    }
+
+    fn done(&self, line: &Line) {
+        let mut lines = self.lines.lock();
+        if let Some(waiting) = lines.get_mut(line) {
+            waiting.pop_front();
+            if waiting.is_empty() {
+                lines.remove(line);
+            }
+        }
+    }
+}
+
+fn target_of(errand: &Errand) -> WorkflowKey {
+    let key = |namespace: &str, workflow_id: &str| WorkflowKey {
+        namespace: NamespaceId::from(namespace),
+        workflow_id: WorkflowId::from(workflow_id),
+    };
+    let of = |e: &Option<WorkflowExecution>| e.as_ref().map_or("", |e| &*e.workflow_id).to_owned();
+    match errand {
+        Errand::StartChild { attributes, .. } => {
+            key(&attributes.namespace_id, &attributes.workflow_id)
+        }
+        Errand::Signal { attributes, .. } => {
+            key(&attributes.namespace_id, &of(&attributes.workflow_execution))
+        }
+        Errand::Cancel { attributes, .. } => {
+            key(&attributes.namespace_id, &of(&attributes.workflow_execution))
+        }
+        Errand::ReportStart { parent } | Errand::ReportClose { parent, .. } => parent_key(parent),
+        Errand::CloseChild { namespace_id, workflow_id, .. } => {
+            key(namespace_id, workflow_id.as_str())
+        }
+    }
+}
+
+fn parent_key(parent: &ParentLink) -> WorkflowKey {
+    WorkflowKey {
+        namespace: NamespaceId::from(&*parent.namespace_id),
+        workflow_id: parent.workflow_id.clone(),
+    }
+}
+
+impl Sender {
+    async fn work_off(self, line: Line) {
+        while let Some((key, errand)) = self.shard.outbox.first(&line) {
+            let mut wait = self.shard.config.errand_retry_min;
+            while let Err(error) = self.carry_out(&line.target, key, &errand).await {
+                if self.shard.outbox.stopped.load(Ordering::Acquire) {
+                    return;
+                }
+                tracing::debug!(shard = %self.shard.id, %error, ?key, "an errand is tried again");
+                pause(wait).await;
+                wait = (wait * 2).min(self.shard.config.errand_retry_max);
+            }
+            self.shard.outbox.done(&line);
+        }
+    }
+
+    /// Carries one errand out and records the result in the run that owes it.
+    ///
+    /// # Errors
+    /// When it is not known to be done; then it is tried again.
+    async fn carry_out(
+        &self,
+        target: &WorkflowKey,
+        key: ErrandKey,
+        errand: &Errand,
+    ) -> Result<(), ShardError> {
+        match errand {
+            Errand::StartChild { initiated, attributes, user_metadata } => {
+                self.start_child(target, *initiated, attributes, user_metadata.clone()).await
+            }
+            Errand::Signal { initiated, attributes } => {
+                self.signal(target, *initiated, attributes).await
+            }
+            Errand::Cancel { initiated, attributes } => {
+                self.cancel(target, *initiated, attributes).await
+            }
+            Errand::ReportStart { parent } => self.report_start(parent).await,
+            Errand::ReportClose { parent, outcome } => {
+                let request = RunRequest::ChildClosed {
+                    initiated: parent.initiated,
+                    outcome: outcome.clone(),
+                };
+                self.ask_absent_ok(target, Some(parent.run_id.clone()), request).await?;
+                self.record(RunRequest::ErrandDone(key)).await
+            }
+            Errand::CloseChild { first_run, terminate, .. } => {
+                let request = close_child(first_run, *terminate, self.execution());
+                self.ask_absent_ok(target, None, request).await?;
+                self.record(RunRequest::ErrandDone(key)).await
+            }
+        }
+    }
+
+    /// A started child reports by itself (see `RunRequest::ChildStarted`); a refusal is recorded here.
+    async fn start_child(
+        &self,
+        target: &WorkflowKey,
+        initiated: EventId,
+        attributes: &StartChildWorkflowExecutionInitiatedEventAttributes,
+        user_metadata: Option<UserMetadata>,
+    ) -> Result<(), ShardError> {
+        if !self.knows(&target.namespace) {
+            let cause = ChildRefusal::NamespaceNotFound;
+            return self.record(RunRequest::ChildRefused { initiated, cause }).await;
+        }
+        let parent = child_start::ParentState::of(&self.shard, &self.key, &self.run_id).await?;
+        let request_id = self.request_id(initiated);
+        let request =
+            child_start::request(parent, initiated, attributes, user_metadata, request_id);
+        let call = Call::Start { key: target.clone(), request };
+        match child_refusal(self.shard.cluster.call(target, call).await)? {
+            Some(cause) => self.record(RunRequest::ChildRefused { initiated, cause }).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn signal(
+        &self,
+        target: &WorkflowKey,
+        initiated: EventId,
+        attributes: &SignalExternalWorkflowExecutionInitiatedEventAttributes,
+    ) -> Result<(), ShardError> {
+        let signal = Signal {
+            name: attributes.signal_name.clone(),
+            input: attributes.input.clone(),
+            identity: SERVER_IDENTITY.to_owned(),
+            header: attributes.header.clone(),
+            request_id: self.request_id(initiated),
+            sender: Some(self.execution()),
+            child_only: attributes.child_workflow_only,
+            links: Vec::new(),
+        };
+        let run_id = run_of(attributes.workflow_execution.as_ref());
+        let refusal = self.ask_external(target, run_id, RunRequest::Signal(signal)).await?;
+        self.record(RunRequest::ExternalSignalDone { initiated, refusal }).await
+    }
+
+    async fn cancel(
+        &self,
+        target: &WorkflowKey,
+        initiated: EventId,
+        attributes: &RequestCancelExternalWorkflowExecutionInitiatedEventAttributes,
+    ) -> Result<(), ShardError> {
+        let cancel = CancelRequest {
+            reason: attributes.reason.clone(),
+            identity: SERVER_IDENTITY.to_owned(),
+            request_id: self.request_id(initiated),
+            sender: Some((self.execution(), initiated)),
+            child_only: attributes.child_workflow_only,
+            ..Default::default()
+        };
+        let run_id = run_of(attributes.workflow_execution.as_ref());
+        let refusal = if *target == self.key {
+            // A workflow cannot ask itself to be cancelled.
+            Some(ExternalRefusal::NotFound)
+        } else {
+            self.ask_external(target, run_id, RunRequest::RequestCancel(cancel)).await?
+        };
+        self.record(RunRequest::ExternalCancelDone { initiated, refusal }).await
+    }
+
+    /// Asks the parent to record the start; goes on, or ends, as it answers.
+    async fn report_start(&self, parent: &ParentLink) -> Result<(), ShardError> {
+        let request = RunRequest::ChildStarted {
+            initiated: parent.initiated,
+            run_id: self.run_id.clone(),
+            header: None,
+        };
+        let key = parent_key(parent);
+        let call = Call::Run { key: key.clone(), run_id: Some(parent.run_id.clone()), request };
+        let goes_on = match self.shard.cluster.call(&key, call).await {
+            Ok(Answer::Reply(reply)) => matches!(*reply, Reply::ChildRecorded(true)),
+            Ok(_) => false,
+            Err(error) if error.is_absent() => false,
+            Err(error) => return Err(error),
+        };
+        if goes_on {
+            return self.record(RunRequest::ParentRecorded).await;
+        }
+        self.record(RunRequest::Terminate(TerminateRequest {
+            reason: "the parent was closed before it recorded the start of this child".into(),
+            identity: SERVER_IDENTITY.to_owned(),
+            ..Default::default()
+        }))
+        .await
+    }
+
+    async fn ask_external(
+        &self,
+        target: &WorkflowKey,
+        run_id: Option<RunId>,
+        request: RunRequest,
+    ) -> Result<Option<ExternalRefusal>, ShardError> {
+        if !self.knows(&target.namespace) {
+            return Ok(Some(ExternalRefusal::NamespaceNotFound));
+        }
+        let call = Call::Run { key: target.clone(), run_id, request };
+        match self.shard.cluster.call(target, call).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.is_absent() => Ok(Some(ExternalRefusal::NotFound)),
+            Err(ShardError::Rejected(Rejection::InvalidArgument(_))) => {
+                Ok(Some(ExternalRefusal::SignalCountLimit))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks; that the target is gone or closed is as good as done, and so is any refusal for good.
+    async fn ask_absent_ok(
+        &self,
+        target: &WorkflowKey,
+        run_id: Option<RunId>,
+        request: RunRequest,
+    ) -> Result<(), ShardError> {
+        let call = Call::Run { key: target.clone(), run_id, request };
+        match self.shard.cluster.call(target, call).await {
+            Ok(_) | Err(ShardError::Rejected(_)) => Ok(()),
+            Err(error) if error.is_absent() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Records a result in the run that owed the errand; a run that is gone owes nothing.
+    async fn record(&self, request: RunRequest) -> Result<(), ShardError> {
+        self.ask_absent_ok(&self.key, Some(self.run_id.clone()), request).await
+    }
+
+    fn knows(&self, namespace: &NamespaceId) -> bool {
+        self.shard.cluster.meta().namespace_by_id(namespace).is_some()
+    }
+
+    fn execution(&self) -> WorkflowExecution {
+        WorkflowExecution {
+            workflow_id: self.key.workflow_id.to_string(),
+            run_id: self.run_id.to_string(),
+        }
+    }
+
+    /// The same for each try of an errand, other than that of any other errand.
+    fn request_id(&self, event: EventId) -> String {
+        format!("{}:{event}", self.run_id)
+    }
+}
+
+fn run_of(execution: Option<&WorkflowExecution>) -> Option<RunId> {
+    execution.filter(|e| !e.run_id.is_empty()).map(|e| RunId::from(e.run_id.as_str()))
+}
+
+fn child_refusal(answer: Result<Answer, ShardError>) -> Result<Option<ChildRefusal>, ShardError> {
+    match answer {
+        Ok(_) => Ok(None),
+        // Refused for good: by a policy, or by a rule that no try will change.
+        Err(ShardError::Rejected(_)) => Ok(Some(ChildRefusal::AlreadyExists)),
+        Err(ShardError::NamespaceNotFound { .. }) => Ok(Some(ChildRefusal::NamespaceNotFound)),
+        Err(error) => Err(error),
+    }
+}
+
+fn close_child(first_run: &RunId, terminate: bool, parent: WorkflowExecution) -> RunRequest {
+    let reason = "by parent close policy".to_owned();
+    let first_run_id = first_run.to_string();
+    if terminate {
+        return RunRequest::Terminate(TerminateRequest {
+            reason,
+            identity: SERVER_IDENTITY.to_owned(),
+            first_run_id,
+            ..Default::default()
+        });
+    }
+    RunRequest::RequestCancel(CancelRequest {
+        reason,
+        identity: SERVER_IDENTITY.to_owned(),
+        request_id: format!("{}:close", parent.run_id),
+        first_run_id,
+        sender: Some((parent, EventId(0))),
+        ..Default::default()
+    })
+}
+
+async fn pause(wait: Duration) {
+    tokio::time::sleep(wait).await;
+}

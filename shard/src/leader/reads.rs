@@ -1,0 +1,227 @@
+//! What a shard's leader answers from rows: pages of history, lists, counts; and the deletion of
+//! what has expired. Reads wait for the actor's undecided transitions and for a read-index round
+//! (architecture D5a).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use piton_core::error::Rejection;
+use piton_core::id::{EventId, RunId, WorkflowKey};
+use piton_core::proto::history::{History, HistoryEvent};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use crate::error::ShardError;
+use crate::leader::matching::MatchMessage;
+use crate::leader::term::ShardRuntime;
+use crate::message::peer::{Answer, Call, HistoryPage, HistoryPageReply, TaskQueueView};
+use crate::replica::entry::{SlotRange, TransitionRecord};
+use crate::replica::proposer::Outcome;
+use crate::rows::history::{self, HistoryError, PageOutcome, RunView};
+use crate::rows::retention::{self, ExpireRow, Expired};
+use crate::rows::visibility;
+use crate::rows::{self, LoadError};
+use crate::workflow::actor::Subscription;
+use crate::workflow::batch::Hosted;
+
+/// Rows deleted by one transition.
+const DELETED_ROWS_MAX: usize = 256;
+
+/// What a caller hears of rows that cannot be read. A store that fails is rebuilt (architecture
+/// D13), so it is worth to try again; what does not decode will not decode the next time either.
+pub(crate) fn unreadable(error: LoadError) -> ShardError {
+    match error {
+        LoadError::Store { .. } | LoadError::Unsteady { .. } => {
+            ShardError::Unavailable(error.to_string())
+        }
+        LoadError::Value { .. }
+        | LoadError::Key { .. }
+        | LoadError::Fold { .. }
+        | LoadError::Missing { .. } => {
+            tracing::error!(error = &error as &dyn std::error::Error, "stored rows are damaged");
+            ShardError::Internal(error.to_string())
+        }
+    }
+}
+
+/// The refusal of a workflow that is not there.
+pub(crate) fn not_found(key: &WorkflowKey) -> ShardError {
+    Rejection::NotFound(format!("workflow not found for ID: {}", key.workflow_id)).into()
+}
+
+fn refused(error: HistoryError) -> ShardError {
+    match error {
+        HistoryError::Token(text) => Rejection::InvalidArgument(text.into()).into(),
+        HistoryError::Load(error) => unreadable(error),
+    }
+}
+
+impl ShardRuntime {
+    /// Answers a call from rows.
+    pub(crate) async fn read(self: &Arc<Self>, call: Call) -> Result<Answer, ShardError> {
+        match call {
+            Call::History { key, run_id, page } => {
+                self.read_history(key, run_id, page).await.map(Answer::History)
+            }
+            Call::List { namespace, filter, after, limit } => {
+                self.confirm().await?;
+                let listed =
+                    visibility::list(&self.rows, &namespace, &filter, after.as_deref(), limit);
+                let rows = listed.map_err(unreadable)?;
+                Ok(Answer::List { rows, covered: self.covered()? })
+            }
+            Call::Count { namespace, filter } => {
+                self.confirm().await?;
+                let counts =
+                    visibility::count(&self.rows, &namespace, &filter).map_err(unreadable)?;
+                Ok(Answer::Count { counts, covered: self.covered()? })
+            }
+            Call::DescribeQueue { queue } => {
+                let (reply, view) = oneshot::channel();
+                self.queues.tell(self, &queue, MatchMessage::Describe(reply));
+                view.await.map(Answer::Queue).map_err(|_| self.gone())
+            }
+            Call::Backlog { queue } => {
+                let (backlog_count, oldest) = self.rows.backlog(&queue).map_err(unreadable)?;
+                Ok(Answer::Queue(TaskQueueView { backlog_count, oldest, ..Default::default() }))
+            }
+            _ => Err(ShardError::Internal("this call is not answered from rows".into())),
+        }
+    }
+
+    fn covered(&self) -> Result<Vec<std::ops::Range<u16>>, ShardError> {
+        let range: Option<SlotRange> = self.rows.range().map_err(unreadable)?;
+        Ok(range.into_iter().map(|r| r.slots).collect())
+    }
+
+    async fn read_history(
+        self: &Arc<Self>,
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        page: HistoryPage,
+    ) -> Result<HistoryPageReply, ShardError> {
+        let pinned = history::token_run(&page.token).map_err(refused)?;
+        if let (Some(pinned), Some(asked)) = (&pinned, &run_id)
+            && pinned != asked
+        {
+            return Err(crate::route::api::bad_page_token());
+        }
+        // ORDER: before the rows are looked into, "not found" too has to be true of the whole group.
+        self.confirm().await?;
+        let run_id = match pinned.or(run_id) {
+            Some(run_id) => run_id,
+            None => self.current_run(&key)?,
+        };
+        let mut views = self.subscribe(&key, &run_id).await?;
+        let limits = self.cluster.limits();
+        let longest = Instant::now() + Duration::from_millis(limits.history_poll_ms_max);
+        let until = page.deadline.min(longest);
+        let mut page = page;
+        loop {
+            let seen = *views.borrow_and_update();
+            let view = RunView {
+                run_id: run_id.clone(),
+                next_event_id: seen.next_event_id,
+                is_open: seen.open,
+            };
+            let outcome = history::read_page(&self.rows, &key, &view, &page, &limits);
+            match outcome.map_err(refused)? {
+                PageOutcome::Page(reply) => return Ok(reply),
+                PageOutcome::Wait { token } => {
+                    page.token = token;
+                    if !wait_for_more(&mut views, seen, until).await? {
+                        let token = page.token;
+                        return Ok(HistoryPageReply { events: Vec::new(), next_page_token: token });
+                    }
+                }
+            }
+        }
+    }
+
+    fn current_run(&self, key: &WorkflowKey) -> Result<RunId, ShardError> {
+        let current = self.rows.current(key).map_err(unreadable)?;
+        current.map(|c| c.run.run_id).ok_or_else(|| not_found(key))
+    }
+}
+
+/// Waits until the run has moved on from what was seen; false when the time is over.
+async fn wait_for_more(
+    views: &mut watch::Receiver<Subscription>,
+    seen: Subscription,
+    until: Instant,
+) -> Result<bool, ShardError> {
+    let moved = tokio::time::timeout_at(until, views.wait_for(|now| *now != seen)).await;
+    match moved {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(_)) => Err(ShardError::Unavailable("the workflow is moving to another node".into())),
+        Err(_) => Ok(false),
+    }
+}
+
+impl Hosted {
+    /// Committed events of a run from `from` up to `end`, then `suffix`; the token goes on where
+    /// the first page ends.
+    pub(crate) fn history_of(
+        &self,
+        run_id: &RunId,
+        from: EventId,
+        end: EventId,
+        suffix: &[HistoryEvent],
+    ) -> Result<(History, Vec<u8>), ShardError> {
+        let limits = self.shard.cluster.limits();
+        let page =
+            history::task_page(&self.shard.rows, &self.key, run_id, from..end, suffix, &limits);
+        let (events, token) = page.map_err(refused)?;
+        Ok((History { events }, token))
+    }
+
+    /// Deletes what expired, unless the run it belongs to is open again or followed.
+    pub(crate) async fn delete_expired(&mut self, row: &ExpireRow) -> Result<(), ShardError> {
+        if let Expired::Run(run_id) = &row.what {
+            let is_open = self.runs.get(run_id).is_some_and(|run| run.status.is_open());
+            if is_open {
+                return Ok(());
+            }
+        }
+        loop {
+            let deletion = retention::deletion_writes(&self.shard.rows, row, DELETED_ROWS_MAX);
+            let deletion = deletion.map_err(unreadable)?;
+            if deletion.writes.is_empty() && deletion.done {
+                return Ok(());
+            }
+            let mut writes = deletion.writes;
+            let is_last = matches!((&row.what, self.current_run()), (Expired::Run(gone), Some(current))
+                if deletion.done && *gone == current);
+            let next = piton_core::id::Position(self.position.0 + 1);
+            match &mut self.current {
+                Some(current) if !is_last => {
+                    current.position = next;
+                    let write = rows::current_write(&self.key, current);
+                    writes.push(write.map_err(|e| ShardError::Internal(e.to_string()))?);
+                }
+                _ => writes.push(rows::current_delete(&self.key)),
+            }
+            let transition = TransitionRecord {
+                term: self.shard.term,
+                key: self.key.clone(),
+                base: self.position,
+                writes,
+            };
+            if let Outcome::Failed(why) = self.shard.proposer.propose(transition).await {
+                return Err(ShardError::Unavailable(why));
+            }
+            if is_last {
+                (self.position, self.current) = (piton_core::id::Position(0), None);
+                self.runs.clear();
+            } else {
+                self.position = next;
+            }
+            if let Expired::Run(run_id) = &row.what {
+                self.runs.remove(run_id);
+            }
+            if deletion.done {
+                return Ok(());
+            }
+        }
+    }
+}

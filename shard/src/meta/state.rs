@@ -1,0 +1,308 @@
+//! The meta group's state: namespaces, search attributes, limits, routes; and the replica that
+//! applies commands to it. A command carries values decided on the leader and the version they
+//! were decided on, so every replica does the same.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use piton_core::id::{NamespaceId, ShardId};
+use piton_core::limits::Limits;
+use piton_core::placement::Slot;
+use piton_core::proto::enums::IndexedValueType;
+use piton_core::time::{Span, Timestamp};
+use piton_raft::{CommittedEntry, Replica, ReplicaError, SnapshotError, SnapshotRows};
+use piton_store::codec::{self, CodecError};
+use piton_store::keys::meta as keys;
+use piton_store::{KeyRange, Mark, Order, Row, Table, Write};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::replica::entry::{Verdict, encode_verdicts};
+use crate::replica::{restore, snapshot};
+use crate::rows::end_of;
+
+/// A namespace's custom search attributes and their types.
+pub type SearchAttributeTypes = BTreeMap<String, IndexedValueType>;
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    pub id: NamespaceId,
+    pub name: String,
+    pub state: NamespaceState,
+    pub description: String,
+    pub owner: String,
+    pub data: BTreeMap<String, String>,
+    /// How long a closed run is kept.
+    pub retention: Span,
+    pub created: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceState {
+    Registered,
+    Deprecated,
+}
+
+/// Which shard owns which slots, as far as the meta group knows: a hint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub shard: ShardId,
+    pub slots: Range<u16>,
+}
+
+/// The meta group's state at one applied index; never changes once published.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MetaState {
+    /// How many commands were applied.
+    pub version: u64,
+    namespaces: BTreeMap<NamespaceId, Arc<Namespace>>,
+    names: BTreeMap<String, NamespaceId>,
+    search_attributes: BTreeMap<NamespaceId, Arc<SearchAttributeTypes>>,
+    /// Limits that were set; the rest has its default.
+    limits_set: BTreeMap<String, u64>,
+    limits: Arc<Limits>,
+    routes: Arc<Vec<Route>>,
+}
+
+/// A command of the meta group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MetaCommand {
+    /// The version of the state it was decided on.
+    pub(crate) expected: u64,
+    pub(crate) change: MetaChange,
+}
+
+/// What a command puts, as a whole value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum MetaChange {
+    Namespace(Namespace),
+    /// Types by their numbers in the API.
+    SearchAttributes {
+        namespace: NamespaceId,
+        types: BTreeMap<String, i32>,
+    },
+    /// All limits that are set.
+    Limits(BTreeMap<String, u64>),
+    Routes(Vec<Route>),
+}
+
+impl MetaState {
+    pub fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
+        self.namespaces.get(self.names.get(name)?)
+    }
+
+    pub fn namespace_by_id(&self, id: &NamespaceId) -> Option<&Arc<Namespace>> {
+        self.namespaces.get(id)
+    }
+
+    /// All namespaces, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<Namespace>> {
+        self.names.values().filter_map(|id| self.namespaces.get(id))
+    }
+
+    pub fn search_attributes(&self, namespace: &NamespaceId) -> Arc<SearchAttributeTypes> {
+        self.search_attributes.get(namespace).cloned().unwrap_or_default()
+    }
+
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
+    }
+
+    pub(crate) fn limits_set(&self) -> &BTreeMap<String, u64> {
+        &self.limits_set
+    }
+
+    /// Empty until the cluster is bootstrapped.
+    pub fn routes(&self) -> &Arc<Vec<Route>> {
+        &self.routes
+    }
+
+    /// The shard that a slot belongs to, as far as is known here.
+    pub fn shard_of(&self, slot: Slot) -> Option<ShardId> {
+        let after = self.routes.partition_point(|route| route.slots.start <= slot.0);
+        let route = self.routes.get(after.checked_sub(1)?)?;
+        route.slots.contains(&slot.0).then_some(route.shard)
+    }
+
+    fn put(&mut self, change: MetaChange) {
+        match change {
+            MetaChange::Namespace(namespace) => {
+                let id = namespace.id.clone();
+                self.names.retain(|_, named| *named != id);
+                self.names.insert(namespace.name.clone(), id.clone());
+                self.namespaces.insert(id, Arc::new(namespace));
+            }
+            MetaChange::SearchAttributes { namespace, types } => {
+                let types = types.into_iter().filter_map(|(name, number)| {
+                    // A type that only a newer release knows cannot be used by this one.
+                    IndexedValueType::try_from(number).ok().map(|kind| (name, kind))
+                });
+                self.search_attributes.insert(namespace, Arc::new(types.collect()));
+            }
+            MetaChange::Limits(set) => {
+                let mut limits = Limits::default();
+                for (name, &value) in &set {
+                    // A limit that only a newer release knows does not bind this one.
+                    let _known = limits.set(name, value);
+                }
+                self.limits = Arc::new(limits);
+                self.limits_set = set;
+            }
+            MetaChange::Routes(mut routes) => {
+                routes.sort_by_key(|route| route.slots.start);
+                self.routes = Arc::new(routes);
+            }
+        }
+    }
+}
+
+impl MetaChange {
+    fn write(&self) -> Result<Write, CodecError> {
+        let (key, value) = match self {
+            Self::Namespace(namespace) => {
+                (keys::namespace(namespace.id.as_str()), codec::encode(namespace)?)
+            }
+            Self::SearchAttributes { namespace, types } => {
+                (keys::search_attributes(namespace.as_str()), codec::encode(types)?)
+            }
+            Self::Limits(set) => (keys::limits(), codec::encode(set)?),
+            Self::Routes(routes) => (keys::routes(), codec::encode(routes)?),
+        };
+        Ok(Write::put(key, value))
+    }
+}
+
+/// The meta group's state as Raft applies to it.
+pub(crate) struct MetaReplica {
+    table: Table,
+    published: watch::Sender<Arc<MetaState>>,
+}
+
+impl MetaReplica {
+    /// Opens the state where the table stands; the receiver sees every state from then on.
+    ///
+    /// # Errors
+    /// When the rows cannot be read.
+    pub(crate) fn open(
+        table: Table,
+    ) -> Result<(MetaReplica, watch::Receiver<Arc<MetaState>>), ReplicaError> {
+        let state = read_state(&table)?;
+        let (published, states) = watch::channel(Arc::new(state));
+        Ok((MetaReplica { table, published }, states))
+    }
+}
+
+impl Replica for MetaReplica {
+    fn applied(&self) -> Option<Mark> {
+        self.table.applied()
+    }
+
+    fn checkpointed(&self) -> u64 {
+        self.table.checkpointed().unwrap_or(0)
+    }
+
+    fn apply(
+        &mut self,
+        entries: Vec<CommittedEntry>,
+        mark: Mark,
+    ) -> Result<Vec<Bytes>, ReplicaError> {
+        const DOING: &str = "apply a meta command";
+        let mut state = MetaState::clone(&self.published.borrow());
+        let mut writes = Vec::new();
+        let mut verdicts = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let command: MetaCommand =
+                codec::decode(&entry.payload).map_err(|e| ReplicaError::new(DOING, e))?;
+            let verdict = if command.expected == state.version {
+                state.version += 1;
+                writes.push(command.change.write().map_err(|e| ReplicaError::new(DOING, e))?);
+                state.put(command.change);
+                Verdict::Applied
+            } else {
+                Verdict::Moved
+            };
+            verdicts.push(encode_verdicts(&[verdict]));
+        }
+        if !writes.is_empty() {
+            let version = codec::encode(&state.version);
+            let version = version.map_err(|e| ReplicaError::new(DOING, e))?;
+            writes.push(Write::put(keys::version(), version));
+        }
+        self.table.apply(writes, mark);
+        self.published.send_replace(Arc::new(state));
+        Ok(verdicts)
+    }
+
+    fn advance(&mut self, mark: Mark) {
+        self.table.advance(mark);
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotRows>, ReplicaError> {
+        snapshot(&self.table)
+    }
+
+    fn restore(
+        &mut self,
+        mark: Mark,
+        rows: &mut dyn Iterator<Item = Result<Row, SnapshotError>>,
+    ) -> Result<(), ReplicaError> {
+        restore(&self.table, mark, rows)?;
+        self.published.send_replace(Arc::new(read_state(&self.table)?));
+        Ok(())
+    }
+
+    fn clear(&mut self) -> Result<(), ReplicaError> {
+        self.table.clear().map_err(|e| ReplicaError::new("clear its rows", e))?;
+        self.published.send_replace(Arc::new(MetaState::default()));
+        Ok(())
+    }
+}
+
+fn read_state(table: &Table) -> Result<MetaState, ReplicaError> {
+    let mut state = MetaState::default();
+    if let Some(version) = read(table, &keys::version())? {
+        state.version = version;
+    }
+    for row in read_prefix(table, &keys::namespaces())? {
+        state.put(MetaChange::Namespace(decode(&row.value)?));
+    }
+    for row in read_prefix(table, &keys::all_search_attributes())? {
+        let id = keys::parse_search_attributes(&row.key)
+            .ok_or_else(|| ReplicaError::new(READ, "a key of search attributes is none"))?;
+        let (namespace, types) = (NamespaceId::new(id), decode(&row.value)?);
+        state.put(MetaChange::SearchAttributes { namespace, types });
+    }
+    if let Some(set) = read(table, &keys::limits())? {
+        state.put(MetaChange::Limits(set));
+    }
+    if let Some(routes) = read(table, &keys::routes())? {
+        state.put(MetaChange::Routes(routes));
+    }
+    Ok(state)
+}
+
+const READ: &str = "read the meta state";
+
+fn read<T: serde::de::DeserializeOwned>(
+    table: &Table,
+    key: &[u8],
+) -> Result<Option<T>, ReplicaError> {
+    let value = table.get(key).map_err(|e| ReplicaError::new(READ, e))?;
+    value.map(|value| decode(&value)).transpose()
+}
+
+fn read_prefix(table: &Table, prefix: &[u8]) -> Result<Vec<Row>, ReplicaError> {
+    let end = end_of(prefix);
+    let rows = table.scan(KeyRange::new(prefix, &end), Order::Ascending, usize::MAX);
+    rows.map_err(|e| ReplicaError::new(READ, e))
+}
+
+fn decode<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, ReplicaError> {
+    codec::decode(value).map_err(|e| ReplicaError::new(READ, e))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! Gathers the transitions of a shard's workflows into Raft entries. Many are under way at once;
+//! each workflow has one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use piton_raft::{Group, ProposeError};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::config::ShardConfig;
+use crate::metrics::ShardMetrics;
+use crate::replica::checkpoint::Checkpoints;
+use crate::replica::entry::{self, TransitionRecord, Verdict};
+
+/// How often a proposer that waits for checkpoints looks again.
+const SLOWED_PAUSE: Duration = Duration::from_millis(1);
+
+/// What became of a transition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Replicated and applied.
+    Committed,
+    /// Not applied, or nobody knows: the actor must go.
+    Failed(String),
+}
+
+struct Proposal {
+    transition: TransitionRecord,
+    bytes: usize,
+    done: oneshot::Sender<Outcome>,
+}
+
+/// The way from a shard's actors to its Raft group.
+#[derive(Clone)]
+pub(crate) struct Proposer {
+    proposals: mpsc::UnboundedSender<Proposal>,
+}
+
+impl Proposer {
+    pub(crate) fn start(
+        group: Group,
+        config: &ShardConfig,
+        checkpoints: Checkpoints,
+        metrics: ShardMetrics,
+    ) -> Self {
+        let (proposals, waiting) = mpsc::unbounded_channel();
+        let gather = Gather {
+            group,
+            in_flight: Arc::new(Semaphore::new(config.proposals_in_flight_max)),
+            entry_bytes_max: config.entry_bytes_max,
+            checkpoints,
+            metrics,
+        };
+        tokio::spawn(gather.run(waiting));
+        Self { proposals }
+    }
+
+    /// Replicates one transition. Memory is bounded by the actors: each waits for its own.
+    pub(crate) async fn propose(&self, transition: TransitionRecord) -> Outcome {
+        let (done, outcome) = oneshot::channel();
+        let bytes = transition.encoded_len();
+        let stopped = || Outcome::Failed("the shard's leader has changed".into());
+        if self.proposals.send(Proposal { transition, bytes, done }).is_err() {
+            return stopped();
+        }
+        outcome.await.unwrap_or_else(|_| stopped())
+    }
+}
+
+/// Takes whatever waits, up to an entry's size, and proposes it; no delay when alone.
+struct Gather {
+    group: Group,
+    in_flight: Arc<Semaphore>,
+    entry_bytes_max: usize,
+    checkpoints: Checkpoints,
+    metrics: ShardMetrics,
+}
+
+impl Gather {
+    async fn run(self, mut waiting: mpsc::UnboundedReceiver<Proposal>) {
+        let mut next = waiting.recv().await;
+        while let Some(first) = next.take() {
+            let permit = Arc::clone(&self.in_flight).acquire_owned().await.expect("never closed");
+            self.wait_for_checkpoints().await;
+            let mut bytes = first.bytes;
+            let mut batch = vec![first];
+            while let Ok(proposal) = waiting.try_recv() {
+                if bytes + proposal.bytes > self.entry_bytes_max {
+                    next = Some(proposal);
+                    break;
+                }
+                bytes += proposal.bytes;
+                batch.push(proposal);
+            }
+            let (group, metrics) = (self.group.clone(), self.metrics.clone());
+            tokio::spawn(async move {
+                replicate(&group, batch, &metrics).await;
+                drop(permit);
+            });
+            if next.is_none() {
+                next = waiting.recv().await;
+            }
+        }
+    }
+
+    /// While too much waits for the store nothing new is proposed (architecture D13): requests
+    /// pile up in the bounded queues before it, and are refused there.
+    async fn wait_for_checkpoints(&self) {
+        while self.checkpoints.is_admission_slowed() {
+            tokio::time::sleep(SLOWED_PAUSE).await;
+        }
+    }
+}
+
+async fn replicate(group: &Group, batch: Vec<Proposal>, metrics: &ShardMetrics) {
+    let began = tokio::time::Instant::now();
+    let (transitions, waiters): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|p| (p.transition, p.done)).unzip();
+    let outcomes: Vec<_> = match group.propose(entry::encode_entry(&transitions)).await {
+        Ok(committed) => match entry::decode_verdicts(&committed.verdict) {
+            Ok(verdicts) => verdicts.into_iter().map(outcome_of).collect(),
+            Err(error) => vec![Outcome::Failed(error.to_string()); waiters.len()],
+        },
+        Err(error) => vec![Outcome::Failed(describe(&error)); waiters.len()],
+    };
+    let committed = outcomes.iter().filter(|outcome| **outcome == Outcome::Committed).count();
+    metrics.proposed(committed, waiters.len() - committed, began.elapsed());
+    for (waiter, outcome) in waiters.into_iter().zip(outcomes) {
+        // Whoever does not wait any more has gone, and its state with it.
+        let _ = waiter.send(outcome);
+    }
+}
+
+fn outcome_of(verdict: Verdict) -> Outcome {
+    match verdict {
+        Verdict::Applied => Outcome::Committed,
+        fenced @ (Verdict::WrongTerm | Verdict::Moved | Verdict::SlotNotHere) => {
+            Outcome::Failed(format!("the transition was fenced: {fenced:?}"))
+        }
+    }
+}
+
+fn describe(error: &ProposeError) -> String {
+    format!("the outcome is unknown: {error}")
+}

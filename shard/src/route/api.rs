@@ -1,0 +1,497 @@
+//! What the frontend asks of the cluster: requests to workflows, polls, reads. Each finds its shard
+//! and waits for the answer.
+
+use std::collections::BTreeMap;
+
+use piton_core::error::Rejection;
+use piton_core::id::{RunId, WorkflowKey};
+use piton_core::list_filter::ListFilter;
+use piton_core::proto::enums::QueryRejectCondition;
+use piton_core::proto::query::WorkflowQuery;
+use piton_core::proto::workflow::WorkflowExecutionInfo;
+use piton_core::proto::workflowservice::{
+    DescribeWorkflowExecutionResponse, PollActivityTaskQueueResponse,
+    PollWorkflowTaskQueueResponse, QueryWorkflowResponse, RespondQueryTaskCompletedRequest,
+    RespondWorkflowTaskCompletedRequest, RespondWorkflowTaskCompletedResponse,
+    StartWorkflowExecutionResponse,
+};
+use piton_core::request::{RunRequest, StartRequest};
+use piton_core::run::Reply;
+use piton_core::time::Timestamp;
+use tokio::time::Instant;
+
+use crate::error::ShardError;
+use crate::leader::matching::QueueDepth;
+use crate::message::peer::{
+    Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, PollRequest, QueueKey,
+    QueueType, TaskQueueView, ticket_id,
+};
+use crate::message::token::{QueryToken, TaskToken, WorkflowTaskToken};
+use crate::meta::Namespace;
+use crate::metrics::QueueFigure;
+use crate::route::cluster::{Cluster, Poll};
+use crate::route::polls::PollId;
+use crate::rows::visibility;
+
+impl Cluster {
+    fn key(namespace: &Namespace, workflow_id: &str) -> WorkflowKey {
+        WorkflowKey { namespace: namespace.id.clone(), workflow_id: workflow_id.into() }
+    }
+
+    /// Starts a workflow, or signals it with start.
+    ///
+    /// # Errors
+    /// Refusals of the id policies among others; see [`ShardError`].
+    pub async fn start_workflow(
+        &self,
+        namespace: &Namespace,
+        request: StartRequest,
+    ) -> Result<StartWorkflowExecutionResponse, ShardError> {
+        let key = Self::key(namespace, &request.start.workflow_id);
+        let call = Call::Start { key: key.clone(), request };
+        match self.call(&key, call).await? {
+            Answer::Started(started) => Ok(*started),
+            _ => self.wrong_answer(),
+        }
+    }
+
+    /// Sends a request to a run; `None`: to the workflow's current run.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn request(
+        &self,
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        request: RunRequest,
+    ) -> Result<Reply, ShardError> {
+        let call = Call::Run { key: key.clone(), run_id, request };
+        match self.call(&key, call).await? {
+            Answer::Reply(reply) => Ok(*reply),
+            _ => self.wrong_answer(),
+        }
+    }
+
+    /// Hands in a worker's answer to a workflow task.
+    ///
+    /// # Errors
+    /// See [`ShardError`]; `CommandsRefused` is recorded as a failed task.
+    pub async fn complete_workflow_task(
+        &self,
+        token: WorkflowTaskToken,
+        answer: RespondWorkflowTaskCompletedRequest,
+    ) -> Result<RespondWorkflowTaskCompletedResponse, ShardError> {
+        let key = token.key();
+        let call = Call::CompleteWorkflowTask { token, answer: Box::new(answer) };
+        match self.call(&key, call).await? {
+            Answer::WorkflowTaskCompleted(completed) => Ok(*completed),
+            _ => self.wrong_answer(),
+        }
+    }
+
+    /// Waits for a workflow task; empty at the deadline.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    ///
+    /// # Cancel safety
+    /// Dropping it withdraws the poll; a task that was on its way is offered again.
+    pub async fn poll_workflow_task(
+        &self,
+        namespace: &Namespace,
+        poll: Poll,
+    ) -> Result<PollWorkflowTaskQueueResponse, ShardError> {
+        match self.poll(namespace, QueueType::Workflow, poll).await? {
+            Some(Delivery::WorkflowTask(task)) => Ok(*task),
+            _ => Ok(PollWorkflowTaskQueueResponse::default()),
+        }
+    }
+
+    /// Waits for an activity task; empty at the deadline.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    ///
+    /// # Cancel safety
+    /// As [`Cluster::poll_workflow_task`].
+    pub async fn poll_activity_task(
+        &self,
+        namespace: &Namespace,
+        poll: Poll,
+    ) -> Result<PollActivityTaskQueueResponse, ShardError> {
+        match self.poll(namespace, QueueType::Activity, poll).await? {
+            Some(Delivery::ActivityTask(task)) => Ok(*task),
+            _ => Ok(PollActivityTaskQueueResponse::default()),
+        }
+    }
+
+    async fn poll(
+        &self,
+        namespace: &Namespace,
+        kind: QueueType,
+        poll: Poll,
+    ) -> Result<Option<Delivery>, ShardError> {
+        let queue = QueueKey { namespace: namespace.id.clone(), queue: poll.queue, kind };
+        loop {
+            let mut waiting = WaitingPoll {
+                cluster: self,
+                queue: &queue,
+                open: self.host().polls().open(),
+                is_over: false,
+            };
+            let request = PollRequest {
+                queue: queue.clone(),
+                node: self.host().node(),
+                poll: waiting.open.id,
+                identity: poll.identity.clone(),
+                worker_instance_key: poll.worker_instance_key.clone(),
+            };
+            let delivered = tokio::select! {
+                biased;
+                delivered = &mut waiting.open.delivery => {
+                    waiting.is_over = true;
+                    delivered
+                }
+                () = self.register_poll(request) => Ok(Delivery::Again),
+                () = tokio::time::sleep_until(poll.deadline) => return Ok(None),
+            };
+            match delivered {
+                Ok(Delivery::Again) => {
+                    if self.host().serving(self.shard_of_queue(&queue)).is_none() {
+                        // The queue's owner is changing; no need to ask in a tight circle.
+                        let soon = Instant::now() + std::time::Duration::from_millis(20);
+                        tokio::time::sleep_until(soon.min(poll.deadline)).await;
+                    }
+                }
+                Ok(Delivery::Shutdown) => return Ok(None),
+                Ok(task @ (Delivery::WorkflowTask(_) | Delivery::ActivityTask(_))) => {
+                    return Ok(Some(task));
+                }
+                Err(_) => return Err(ShardError::Unavailable("the node is stopping".into())),
+            }
+            if Instant::now() >= poll.deadline {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Tells a queue's owner of a poll, again and again: what it gave to the poll may have been lost
+    /// on the way. Returns when the owner cannot know of it any more, since it was not reached or
+    /// another leader has taken its place: an owner whose node dies does not say so to the polls
+    /// it held.
+    async fn register_poll(&self, request: PollRequest) {
+        let shard = self.shard_of_queue(&request.queue);
+        let mut leadership = self.host().group(shard).leadership();
+        let term = leadership.borrow_and_update().term;
+        let renewal = self.host().config().poll_renewal;
+        loop {
+            if self.ask(shard, Call::Poll(request.clone())).await.is_err() {
+                return;
+            }
+            let moves = leadership.wait_for(|now| now.term != term && now.leader.is_some());
+            let moved = tokio::time::timeout(renewal, moves).await.map(|moved| moved.is_ok());
+            match moved {
+                Ok(true) => return,
+                // The group has stopped and the node with it; its frontend ends the poll.
+                Ok(false) => std::future::pending().await,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// A poll went away with a task in its hands: puts the task back where it came from.
+    fn put_back(&self, poll: PollId, delivery: &Delivery) {
+        let token = match delivery {
+            Delivery::WorkflowTask(task) => &task.task_token,
+            Delivery::ActivityTask(task) => &task.task_token,
+            Delivery::Again | Delivery::Shutdown => return,
+        };
+        let (key, run_id, request) = match TaskToken::decode(token) {
+            Ok(TaskToken::Workflow(token)) => {
+                let request = RunRequest::WorkflowTaskUndelivered { number: token.number };
+                (token.key(), token.run_id, request)
+            }
+            Ok(TaskToken::Activity(token)) => {
+                let (scheduled, stamp) = (token.scheduled, token.stamp);
+                let request_id = ticket_id(self.host().node(), poll).into();
+                let request = RunRequest::ActivityUndelivered { scheduled, stamp, request_id };
+                (token.key(), token.run_id, request)
+            }
+            // Who asked waits to the end of its time and asks again; no row stands for a query.
+            Ok(TaskToken::Query(_)) => return,
+            Err(error) => return tracing::error!(%error, "a task came with a token not of ours"),
+        };
+        let shard = self.shard_of(&key);
+        self.insist(shard, Call::Run { key, run_id: Some(run_id), request });
+    }
+
+    /// Asks a run's code something.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn query(
+        &self,
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        query: WorkflowQuery,
+        reject: QueryRejectCondition,
+        deadline: Instant,
+    ) -> Result<QueryWorkflowResponse, ShardError> {
+        let call = Call::Query { key: key.clone(), run_id, query, reject, deadline };
+        let answer = tokio::time::timeout_at(deadline, self.call(&key, call)).await;
+        match answer.unwrap_or_else(|_| {
+            let text = "query was not answered in time".to_owned();
+            Err(ShardError::DeadlineExceeded(text))
+        })? {
+            Answer::Query(response) => Ok(*response),
+            _ => self.wrong_answer(),
+        }
+    }
+
+    /// Hands in a worker's answer to a query that was sent on its own.
+    ///
+    /// # Errors
+    /// `NotFound` when nobody waits for it any more.
+    pub async fn respond_query(
+        &self,
+        token: QueryToken,
+        answer: RespondQueryTaskCompletedRequest,
+    ) -> Result<(), ShardError> {
+        let key = token.key();
+        let call = Call::AnswerQuery { token, answer: Box::new(answer) };
+        self.call(&key, call).await.map(|_| ())
+    }
+
+    /// Reads a page of history; may wait for new events.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn history(
+        &self,
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        page: HistoryPage,
+    ) -> Result<HistoryPageReply, ShardError> {
+        let call = Call::History { key: key.clone(), run_id, page };
+        match self.call(&key, call).await? {
+            Answer::History(page) => Ok(page),
+            _ => self.wrong_answer(),
+        }
+    }
+
+    /// Describes a run.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn describe_workflow(
+        &self,
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+    ) -> Result<DescribeWorkflowExecutionResponse, ShardError> {
+        match self.call(&key, Call::Describe { key: key.clone(), run_id }).await? {
+            Answer::Describe(described) => Ok(*described),
+            _ => self.wrong_answer(),
+        }
+    }
+
+    /// Lists runs: open first, then by close time, newest first. The token goes on where a page
+    /// ended; empty at the end.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn list(
+        &self,
+        namespace: &Namespace,
+        filter: &ListFilter,
+        page_size: usize,
+        token: Vec<u8>,
+    ) -> Result<(Vec<WorkflowExecutionInfo>, Vec<u8>), ShardError> {
+        let after = (!token.is_empty()).then_some(token);
+        let call = || Call::List {
+            namespace: namespace.id.clone(),
+            filter: filter.clone(),
+            after: after.clone(),
+            limit: page_size,
+        };
+        let mut answers = Vec::new();
+        for answer in self.ask_all(call).await? {
+            match answer {
+                Answer::List { rows, covered } => answers.push((rows, covered)),
+                _ => return self.wrong_answer(),
+            }
+        }
+        let merged = visibility::merge_lists(answers, page_size);
+        let (rows, next) = merged.ok_or_else(|| self.partial())?;
+        Ok((rows, next.unwrap_or_default()))
+    }
+
+    /// Counts runs.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn count(
+        &self,
+        namespace: &Namespace,
+        filter: &ListFilter,
+    ) -> Result<CountReply, ShardError> {
+        let call = || Call::Count { namespace: namespace.id.clone(), filter: filter.clone() };
+        let mut answers = Vec::new();
+        for answer in self.ask_all(call).await? {
+            match answer {
+                Answer::Count { counts, covered } => answers.push((counts, covered)),
+                _ => return self.wrong_answer(),
+            }
+        }
+        visibility::merge_counts(answers).ok_or_else(|| self.partial())
+    }
+
+    fn partial(&self) -> ShardError {
+        ShardError::Unavailable("not all shards answered for their slots; try again".into())
+    }
+
+    /// Asks every shard at once.
+    async fn ask_all(&self, call: impl Fn() -> Call) -> Result<Vec<Answer>, ShardError> {
+        let asks = self.host().shard_ids().map(|shard| self.ask(shard, call()));
+        futures::future::try_join_all(asks.collect::<Vec<_>>()).await
+    }
+
+    /// Who polls a queue and what waits in it.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn describe_task_queue(
+        &self,
+        namespace: &Namespace,
+        queue: piton_core::effect::QueueName,
+        kind: QueueType,
+    ) -> Result<TaskQueueView, ShardError> {
+        let queue = QueueKey { namespace: namespace.id.clone(), queue, kind };
+        let call = Call::DescribeQueue { queue: queue.clone() };
+        let Answer::Queue(mut view) = self.ask(self.shard_of_queue(&queue), call).await? else {
+            return self.wrong_answer();
+        };
+        if view.beyond_window.is_empty() {
+            return Ok(view);
+        }
+        // More waits than the owner holds: the rows in the shards say how much.
+        let answers = self.ask_all(|| Call::Backlog { queue: queue.clone() }).await?;
+        (view.backlog_count, view.oldest) = (0, None);
+        for answer in answers {
+            let Answer::Queue(part) = answer else { return self.wrong_answer() };
+            view.backlog_count += part.backlog_count;
+            view.oldest = match (view.oldest, part.oldest) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        Ok(view)
+    }
+
+    /// A worker goes: its open polls are answered empty, and its sticky queue has no poller.
+    pub fn shutdown_worker(
+        &self,
+        namespace: &Namespace,
+        queues: impl IntoIterator<Item = (piton_core::effect::QueueName, QueueType)>,
+        worker_instance_key: &str,
+    ) {
+        for (queue, kind) in queues {
+            let queue = QueueKey { namespace: namespace.id.clone(), queue, kind };
+            let worker_instance_key = worker_instance_key.to_owned();
+            let call = Call::ShutdownWorker { queue: queue.clone(), worker_instance_key };
+            self.send(self.shard_of_queue(&queue), call);
+        }
+    }
+
+    /// Whether the meta group and every shard have a leader that this node knows of.
+    pub fn is_ready(&self) -> bool {
+        let node = self.host().node();
+        self.meta().is_led(node)
+            && self.host().shard_ids().all(|shard| {
+                let leader = self.host().group(shard).leadership().borrow().leader;
+                leader.is_some_and(|l| l != node) || self.host().serving(shard).is_some()
+            })
+    }
+
+    /// Brings the figures of the task queues up to date, before they are read. Counts the rows of
+    /// long queues, so it may block for a while.
+    pub fn refresh_metrics(&self) {
+        let now = self.host().clock().now();
+        let mut figures = BTreeMap::new();
+        for shard in self.host().shard_ids() {
+            let Some(runtime) = self.host().serving(shard) else { continue };
+            for mut queue in runtime.queues.depths() {
+                // Sticky queues come and go with workers; their names would pile up.
+                if queue.queue.queue.is_sticky() {
+                    continue;
+                }
+                if queue.is_beyond_window {
+                    self.count_backlog(&mut queue);
+                }
+                let namespace = self.meta().namespace_by_id(&queue.queue.namespace);
+                let namespace = namespace.map_or_else(String::new, |n| n.name.clone());
+                let kind = match queue.queue.kind {
+                    QueueType::Workflow => "workflow",
+                    QueueType::Activity => "activity",
+                };
+                let age = queue.oldest.map_or(0, |oldest: Timestamp| (now - oldest).0.max(0));
+                let figure = QueueFigure {
+                    namespace,
+                    task_queue: queue.queue.queue.name.to_string(),
+                    kind,
+                    depth: queue.depth,
+                    age: std::time::Duration::from_millis(age as u64),
+                };
+                figures.insert(queue.queue, figure);
+            }
+        }
+        self.host().metrics().show_queues(figures.into_values().collect());
+    }
+
+    /// What the shards led here hold of a queue.
+    fn count_backlog(&self, queue: &mut QueueDepth) {
+        let (mut depth, mut oldest) = (0, None);
+        for shard in self.host().shard_ids().filter(|&shard| self.host().serving(shard).is_some()) {
+            match self.host().rows(shard).backlog(&queue.queue) {
+                Ok((count, first)) => {
+                    depth += count;
+                    oldest = [oldest, first].into_iter().flatten().min();
+                }
+                Err(error) => tracing::error!(%shard, %error, "cannot read task rows"),
+            }
+        }
+        (queue.depth, queue.oldest) = (queue.depth.max(depth), oldest.or(queue.oldest));
+    }
+}
+
+/// A poll that waits; withdrawn from its queue when it is dropped unanswered.
+struct WaitingPoll<'a> {
+    cluster: &'a Cluster,
+    queue: &'a QueueKey,
+    open: crate::route::polls::OpenPoll,
+    is_over: bool,
+}
+
+impl Drop for WaitingPoll<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        // ORDER: closed before it is looked into, so that whoever delivers later hears that the
+        // poll is gone, and what was delivered before is found here.
+        self.open.delivery.close();
+        if let Ok(delivery) = self.open.delivery.try_recv() {
+            return self.cluster.put_back(self.open.id, &delivery);
+        }
+        let call = Call::WithdrawPoll {
+            queue: self.queue.clone(),
+            node: self.cluster.host().node(),
+            poll: self.open.id,
+        };
+        self.cluster.send(self.cluster.shard_of_queue(self.queue), call);
+    }
+}
+
+/// The refusal of a history page that is not for the addressed run.
+pub(crate) fn bad_page_token() -> ShardError {
+    ShardError::Rejected(Rejection::InvalidArgument("Invalid NextPageToken.".into()))
+}

@@ -1,0 +1,284 @@
+//! This node's way into the cluster: finds the leader of what a request is for, here or elsewhere.
+//! Step 2 of a request's way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use piton_core::effect::QueueName;
+use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
+use piton_core::limits::Limits;
+use piton_core::placement;
+pub use piton_core::proto::query::WorkflowQuery;
+use piton_core::time::Span;
+use piton_raft::NodeId;
+use tokio::time::Instant;
+
+use crate::error::ShardError;
+use crate::leader::term::{ShardActor, ShardMessage, ShardState};
+use crate::message::peer::{Answer, Call, Delivery, Offer, Peer, QueueKey, Receipt};
+use crate::meta::Meta;
+use crate::route::host::ShardHost;
+use crate::route::polls::PollId;
+use crate::workflow::actor::ReplyTo;
+
+/// How long to wait before a call that another node did not take is sent again.
+const SEND_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often a request that waits for a shard's leader looks again.
+const LEADER_LOOK: Duration = Duration::from_millis(5);
+
+/// A worker's poll.
+#[derive(Clone, Debug)]
+pub struct Poll {
+    pub queue: QueueName,
+    pub identity: String,
+    /// Names the worker process to `ShutdownWorker`; empty if it gave none.
+    pub worker_instance_key: String,
+    /// When the poll is answered empty.
+    pub deadline: Instant,
+}
+
+/// This node's view of all shards. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    host: Arc<ShardHost>,
+    peer: Arc<dyn Peer>,
+}
+
+impl Cluster {
+    pub fn new(host: Arc<ShardHost>, peer: Arc<dyn Peer>) -> Self {
+        Self { host, peer }
+    }
+
+    /// Takes up the duties of the shards that this node leads, now and from now on.
+    ///
+    /// # Errors
+    /// When an actor cannot be started.
+    pub async fn serve(&self) -> Result<Serving, ShardError> {
+        let mut actors = Vec::new();
+        for id in self.host.shard_ids() {
+            let state = ShardState { id, cluster: self.clone(), serving: None };
+            let started = ractor::Actor::spawn(None, ShardActor, state).await;
+            let (actor, stopped) =
+                started.map_err(|e| ShardError::Internal(format!("start shard {id}: {e}")))?;
+            actors.push((actor, stopped));
+        }
+        Ok(Serving { actors })
+    }
+
+    pub fn host(&self) -> &Arc<ShardHost> {
+        &self.host
+    }
+
+    pub fn meta(&self) -> &Meta {
+        self.host.meta()
+    }
+
+    pub(crate) fn limits(&self) -> Arc<Limits> {
+        self.meta().limits()
+    }
+
+    /// How long a namespace keeps closed runs.
+    pub(crate) fn retention_of(&self, namespace: &NamespaceId) -> Span {
+        let default = || Span(self.limits().retention_ms_default as i64);
+        self.meta().namespace_by_id(namespace).map_or_else(default, |n| n.retention)
+    }
+
+    pub(crate) fn new_run_id(&self) -> RunId {
+        RunId::from(self.host.ids().draw_in_order().to_string())
+    }
+
+    pub fn shard_of(&self, key: &WorkflowKey) -> ShardId {
+        self.host.shard_of_slot(placement::slot_of(key))
+    }
+
+    pub(crate) fn shard_of_queue(&self, queue: &QueueKey) -> ShardId {
+        let slot = placement::slot_of_parts(queue.namespace.as_str(), &queue.queue.name);
+        self.host.shard_of_slot(slot)
+    }
+
+    /// Asks the leader of a workflow's shard.
+    pub(crate) async fn call(&self, key: &WorkflowKey, call: Call) -> Result<Answer, ShardError> {
+        self.ask(self.shard_of(key), call).await
+    }
+
+    /// Asks the leader of a shard: here, or at most one hop away. Waits for a leader if there is
+    /// none.
+    pub(crate) async fn ask(&self, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
+        if let Some(runtime) = self.host.serving(shard) {
+            return runtime.answer(call).await;
+        }
+        let mut leadership = self.host.group(shard).leadership();
+        let until = Instant::now() + self.host.config().leader_wait;
+        loop {
+            if let Some(runtime) = self.host.serving(shard) {
+                return runtime.answer(call).await;
+            }
+            let leader = leadership.borrow_and_update().leader;
+            if let Some(leader) = leader.filter(|&l| l != self.host.node()) {
+                return self.peer.call(leader, shard, call).await;
+            }
+            // Leadership shows before the duties are taken up, so a change is not all to wait for.
+            let change = leadership.changed();
+            let soon = Instant::now() + LEADER_LOOK;
+            let has_stopped = tokio::time::timeout_at(soon.min(until), change).await;
+            if has_stopped.is_ok_and(|changed| changed.is_err()) {
+                return Err(ShardError::Unavailable(format!("shard {shard} has stopped here")));
+            }
+            if Instant::now() >= until {
+                return Err(ShardError::Unavailable(format!("shard {shard} has no leader")));
+            }
+        }
+    }
+
+    /// Answers a call that another node sent here.
+    ///
+    /// # Errors
+    /// What the shard answers; `Unavailable` when this node does not lead it.
+    pub async fn answer_peer(&self, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
+        match self.host.serving(shard) {
+            Some(runtime) => runtime.answer(call).await,
+            None => Err(ShardError::Unavailable(format!("this node does not lead shard {shard}"))),
+        }
+    }
+
+    /// Hands a task that another node sent to one of this node's polls.
+    pub fn accept_delivery(&self, poll: PollId, delivery: Delivery) -> Receipt {
+        self.host.polls().deliver(poll, delivery)
+    }
+
+    /// Tells a shard's leader something whose loss costs latency only.
+    pub(crate) fn send(&self, shard: ShardId, call: Call) {
+        if let Some(runtime) = self.host.serving(shard) {
+            if let Some(call) = runtime.post(call, ReplyTo::nobody()) {
+                tracing::error!(?call, "a call that needs an answer was sent without waiting");
+            }
+            return;
+        }
+        self.insist(shard, call);
+    }
+
+    /// Tells a shard's leader something that nothing else makes good for.
+    pub(crate) fn insist(&self, shard: ShardId, call: Call) {
+        let cluster = self.clone();
+        tokio::spawn(async move { cluster.send_until_taken(shard, call).await });
+    }
+
+    /// The same after a pause: what was sent failed at once and may well do so again.
+    pub(crate) fn insist_again(&self, shard: ShardId, call: Call) {
+        let cluster = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(SEND_PAUSE).await;
+            cluster.send_until_taken(shard, call).await;
+        });
+    }
+
+    /// Sends until somebody takes it, or for as long as a request waits for a leader.
+    async fn send_until_taken(&self, shard: ShardId, call: Call) {
+        let until = Instant::now() + self.host.config().leader_wait;
+        let error = loop {
+            match self.ask(shard, call.clone()).await {
+                Ok(_) => return,
+                Err(error) if error.is_retriable() && Instant::now() < until => {
+                    tokio::time::sleep(SEND_PAUSE).await;
+                }
+                Err(error) => break error,
+            }
+        };
+        tracing::debug!(%shard, %error, "a call to another node was lost");
+        if let Call::Ticket(ticket) = call {
+            // The pair goes back to where it was made.
+            self.deliver(ticket.node, ticket.poll, Delivery::Again);
+            self.offer(ticket.offer);
+        }
+    }
+
+    pub(crate) fn offer(&self, offer: Offer) {
+        self.send(self.shard_of_queue(&offer.queue), Call::Offer(offer));
+    }
+
+    /// Hands something to a poll, whether it is still there or not.
+    pub(crate) fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) {
+        if node == self.host.node() {
+            // A poll that has gone needs nothing any more.
+            let _ = self.host.polls().deliver(poll, delivery);
+            return;
+        }
+        let peer = Arc::clone(&self.peer);
+        tokio::spawn(async move { peer.deliver(node, poll, delivery).await });
+    }
+
+    /// Hands a task to a poll.
+    pub(crate) async fn deliver_to(
+        &self,
+        node: NodeId,
+        poll: PollId,
+        delivery: Delivery,
+    ) -> Receipt {
+        if node == self.host.node() {
+            return self.accept_delivery(poll, delivery);
+        }
+        self.peer.deliver(node, poll, delivery).await
+    }
+
+    /// The same for an attempt of an activity, which at most one worker may be given: where the poll
+    /// is known not to have it, `undelivered` goes to its shard. A node that does not answer is asked
+    /// again; where nobody knows, the attempt is left to its timeout (architecture D8, P3).
+    pub(crate) async fn deliver_attempt(
+        &self,
+        (node, poll): (NodeId, PollId),
+        delivery: Delivery,
+        undelivered: (ShardId, Call),
+    ) {
+        if node == self.host.node() {
+            return self.settle_attempt(self.accept_delivery(poll, delivery), undelivered);
+        }
+        let until = Instant::now() + self.host.config().leader_wait;
+        let receipt = self.deliver_to(node, poll, delivery.clone()).await;
+        if receipt != Receipt::Unreachable {
+            return self.settle_attempt(receipt, undelivered);
+        }
+        // Not here: the workflow's actor goes on meanwhile.
+        let cluster = self.clone();
+        tokio::spawn(async move {
+            let mut receipt = receipt;
+            while receipt == Receipt::Unreachable && Instant::now() < until {
+                tokio::time::sleep(SEND_PAUSE).await;
+                receipt = cluster.deliver_to(node, poll, delivery.clone()).await;
+            }
+            cluster.settle_attempt(receipt, undelivered);
+        });
+    }
+
+    fn settle_attempt(&self, receipt: Receipt, (shard, call): (ShardId, Call)) {
+        match receipt {
+            Receipt::Taken => {}
+            Receipt::Gone => self.insist(shard, call),
+            Receipt::Unknown | Receipt::Unreachable => {
+                tracing::debug!(%shard, ?receipt, "an attempt is left to its timeout");
+            }
+        }
+    }
+
+    pub(crate) fn wrong_answer<T>(&self) -> Result<T, ShardError> {
+        Err(ShardError::Internal("a call was answered with something else".into()))
+    }
+}
+
+/// The shards' actors of a node that serves.
+pub struct Serving {
+    actors: Vec<(ractor::ActorRef<ShardMessage>, tokio::task::JoinHandle<()>)>,
+}
+
+impl Serving {
+    /// Lays down all duties: actors stop, polls are answered, nothing is decided any more.
+    pub async fn stop(self) {
+        for (actor, _) in &self.actors {
+            actor.stop(None);
+        }
+        for (_, stopped) in self.actors {
+            // An actor that panicked has stopped too.
+            let _ = stopped.await;
+        }
+    }
+}

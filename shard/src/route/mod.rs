@@ -1,0 +1,6 @@
+//! From a key to its shard's leader, here or one hop away; this node's polls.
+
+pub(crate) mod api;
+pub(crate) mod cluster;
+pub(crate) mod host;
+pub(crate) mod polls;

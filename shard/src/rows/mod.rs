@@ -1,0 +1,466 @@
+//! A workflow's rows and how they are read: the run that is current, request ids, history, notes,
+//! and what a new leader finds of timers, tasks and errands. The writing is in `writes`.
+//!
+//! Reads block on the disk when a row is not in memory. Nothing here decides anything.
+
+pub(crate) mod codes;
+pub(crate) mod history;
+pub(crate) mod retention;
+pub(crate) mod values;
+pub(crate) mod visibility;
+pub(crate) mod writes;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
+use piton_core::note::{Note, NoteKey};
+use piton_core::proto::history::{History, HistoryEvent};
+use piton_core::run::{FoldError, RunState};
+use piton_core::time::Timestamp;
+use piton_store::codec;
+use piton_store::{KeyRange, Order, Row, StoreError, Table, keys};
+use prost::Message;
+
+use crate::message::peer::QueueKey;
+use crate::replica::entry::SlotRange;
+use crate::rows::codes::{note_key, queue_code, unsigned};
+pub(crate) use crate::rows::values::{
+    Current, ErrandRow, FORMAT, HistoryBatch, RequestKind, RequestRow, TaskRow, TaskValue,
+    TimerRow, decode_position, end_of, workflow, workflow_key,
+};
+use crate::rows::values::{decode_current, decode_range, errand_row, task_row, timer_row};
+pub(crate) use crate::rows::writes::{
+    change_writes, current_delete, current_write, offer_of, request_writes,
+};
+
+/// Rows read from the table at once.
+const PAGE_ROWS: usize = 256;
+/// How often a run is read anew because a transition was applied meanwhile.
+const LOAD_ATTEMPTS_MAX: usize = 8;
+/// Why rows could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error("read rows of group {group}")]
+    Store {
+        group: u32,
+        #[source]
+        source: StoreError,
+    },
+    /// The stored bytes are not what a release of ours writes.
+    #[error("decode {what} of group {group}")]
+    Value {
+        group: u32,
+        what: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("group {group} has a key among its {what} that is none")]
+    Key { group: u32, what: &'static str },
+    #[error("load run {run_id} of workflow {}", key.workflow_id)]
+    Fold {
+        key: WorkflowKey,
+        run_id: RunId,
+        #[source]
+        source: FoldError,
+    },
+    /// The rows were deleted while they were read, or are damaged.
+    #[error("read event {event} of run {run_id} of workflow {}: it is not there", key.workflow_id)]
+    Missing { key: WorkflowKey, run_id: RunId, event: EventId },
+    /// Transitions kept coming while it was read; try again.
+    #[error("load run {run_id} of workflow {}: it kept changing", key.workflow_id)]
+    Unsteady { key: WorkflowKey, run_id: RunId },
+}
+
+/// Reads one shard's rows. Clones share the table.
+#[derive(Clone)]
+pub(crate) struct WorkflowRows {
+    table: Table,
+}
+
+impl WorkflowRows {
+    pub(crate) fn new(table: Table) -> WorkflowRows {
+        WorkflowRows { table }
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The slots this shard owns; `None` until its first range entry is applied.
+    pub(crate) fn range(&self) -> Result<Option<SlotRange>, LoadError> {
+        let Some(value) = self.get(&keys::range())? else { return Ok(None) };
+        decode_range(value).map(Some).map_err(|source| self.bad_value("the slot range", source))
+    }
+
+    /// The workflow's current run; `None`: there is no such workflow, its position is 0.
+    pub(crate) fn current(&self, key: &WorkflowKey) -> Result<Option<Current>, LoadError> {
+        let Some(value) = self.get(&workflow(key).current())? else { return Ok(None) };
+        let current = decode_current(&value);
+        current.map(Some).map_err(|source| self.bad_value("a current row", source))
+    }
+
+    pub(crate) fn position(&self, key: &WorkflowKey) -> Result<Position, LoadError> {
+        let Some(value) = self.get(&workflow(key).current())? else { return Ok(Position(0)) };
+        decode_position(&value).ok_or_else(|| self.bad_value("a current row", "it is cut short"))
+    }
+
+    pub(crate) fn request(
+        &self,
+        key: &WorkflowKey,
+        id: &RequestId,
+    ) -> Result<Option<RequestRow>, LoadError> {
+        let Some(value) = self.get(&workflow(key).request(id.as_str()))? else { return Ok(None) };
+        self.decode("a request row", &value).map(Some)
+    }
+
+    /// Rebuilds a run's state from its history and notes; `None`: there is no such run.
+    pub(crate) fn load_run(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<Option<RunState>, LoadError> {
+        // A transition whose outcome its actor never learned may still be applied now. History
+        // and notes belong together only if the position stood still while both were read.
+        for _ in 0..LOAD_ATTEMPTS_MAX {
+            let before = self.position(key)?;
+            let parts = self.load_parts(key, run_id)?;
+            if self.position(key)? != before {
+                continue;
+            }
+            let Some((events, notes)) = parts else { return Ok(None) };
+            let run = RunState::from_history(key.clone(), run_id.clone(), events, notes);
+            return run.map(Some).map_err(|source| LoadError::Fold {
+                key: key.clone(),
+                run_id: run_id.clone(),
+                source,
+            });
+        }
+        Err(LoadError::Unsteady { key: key.clone(), run_id: run_id.clone() })
+    }
+
+    #[expect(clippy::type_complexity, reason = "the two parts of a run, taken apart at once")]
+    fn load_parts(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<Option<(Vec<HistoryEvent>, Vec<(NoteKey, Note)>)>, LoadError> {
+        let workflow = workflow(key);
+        let mut events = Vec::new();
+        self.each_below(&workflow.events(run_id.as_str()), |row| {
+            let batch = self.batch(row)?;
+            // Without its first batch a run is being deleted: it is not there any more.
+            let is_whole = !events.is_empty() || batch.first == EventId::FIRST;
+            if is_whole {
+                events.extend(self.events(&batch)?);
+            }
+            Ok(is_whole)
+        })?;
+        if events.is_empty() {
+            return Ok(None);
+        }
+        let mut notes = Vec::new();
+        self.each_below(&workflow.notes(run_id.as_str()), |row| {
+            let parsed = keys::parse_workflow_row(&row.key);
+            let Some((_, keys::WorkflowRow::Note { kind, id, .. })) = parsed else {
+                return Err(self.bad_key("notes"));
+            };
+            let key = note_key(kind, id).ok_or_else(|| self.bad_key("notes"))?;
+            notes.push((key, self.decode("a note", &row.value)?));
+            Ok(true)
+        })?;
+        Ok(Some((events, notes)))
+    }
+
+    /// Batches that hold events with `from <= id < end`, oldest first: until there are
+    /// `events_max` events, or before the next one would exceed `bytes_max`; at least one.
+    pub(crate) fn history(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+        ids: std::ops::Range<EventId>,
+        events_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<HistoryBatch>, LoadError> {
+        if ids.start >= ids.end {
+            return Ok(Vec::new());
+        }
+        // The first id may lie within a batch, whose key is that of an earlier event.
+        let holding = self.batch_at(key, run_id, ids.start)?;
+        let first = holding.map_or(ids.start, |batch| batch.first);
+        let start = workflow(key).event(run_id.as_str(), unsigned(first));
+        let end = workflow(key).event(run_id.as_str(), unsigned(ids.end));
+        let budget = PageBudget { events: events_max, bytes: bytes_max };
+        self.batches(start, end, Order::Ascending, budget)
+    }
+
+    /// Batches that hold events with `id <= last`, newest first, bounded as [`Self::history`].
+    pub(crate) fn history_back(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+        last: EventId,
+        events_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<HistoryBatch>, LoadError> {
+        let start = workflow(key).events(run_id.as_str());
+        let end = workflow(key).event(run_id.as_str(), unsigned(last.next()));
+        let budget = PageBudget { events: events_max, bytes: bytes_max };
+        self.batches(start, end, Order::Descending, budget)
+    }
+
+    /// The batch that holds the event, or the last one if the event is not there yet.
+    pub(crate) fn batch_at(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+        event: EventId,
+    ) -> Result<Option<HistoryBatch>, LoadError> {
+        let start = workflow(key).events(run_id.as_str());
+        let end = workflow(key).event(run_id.as_str(), unsigned(event.next()));
+        let range = KeyRange::new(&start, &end);
+        let found = self.scan(range, Order::Descending, 1)?;
+        found.into_iter().next().map(|row| self.batch(row)).transpose()
+    }
+
+    fn batches(
+        &self,
+        mut start: Bytes,
+        mut end: Bytes,
+        order: Order,
+        mut budget: PageBudget,
+    ) -> Result<Vec<HistoryBatch>, LoadError> {
+        const ROWS: usize = 32;
+        let mut batches = Vec::new();
+        loop {
+            let rows = self.scan(KeyRange::new(&start, &end), order, ROWS)?;
+            let is_last = rows.len() < ROWS;
+            if let Some(row) = rows.last() {
+                match order {
+                    Order::Ascending => start = keys::after(&row.key),
+                    Order::Descending => end = row.key.clone(),
+                }
+            }
+            for row in rows {
+                let batch = self.batch(row)?;
+                if !batches.is_empty() && batch.raw.len() > budget.bytes {
+                    return Ok(batches);
+                }
+                budget.bytes = budget.bytes.saturating_sub(batch.raw.len());
+                budget.events = budget.events.saturating_sub(batch.len());
+                batches.push(batch);
+                if budget.events == 0 || budget.bytes == 0 {
+                    return Ok(batches);
+                }
+            }
+            if is_last {
+                return Ok(batches);
+            }
+        }
+    }
+
+    /// The events of a batch.
+    pub(crate) fn events(&self, batch: &HistoryBatch) -> Result<Vec<HistoryEvent>, LoadError> {
+        let history = History::decode(batch.raw.clone());
+        Ok(history.map_err(|source| self.bad_value("a batch of history", source))?.events)
+    }
+
+    fn batch(&self, row: Row) -> Result<HistoryBatch, LoadError> {
+        let parsed = keys::parse_workflow_row(&row.key);
+        let Some((_, keys::WorkflowRow::Event { first_event_id, .. })) = parsed else {
+            return Err(self.bad_key("batches of history"));
+        };
+        if row.value.first() != Some(&FORMAT) {
+            return Err(self.bad_value("a batch of history", "its version is not known"));
+        }
+        let first = EventId(i64::try_from(first_event_id).unwrap_or(i64::MAX));
+        Ok(HistoryBatch { first, raw: row.value.slice(1..) })
+    }
+
+    /// Timers with `from <= due <= until`, by due time.
+    pub(crate) fn timers_between(
+        &self,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<Vec<TimerRow>, LoadError> {
+        let end = keys::timers_after(until.0);
+        let start = from.0.checked_sub(1).map_or_else(keys::timers, keys::timers_after);
+        let mut timers = Vec::new();
+        self.each_in(start, end, |row| {
+            timers.push(timer_row(&row.key).ok_or_else(|| self.bad_key("timers"))?);
+            Ok(true)
+        })?;
+        Ok(timers)
+    }
+
+    /// The first tasks of a queue that are meant, by priority and age.
+    pub(crate) fn tasks(
+        &self,
+        queue: &QueueKey,
+        limit: usize,
+        is_meant: impl Fn(&TaskRow) -> bool,
+    ) -> Result<Vec<TaskRow>, LoadError> {
+        let prefix = queue_prefix(queue);
+        let mut tasks = Vec::new();
+        self.each_below(&prefix, |row| {
+            let task = self.task_row(&row)?;
+            if tasks.len() < limit && task.queue == *queue && is_meant(&task) {
+                tasks.push(task);
+            }
+            Ok(tasks.len() < limit)
+        })?;
+        Ok(tasks)
+    }
+
+    /// How many tasks of a queue wait here, and since when the oldest.
+    pub(crate) fn backlog(&self, queue: &QueueKey) -> Result<(u64, Option<Timestamp>), LoadError> {
+        let (mut count, mut oldest) = (0, None);
+        self.each_below(&queue_prefix(queue), |row| {
+            let task = keys::parse_task(&row.key).ok_or_else(|| self.bad_key("tasks"))?;
+            let created = Timestamp(task.created);
+            count += 1;
+            oldest = Some(oldest.map_or(created, |time: Timestamp| time.min(created)));
+            Ok(true)
+        })?;
+        Ok((count, oldest))
+    }
+
+    /// The first tasks of every queue that are meant, at most `limit` of each.
+    pub(crate) fn first_tasks(
+        &self,
+        limit: usize,
+        is_meant: impl Fn(&TaskRow) -> bool,
+    ) -> Result<Vec<TaskRow>, LoadError> {
+        let mut tasks = Vec::new();
+        let mut start = keys::tasks();
+        let end = end_of(&keys::tasks());
+        // Queue by queue: from one queue's first task straight to the next queue's.
+        while let Some(row) = self.scan(KeyRange::new(&start, &end), Order::Ascending, 1)?.pop() {
+            let queue = self.task_row(&row)?.queue;
+            tasks.extend(self.tasks(&queue, limit, &is_meant)?);
+            start = end_of(&queue_prefix(&queue));
+        }
+        Ok(tasks)
+    }
+
+    /// Every run that has errands to do, each once.
+    pub(crate) fn runs_with_errands(&self) -> Result<Vec<(WorkflowKey, RunId)>, LoadError> {
+        let mut runs: Vec<(WorkflowKey, RunId)> = Vec::new();
+        self.each_below(&keys::errands(), |row| {
+            let errand = errand_row(&row.key).ok_or_else(|| self.bad_key("errands"))?;
+            let run = (errand.key, errand.run_id);
+            if runs.last() != Some(&run) {
+                runs.push(run);
+            }
+            Ok(true)
+        })?;
+        Ok(runs)
+    }
+
+    /// A run's errands in event order.
+    pub(crate) fn errands(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<Vec<ErrandRow>, LoadError> {
+        let mut errands = Vec::new();
+        self.each_below(&keys::errands_of(&workflow(key)), |row| {
+            let errand = errand_row(&row.key).ok_or_else(|| self.bad_key("errands"))?;
+            if errand.run_id == *run_id {
+                errands.push(errand);
+            }
+            Ok(true)
+        })?;
+        Ok(errands)
+    }
+
+    fn task_row(&self, row: &Row) -> Result<TaskRow, LoadError> {
+        let value: TaskValue = self.decode("a task", &row.value)?;
+        task_row(&row.key, value).ok_or_else(|| self.bad_key("tasks"))
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, LoadError> {
+        self.table.get(key).map_err(|source| self.store(source))
+    }
+
+    pub(crate) fn scan(
+        &self,
+        range: KeyRange<'_>,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<Row>, LoadError> {
+        self.table.scan(range, order, limit).map_err(|source| self.store(source))
+    }
+
+    /// Calls `row` for each row below a prefix, in key order, until it answers false.
+    pub(crate) fn each_below(
+        &self,
+        prefix: &[u8],
+        row: impl FnMut(Row) -> Result<bool, LoadError>,
+    ) -> Result<(), LoadError> {
+        self.each_in(Bytes::copy_from_slice(prefix), end_of(prefix), row)
+    }
+
+    /// Calls `row` for each row with `start <= key < end`, in key order, until it answers false.
+    pub(crate) fn each_in(
+        &self,
+        mut start: Bytes,
+        end: Bytes,
+        mut row: impl FnMut(Row) -> Result<bool, LoadError>,
+    ) -> Result<(), LoadError> {
+        loop {
+            let rows = self.scan(KeyRange::new(&start, &end), Order::Ascending, PAGE_ROWS)?;
+            let is_last = rows.len() < PAGE_ROWS;
+            if let Some(last) = rows.last() {
+                start = keys::after(&last.key);
+            }
+            for found in rows {
+                if !row(found)? {
+                    return Ok(());
+                }
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(crate) fn decode<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &'static str,
+        value: &[u8],
+    ) -> Result<T, LoadError> {
+        codec::decode(value).map_err(|source| self.bad_value(what, source))
+    }
+
+    fn store(&self, source: StoreError) -> LoadError {
+        LoadError::Store { group: self.table.group(), source }
+    }
+
+    pub(crate) fn bad_key(&self, what: &'static str) -> LoadError {
+        LoadError::Key { group: self.table.group(), what }
+    }
+
+    fn bad_value(
+        &self,
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> LoadError {
+        LoadError::Value { group: self.table.group(), what, source: source.into() }
+    }
+}
+
+/// What a page may still take.
+struct PageBudget {
+    events: usize,
+    bytes: usize,
+}
+
+fn queue_prefix(queue: &QueueKey) -> Bytes {
+    let name = &queue.queue.name;
+    let prefix = keys::tasks_of(queue.namespace.as_str(), name, queue_code(queue.kind));
+    let mut bytes = BytesMut::from(&prefix[..]);
+    bytes.put_u8(u8::from(queue.queue.is_sticky()));
+    bytes.freeze()
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,236 @@
+//! What rows hold beside history and notes, and how it lies in keys and values. Pure: reads and
+//! writes nothing. The key layouts are in `piton_store::keys`.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use piton_core::effect::{ErrandKey, QueueName, TaskKey, TimerKind};
+use piton_core::id::{EventId, NamespaceId, Position, RequestId, RunId, WorkflowId, WorkflowKey};
+use piton_core::placement::slot_of;
+use piton_core::run::{RunState, Status};
+use piton_core::time::Timestamp;
+use piton_store::codec::{self, CodecError};
+use piton_store::{keys, prefix_end};
+use serde::{Deserialize, Serialize};
+
+use crate::message::peer::{QueueKey, QueueType};
+use crate::replica::entry::{self, SlotRange};
+use crate::rows::codes::{ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, timer_kind};
+
+/// First byte of the values laid out by hand.
+pub(crate) const FORMAT: u8 = 1;
+/// The workflow's current run, and the position that fences its transitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Current {
+    pub(crate) position: Position,
+    pub(crate) run: CurrentRun,
+}
+
+/// What is known of the current run without loading it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CurrentRun {
+    pub(crate) run_id: RunId,
+    pub(crate) status: Status,
+    /// First run of the chain.
+    pub(crate) first_run_id: RunId,
+    pub(crate) start_request_id: RequestId,
+    pub(crate) start_time: Timestamp,
+    /// When the last transition was decided: the workflow's times never go back.
+    pub(crate) last_time: Timestamp,
+}
+
+/// A request id that was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RequestRow {
+    pub(crate) run_id: RunId,
+    pub(crate) event_id: EventId,
+    pub(crate) at: Timestamp,
+    pub(crate) kind: RequestKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RequestKind {
+    /// It started the run.
+    Start,
+    /// It asked for a start and was answered with a run that was there.
+    Attached,
+    Signal,
+    Cancel,
+}
+
+/// A timer that is armed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TimerRow {
+    pub(crate) due: Timestamp,
+    pub(crate) key: WorkflowKey,
+    pub(crate) run_id: RunId,
+    pub(crate) kind: TimerKind,
+}
+
+/// A task that waits for a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TaskRow {
+    pub(crate) queue: QueueKey,
+    pub(crate) key: WorkflowKey,
+    pub(crate) run_id: RunId,
+    pub(crate) task: TaskKey,
+    pub(crate) priority: u8,
+    pub(crate) created: Timestamp,
+}
+
+/// A task row's value: what its key does not say.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct TaskValue {
+    /// For a sticky queue: the normal queue of the same worker.
+    pub(crate) normal: Option<Arc<str>>,
+}
+
+/// An errand that is not settled. What it carries is in the run's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ErrandRow {
+    pub(crate) key: WorkflowKey,
+    pub(crate) run_id: RunId,
+    pub(crate) errand: ErrandKey,
+}
+
+/// Events that were committed together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HistoryBatch {
+    pub(crate) first: EventId,
+    /// The bytes of a protobuf `History` holding just these events.
+    pub(crate) raw: Bytes,
+}
+
+impl Current {
+    /// The row of a workflow whose current run stands so.
+    pub(crate) fn of(run: &RunState, position: Position) -> Current {
+        let first = run.started.first_execution_run_id.as_str();
+        let request_id = run.note.start_request_id.clone();
+        let current = CurrentRun {
+            run_id: run.run_id.clone(),
+            status: run.status,
+            first_run_id: if first.is_empty() { run.run_id.clone() } else { first.into() },
+            start_request_id: request_id.unwrap_or_else(|| "".into()),
+            start_time: run.start_time,
+            last_time: run.last_event_time,
+        };
+        Current { position, run: current }
+    }
+}
+
+impl HistoryBatch {
+    /// How many events it holds, without decoding them.
+    pub(crate) fn len(&self) -> usize {
+        let mut rest = &self.raw[..];
+        let mut count = 0;
+        // Each event is a tag byte, a length and so many bytes; see `writes`.
+        while let Some((_, after_tag)) = rest.split_first() {
+            rest = after_tag;
+            let Ok(len) = prost::decode_length_delimiter(&mut rest) else { break };
+            let Some(next) = rest.get(len..) else { break };
+            rest = next;
+            count += 1;
+        }
+        count
+    }
+}
+
+/// A workflow as the key builders want it.
+pub(crate) fn workflow(key: &WorkflowKey) -> keys::Workflow<&str> {
+    keys::Workflow {
+        slot: slot_of(key).0,
+        namespace: key.namespace.as_str(),
+        workflow_id: key.workflow_id.as_str(),
+    }
+}
+
+pub(crate) fn workflow_key(workflow: keys::Workflow<String>) -> WorkflowKey {
+    WorkflowKey {
+        namespace: NamespaceId::new(workflow.namespace),
+        workflow_id: WorkflowId::new(workflow.workflow_id),
+    }
+}
+
+/// The first key behind a prefix. All our prefixes have one: they begin below ff.
+pub(crate) fn end_of(prefix: &[u8]) -> Bytes {
+    prefix_end(prefix).map_or_else(|| Bytes::from_static(&[0xff; 8]), Bytes::from)
+}
+
+pub(crate) fn encode_range(range: &SlotRange) -> Bytes {
+    let mut value = BytesMut::with_capacity(13);
+    value.put_u8(FORMAT);
+    entry::put_range(&mut value, range);
+    value.freeze()
+}
+
+pub(crate) fn decode_range(
+    mut value: Bytes,
+) -> Result<SlotRange, Box<dyn std::error::Error + Send + Sync>> {
+    if value.first() != Some(&FORMAT) {
+        return Err("its version is not known".into());
+    }
+    let mut rest = value.split_off(1);
+    Ok(entry::take_range(&mut rest)?)
+}
+
+/// `version(1) position(8) run`: the position is read at each fence, the rest is not.
+pub(crate) fn encode_current(current: &Current) -> Result<Bytes, CodecError> {
+    let run = codec::encode(&current.run)?;
+    let mut value = BytesMut::with_capacity(9 + run.len());
+    value.put_u8(FORMAT);
+    value.put_u64(current.position.0);
+    value.put_slice(&run);
+    Ok(value.freeze())
+}
+
+pub(crate) fn decode_current(
+    value: &[u8],
+) -> Result<Current, Box<dyn std::error::Error + Send + Sync>> {
+    let position = decode_position(value).ok_or("it is cut short")?;
+    Ok(Current { position, run: codec::decode(&value[9..])? })
+}
+
+/// The position in a `current` row's value.
+pub(crate) fn decode_position(value: &[u8]) -> Option<Position> {
+    let rest = value.strip_prefix(&[FORMAT])?;
+    rest.first_chunk().map(|bytes| Position(u64::from_be_bytes(*bytes)))
+}
+
+pub(crate) fn timer_row(key: &[u8]) -> Option<TimerRow> {
+    let timer = keys::parse_timer(key)?;
+    Some(TimerRow {
+        due: Timestamp(timer.due),
+        kind: timer_kind(timer.kind, timer.event_id)?,
+        key: workflow_key(timer.workflow),
+        run_id: RunId::new(timer.run_id),
+    })
+}
+
+pub(crate) fn task_row(key: &[u8], value: TaskValue) -> Option<TaskRow> {
+    let task = keys::parse_task(key)?;
+    let (scheduled, stamp) = (event_id(task.event_id)?, task.stamp);
+    let (kind, task_key) = match task.queue_type {
+        WORKFLOW_QUEUE => (QueueType::Workflow, TaskKey::Workflow { scheduled, stamp }),
+        ACTIVITY_QUEUE => (QueueType::Activity, TaskKey::Activity { scheduled, stamp }),
+        _ => return None,
+    };
+    let queue = QueueName { name: task.queue.into(), normal: value.normal };
+    let key = workflow_key(task.workflow);
+    Some(TaskRow {
+        queue: QueueKey { namespace: key.namespace.clone(), queue, kind },
+        key,
+        run_id: RunId::new(task.run_id),
+        task: task_key,
+        priority: task.priority,
+        created: Timestamp(task.created),
+    })
+}
+
+pub(crate) fn errand_row(key: &[u8]) -> Option<ErrandRow> {
+    let errand = keys::parse_errand(key)?;
+    Some(ErrandRow {
+        errand: errand_key(errand.event_id, errand.kind)?,
+        key: workflow_key(errand.workflow),
+        run_id: RunId::new(errand.run_id),
+    })
+}

@@ -1,0 +1,148 @@
+//! List and count: over one shard's visibility rows, and the merging of what the shards answer.
+//! The rows are written with the events (architecture D10); nothing here writes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+use piton_core::id::NamespaceId;
+use piton_core::list_filter::{GroupBy, ListFilter};
+use piton_core::placement::SLOTS;
+use piton_core::proto::workflow::WorkflowExecutionInfo;
+use piton_core::run::Status;
+use piton_core::visibility::VisibilityRecord;
+use piton_store::keys;
+
+use crate::message::peer::CountReply;
+use crate::rows::{LoadError, WorkflowRows, end_of};
+
+/// A run with the key it is sorted by, the same on every shard: open runs by start time, then closed
+/// ones by close time and start time, the latest first; ties by run id.
+pub(crate) type ListedRun = (Vec<u8>, WorkflowExecutionInfo);
+
+/// Lists runs of one shard behind the sort key `after`, at most `limit`.
+///
+/// # Errors
+/// When a row cannot be read.
+pub(crate) fn list(
+    rows: &WorkflowRows,
+    namespace: &NamespaceId,
+    filter: &ListFilter,
+    after: Option<&[u8]>,
+    limit: usize,
+) -> Result<Vec<ListedRun>, LoadError> {
+    let prefix = keys::visibility_of(namespace.as_str());
+    // The key comes from a client: whatever it is, nothing outside the namespace is read.
+    let start = after.map_or_else(|| prefix.clone(), keys::after).max(prefix.clone());
+    let mut listed = Vec::new();
+    if limit == 0 {
+        return Ok(listed);
+    }
+    rows.each_in(start, end_of(&prefix), |row| {
+        let record: VisibilityRecord = rows.decode("a visibility row", &row.value)?;
+        if filter.matches(&record) {
+            listed.push((row.key.to_vec(), record.to_proto()));
+        }
+        Ok(listed.len() < limit)
+    })?;
+    Ok(listed)
+}
+
+/// Counts runs of one shard, in the groups that the filter asks for.
+///
+/// # Errors
+/// When a row cannot be read.
+pub(crate) fn count(
+    rows: &WorkflowRows,
+    namespace: &NamespaceId,
+    filter: &ListFilter,
+) -> Result<CountReply, LoadError> {
+    let prefix: Bytes = keys::visibility_of(namespace.as_str());
+    let counts_all = ListFilter::parse("").is_ok_and(|all| all == *filter);
+    let mut total = 0;
+    let mut groups: BTreeMap<&'static str, u64> = BTreeMap::new();
+    rows.each_below(&prefix, |row| {
+        if counts_all {
+            total += 1;
+            return Ok(true);
+        }
+        let record: VisibilityRecord = rows.decode("a visibility row", &row.value)?;
+        if filter.matches(&record) {
+            total += 1;
+            if let Some(GroupBy::ExecutionStatus) = filter.group_by() {
+                *groups.entry(status_name(record.status)).or_default() += 1;
+            }
+        }
+        Ok(true)
+    })?;
+    let groups = groups.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+    Ok(CountReply { total, groups })
+}
+
+/// What a group of `GROUP BY ExecutionStatus` is called.
+fn status_name(status: Status) -> &'static str {
+    match status {
+        Status::Running => "Running",
+        Status::Completed => "Completed",
+        Status::Failed => "Failed",
+        Status::Canceled => "Canceled",
+        Status::Terminated => "Terminated",
+        Status::ContinuedAsNew => "ContinuedAsNew",
+        Status::TimedOut => "TimedOut",
+    }
+}
+
+/// Merges the answers of all shards, each of which was asked for `limit` rows behind the same key.
+/// The second value is the sort key to go on behind; `None`: there are no more rows.
+/// `None` instead of both: the slots covered do not tile all slots once (architecture D10).
+pub(crate) fn merge_lists(
+    answers: Vec<(Vec<ListedRun>, Vec<Range<u16>>)>,
+    limit: usize,
+) -> Option<(Vec<WorkflowExecutionInfo>, Option<Vec<u8>>)> {
+    let (lists, covered): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
+    if !is_whole(covered) {
+        return None;
+    }
+    // A shard that filled its answer may have more behind it.
+    let was_filled = lists.iter().any(|list| list.len() >= limit);
+    let mut merged: Vec<ListedRun> = lists.into_iter().flatten().collect();
+    merged.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let has_more = was_filled || merged.len() > limit;
+    merged.truncate(limit);
+    let next = merged.last().filter(|_| has_more).map(|(key, _)| key.clone());
+    Some((merged.into_iter().map(|(_, run)| run).collect(), next))
+}
+
+/// Adds up the answers of all shards; `None` as in [`merge_lists`].
+pub(crate) fn merge_counts(answers: Vec<(CountReply, Vec<Range<u16>>)>) -> Option<CountReply> {
+    let (counts, covered): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
+    if !is_whole(covered) {
+        return None;
+    }
+    let mut groups: BTreeMap<String, u64> = BTreeMap::new();
+    let mut total = 0;
+    for reply in counts {
+        total += reply.total;
+        for (name, count) in reply.groups {
+            *groups.entry(name).or_default() += count;
+        }
+    }
+    Some(CountReply { total, groups: groups.into_iter().collect() })
+}
+
+/// Whether the ranges hold every slot exactly once.
+fn is_whole(covered: Vec<Vec<Range<u16>>>) -> bool {
+    let mut ranges: Vec<_> = covered.into_iter().flatten().filter(|r| !r.is_empty()).collect();
+    ranges.sort_by_key(|range| range.start);
+    let mut next = 0;
+    for range in ranges {
+        if range.start != next {
+            return false;
+        }
+        next = range.end;
+    }
+    next == SLOTS
+}
+
+#[cfg(test)]
+mod tests;

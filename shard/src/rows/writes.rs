@@ -1,0 +1,220 @@
+//! A change as rows: history, notes, timers, tasks, errands, visibility, expiry. Between step 3 and
+//! step 4 of a request's way. Pure: the same change gives the same bytes.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use piton_core::effect::{Effect, EffectKey, ErrandKey, TaskKey, TaskOffer, TimerKind};
+use piton_core::id::{RequestId, RunId, ShardId, WorkflowKey};
+use piton_core::proto::history::HistoryEvent;
+use piton_core::time::{Span, Timestamp};
+use piton_core::transition::{Change, first_event};
+use piton_core::visibility::VisibilityRecord;
+use piton_store::codec::{self, CodecError};
+use piton_store::{Write, keys};
+use prost::Message;
+
+use crate::message::peer::{Offer, OfferedTask, QueueKey, QueueType};
+use crate::replica::entry::SlotRange;
+use crate::rows::codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
+use crate::rows::values::{
+    Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow,
+};
+
+/// Tag of `History.events` on the wire: field 1, length-delimited.
+const EVENTS_TAG: u8 = 0x0a;
+
+/// The rows of one run's change, all but `current`. `retention`: how long its namespace keeps a
+/// closed run.
+///
+/// # Errors
+/// When a record is too large to be encoded; then nothing may be proposed.
+pub(crate) fn change_writes(
+    key: &WorkflowKey,
+    change: &Change,
+    retention: Span,
+) -> Result<Vec<Write>, CodecError> {
+    let mut writes = Vec::new();
+    let run_id = &change.run_id;
+    if let Some(first) = first_event(change) {
+        let row = workflow(key).event(run_id.as_str(), unsigned(first));
+        writes.push(Write::put(row, encode_batch(&change.events)));
+    }
+    for (&note_key, note) in &change.notes {
+        let (kind, id) = note_codes(note_key);
+        let row = workflow(key).note(run_id.as_str(), kind, id);
+        writes.push(match note {
+            Some(note) => Write::put(row, codec::encode(note)?),
+            None => Write::delete(row),
+        });
+    }
+    for effect in &change.settled {
+        match effect {
+            EffectKey::Timer(due, kind) => {
+                writes.push(Write::delete(timer_key(key, run_id, *due, kind)));
+            }
+            EffectKey::Errand(errand) => {
+                writes.push(Write::delete(errand_key(key, run_id, *errand)))
+            }
+            // The key of a task's row names its queue, so the offer itself is needed: below.
+            EffectKey::Task(_) => {}
+        }
+    }
+    for offer in &change.settled_tasks {
+        writes.push(Write::delete(task_key(key, run_id, offer)));
+    }
+    for effect in change.owed.values() {
+        writes.push(effect_write(key, run_id, effect)?);
+    }
+    if let Some((before, after)) = &change.visibility {
+        visibility_writes(key, before.as_ref(), after, retention, &mut writes)?;
+    }
+    Ok(writes)
+}
+
+/// Puts the workflow's `current` row, the position that fences it included.
+///
+/// # Errors
+/// As [`change_writes`].
+pub(crate) fn current_write(key: &WorkflowKey, current: &Current) -> Result<Write, CodecError> {
+    Ok(Write::put(workflow(key).current(), encode_current(current)?))
+}
+
+/// Deletes the workflow: its position is 0 again. Only with the last rows of its last run.
+pub(crate) fn current_delete(key: &WorkflowKey) -> Write {
+    Write::delete(workflow(key).current())
+}
+
+/// Puts a request id, and the row by which it is deleted after `keep`.
+///
+/// # Errors
+/// As [`change_writes`].
+pub(crate) fn request_writes(
+    key: &WorkflowKey,
+    id: &RequestId,
+    row: &RequestRow,
+    keep: Span,
+) -> Result<[Write; 2], CodecError> {
+    let what = keys::Expires::Request(id.as_str());
+    let expire = keys::Expire { when: (row.at + keep).0, workflow: workflow(key), what };
+    Ok([
+        Write::put(workflow(key).request(id.as_str()), codec::encode(row)?),
+        Write::put(expire.key(), Bytes::from_static(&[FORMAT])),
+    ])
+}
+
+/// A task as it is offered to its queue.
+pub(crate) fn offer_of(
+    origin: ShardId,
+    key: &WorkflowKey,
+    run_id: &RunId,
+    offer: &TaskOffer,
+) -> Offer {
+    let kind = match offer.key {
+        TaskKey::Workflow { .. } => QueueType::Workflow,
+        TaskKey::Activity { .. } => QueueType::Activity,
+    };
+    let namespace = key.namespace.clone();
+    Offer {
+        queue: QueueKey { namespace, queue: offer.queue.clone(), kind },
+        origin,
+        key: key.clone(),
+        run_id: run_id.clone(),
+        task: OfferedTask::Task(offer.key.clone()),
+        priority: offer.priority,
+        created: offer.created,
+        more_behind: false,
+    }
+}
+
+/// Puts the shard's slot range; only `apply` of a range entry does.
+pub(crate) fn range_write(range: &SlotRange) -> Write {
+    Write::put(keys::range(), encode_range(range))
+}
+
+/// `version(1)`, then the bytes of a protobuf `History` with these events: an answer to a reader
+/// copies them as they are.
+fn encode_batch(events: &[Arc<HistoryEvent>]) -> Bytes {
+    let lens = events.iter().map(|event| event.encoded_len() + 6).sum::<usize>();
+    let mut batch = BytesMut::with_capacity(1 + lens);
+    batch.put_u8(FORMAT);
+    for event in events {
+        batch.put_u8(EVENTS_TAG);
+        event.encode_length_delimited(&mut batch).expect("a BytesMut grows as it is written to");
+    }
+    batch.freeze()
+}
+
+fn effect_write(key: &WorkflowKey, run_id: &RunId, effect: &Effect) -> Result<Write, CodecError> {
+    let nothing = Bytes::from_static(&[FORMAT]);
+    Ok(match effect {
+        Effect::Timer(due, kind) => Write::put(timer_key(key, run_id, *due, kind), nothing),
+        Effect::Errand(errand, _) => Write::put(errand_key(key, run_id, *errand), nothing),
+        Effect::Task(offer) => {
+            let value = TaskValue { normal: offer.queue.normal.clone() };
+            Write::put(task_key(key, run_id, offer), codec::encode(&value)?)
+        }
+    })
+}
+
+fn timer_key(key: &WorkflowKey, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Bytes {
+    let (kind, event_id) = timer_codes(kind);
+    let workflow = workflow(key);
+    keys::Timer { due: due.0, workflow, run_id: run_id.as_str(), kind, event_id }.key()
+}
+
+pub(crate) fn errand_key(key: &WorkflowKey, run_id: &RunId, errand: ErrandKey) -> Bytes {
+    let (event_id, kind) = errand_codes(errand);
+    keys::Errand { workflow: workflow(key), run_id: run_id.as_str(), event_id, kind }.key()
+}
+
+fn task_key(key: &WorkflowKey, run_id: &RunId, offer: &TaskOffer) -> Bytes {
+    let (queue_type, event_id, stamp) = task_codes(&offer.key);
+    let task = keys::Task {
+        queue: &*offer.queue.name,
+        queue_type,
+        sticky: offer.queue.is_sticky(),
+        priority: offer.priority,
+        created: offer.created.0,
+        workflow: workflow(key),
+        run_id: run_id.as_str(),
+        event_id,
+        stamp,
+    };
+    task.key()
+}
+
+fn visibility_writes(
+    key: &WorkflowKey,
+    before: Option<&VisibilityRecord>,
+    after: &VisibilityRecord,
+    retention: Span,
+    writes: &mut Vec<Write>,
+) -> Result<(), CodecError> {
+    let row = visibility_key(key, after);
+    let old = before.map(|record| visibility_key(key, record));
+    writes.extend(old.filter(|old| *old != row).map(Write::delete));
+    writes.push(Write::put(row.clone(), codec::encode(after)?));
+    let closes = before.is_none_or(|record| record.close_time.is_none());
+    if let (true, Some(close_time)) = (closes, after.close_time) {
+        let what = keys::Expires::Run(after.run_id.as_str());
+        let when = (close_time + retention).0;
+        let expire = keys::Expire { when, workflow: workflow(key), what };
+        // The value names the visibility row, which only the run's times would lead to.
+        let mut value = BytesMut::with_capacity(1 + row.len());
+        value.put_u8(FORMAT);
+        value.put_slice(&row);
+        writes.push(Write::put(expire.key(), value.freeze()));
+    }
+    Ok(())
+}
+
+fn visibility_key(key: &WorkflowKey, record: &VisibilityRecord) -> Bytes {
+    let row = keys::Visibility {
+        closed: record.close_time.map(|time| time.0),
+        started: record.start_time.0,
+        run_id: record.run_id.as_str(),
+        workflow: workflow(key),
+    };
+    row.key()
+}

@@ -1,0 +1,442 @@
+//! A hosted workflow: loads it, decides a batch of requests, commits what they come to, and only
+//! then answers and carries out effects. One commit for all requests that waited.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use piton_core::effect::{Effect, EffectKey, TaskKey, TimerKind};
+use piton_core::error::Rejection;
+use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
+use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
+use piton_core::request::WorkflowTaskRef;
+use piton_core::run::{Decided, RunState};
+use piton_core::time::{Span, Timestamp};
+use piton_core::transition::Change;
+use tokio::sync::watch;
+
+use crate::error::ShardError;
+use crate::leader::reads::unreadable;
+use crate::leader::recovery::Lost;
+use crate::leader::term::ShardRuntime;
+use crate::leader::timers::{Alarm, Wake};
+use crate::message::peer::{Answer, Call, Offer};
+use crate::replica::entry::{self, TransitionRecord};
+use crate::replica::proposer::Outcome;
+use crate::rows::{self, Current, RequestKind, RequestRow};
+use crate::workflow::actor::{Ask, Envelope, ReplyTo, Seat, Subscription, refuse_all};
+use crate::workflow::query::Queries;
+use crate::workflow::settle::Pending;
+
+/// One workflow in memory: the state of its actor.
+pub(crate) struct Hosted {
+    pub(crate) shard: Arc<ShardRuntime>,
+    pub(crate) seat: Arc<Seat>,
+    pub(crate) key: WorkflowKey,
+    loaded: bool,
+    /// The committed `current` row.
+    pub(crate) current: Option<Current>,
+    pub(crate) position: Position,
+    /// Runs in memory: the current one if it is open, and others while they are asked for.
+    /// Boxed: a node of the map has room for eleven values.
+    pub(crate) runs: BTreeMap<RunId, Box<RunState>>,
+    pub(crate) queries: Queries,
+    watchers: BTreeMap<RunId, watch::Sender<Subscription>>,
+    /// The last accepted workflow task answer: its repetition gets the same reply.
+    pub(crate) last_accepted: Option<(WorkflowTaskRef, RespondWorkflowTaskCompletedResponse)>,
+    /// The alarm of the held workflow task.
+    held_alarm: Option<Alarm>,
+}
+
+/// What the requests of one batch come to, before it is committed.
+#[derive(Default)]
+pub(crate) struct Batch {
+    /// The runs as committed, for those that the batch has touched.
+    before: BTreeMap<RunId, Option<Box<RunState>>>,
+    /// The run that is current after the batch, if it changes.
+    pub(crate) successor: Option<RunId>,
+    pub(crate) pending: Vec<Pending>,
+    pub(crate) request_rows: BTreeMap<RequestId, RequestRow>,
+    /// Tasks that were taken: they need not be withdrawn from their queue.
+    pub(crate) taken: BTreeSet<TaskKey>,
+    events: usize,
+    bytes: usize,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.events >= entry::TRANSITION_EVENTS_MAX || self.bytes >= entry::TRANSITION_BYTES_MAX
+    }
+
+    pub(crate) fn answer(&mut self, reply: ReplyTo, answer: Result<Answer, ShardError>) {
+        self.pending.push(Pending::Answer(reply, answer));
+    }
+}
+
+impl Hosted {
+    pub(crate) fn new(shard: Arc<ShardRuntime>, seat: Arc<Seat>, key: WorkflowKey) -> Self {
+        Self {
+            shard,
+            seat,
+            key,
+            loaded: false,
+            current: None,
+            position: Position(0),
+            runs: BTreeMap::new(),
+            queries: Queries::default(),
+            watchers: BTreeMap::new(),
+            last_accepted: None,
+            held_alarm: None,
+        }
+    }
+
+    /// Decides and commits what waits; what does not fit into one transition is put back.
+    ///
+    /// # Errors
+    /// When the state here can no longer be trusted: the actor must go.
+    pub(crate) async fn process(&mut self, waiting: VecDeque<Envelope>) -> Result<(), ShardError> {
+        if self.shard.is_stopped() {
+            let gone = self.shard.gone();
+            refuse_all(waiting, &self.shard.cluster, &gone);
+            return Err(gone);
+        }
+        let mut batch = Batch::default();
+        let mut waiting = waiting;
+        if !self.loaded
+            && let Err(error) = self.load(&mut batch)
+        {
+            refuse_all(waiting, &self.shard.cluster, &error);
+            return Err(error);
+        }
+        while let Some(envelope) = waiting.pop_front() {
+            self.decide(envelope, &mut batch);
+            if batch.is_full() {
+                break;
+            }
+        }
+        if !waiting.is_empty() {
+            self.seat.mailbox.put_back(waiting);
+        }
+        self.commit(batch).await
+    }
+
+    fn load(&mut self, batch: &mut Batch) -> Result<(), ShardError> {
+        self.current = self.shard.rows.current(&self.key).map_err(unreadable)?;
+        if let Some(current) = &self.current {
+            self.position = current.position;
+            if current.run.status.is_open() {
+                let run_id = current.run.run_id.clone();
+                let run = self.shard.rows.load_run(&self.key, &run_id).map_err(unreadable)?;
+                let run = run.ok_or_else(|| {
+                    ShardError::Internal(format!("the current run {run_id} has no history"))
+                })?;
+                let flush = !run.buffered.is_empty();
+                self.runs.insert(run_id.clone(), Box::new(run));
+                self.loaded = true;
+                if flush {
+                    // Architecture section 2: nothing is held any more, so what waited goes on.
+                    self.decide_own(&run_id, piton_core::request::RunRequest::Rehosted, batch);
+                }
+            }
+        }
+        self.loaded = true;
+        Ok(())
+    }
+
+    /// The run that a request addresses: the given one or the current one. Loads it if it has to.
+    pub(crate) fn run(&mut self, run_id: Option<&RunId>) -> Result<RunId, ShardError> {
+        let not_found =
+            || Rejection::NotFound(format!("workflow not found for ID: {}", self.key.workflow_id));
+        let run_id = match run_id {
+            Some(run_id) => run_id.clone(),
+            None => self.current_run().ok_or_else(not_found)?,
+        };
+        if !self.runs.contains_key(&run_id) {
+            let loaded = self.shard.rows.load_run(&self.key, &run_id);
+            let run = loaded.map_err(unreadable)?;
+            let run = run.ok_or_else(|| match self.current {
+                None => not_found(),
+                Some(_) => Rejection::NotFound(format!("workflow not found for run ID: {run_id}")),
+            })?;
+            self.runs.insert(run_id.clone(), Box::new(run));
+        }
+        Ok(run_id)
+    }
+
+    /// The current run as the batch so far has it.
+    pub(crate) fn current_run(&self) -> Option<RunId> {
+        self.current.as_ref().map(|c| c.run.run_id.clone())
+    }
+
+    /// Times of a workflow never go back, whatever node decides.
+    pub(crate) fn now(&self) -> Timestamp {
+        let now = self.shard.clock.now();
+        self.current.as_ref().map_or(now, |c| now.max(c.run.last_time))
+    }
+
+    /// Takes over what a decision comes to.
+    pub(crate) fn accept(&mut self, run_id: Option<&RunId>, decided: Decided, batch: &mut Batch) {
+        if let (Some(run_id), Some(run)) = (run_id, decided.run) {
+            let before = self.runs.insert(run_id.clone(), Box::new(run));
+            batch.before.entry(run_id.clone()).or_insert(before);
+        }
+        if let Some(run) = decided.successor {
+            let run_id = run.run_id.clone();
+            batch.before.insert(run_id.clone(), None);
+            self.current = Some(Current::of(&run, self.position));
+            batch.successor = Some(run_id.clone());
+            self.runs.insert(run_id, Box::new(run));
+        }
+        (batch.events, batch.bytes) = (0, 0);
+        for (run_id, before) in &batch.before {
+            let Some(run) = self.runs.get(run_id) else { continue };
+            let committed = before.as_ref().map_or(0, |before| before.history_bytes);
+            batch.events += run.uncommitted.len();
+            batch.bytes += usize::try_from(run.history_bytes - committed).unwrap_or(usize::MAX);
+        }
+    }
+
+    async fn commit(&mut self, mut batch: Batch) -> Result<(), ShardError> {
+        let mut changes = Vec::new();
+        for (run_id, before) in std::mem::take(&mut batch.before) {
+            let run = self.runs.get_mut(&run_id).expect("a touched run is in memory");
+            let change = Change::between(before.as_deref(), run);
+            if !change.is_empty() {
+                changes.push((before, change));
+            }
+        }
+        let done =
+            if changes.is_empty() && batch.request_rows.is_empty() && batch.successor.is_none() {
+                // Architecture D5a: no commit stands behind these answers.
+                let tells_state = batch.pending.iter().any(Pending::tells_state);
+                if tells_state { self.shard.confirm().await } else { Ok(()) }
+            } else {
+                self.replicate(&changes, &batch).await
+            };
+        done.inspect_err(|error| {
+            for pending in std::mem::take(&mut batch.pending) {
+                pending.give_up_ticket(&self.shard.cluster);
+                pending.refuse(error);
+            }
+        })?;
+        self.watch_held_task();
+        for (before, change) in &changes {
+            self.carry_out(before.as_deref(), change, &batch.taken);
+        }
+        for pending in batch.pending {
+            self.settle(pending).await;
+        }
+        self.forget_unneeded();
+        Ok(())
+    }
+
+    /// Writes everything as one transition and waits for it.
+    async fn replicate(
+        &mut self,
+        changes: &[(Option<Box<RunState>>, Change)],
+        batch: &Batch,
+    ) -> Result<(), ShardError> {
+        let now = self.now();
+        let retention = self.shard.cluster.retention_of(&self.key.namespace);
+        let unencodable = |e: piton_store::codec::CodecError| ShardError::Internal(e.to_string());
+        let mut writes = Vec::new();
+        for (_, change) in changes {
+            writes.extend(rows::change_writes(&self.key, change, retention).map_err(unencodable)?);
+        }
+        for (id, row) in &batch.request_rows {
+            let keep = Span(self.shard.cluster.limits().request_id_ms_min as i64);
+            writes.extend(rows::request_writes(&self.key, id, row, keep).map_err(unencodable)?);
+        }
+        let run_id = self.current_run().expect("a change is of a run, which is or was current");
+        let run = self.runs.get(&run_id);
+        let mut current = match (run, &self.current) {
+            (Some(run), _) => Current::of(run, self.position),
+            (None, Some(current)) => current.clone(),
+            (None, None) => unreachable!("the current run has a row or is in memory"),
+        };
+        current.position = Position(self.position.0 + 1);
+        current.run.last_time = now;
+        writes.push(rows::current_write(&self.key, &current).map_err(unencodable)?);
+        let transition = TransitionRecord {
+            term: self.shard.term,
+            key: self.key.clone(),
+            base: self.position,
+            writes,
+        };
+        match self.shard.proposer.propose(transition).await {
+            Outcome::Committed => {
+                self.position = current.position;
+                self.current = Some(current);
+                Ok(())
+            }
+            Outcome::Failed(why) => Err(ShardError::Unavailable(why)),
+        }
+    }
+
+    /// Keeps the held task's deadline with the timers; it has no row.
+    fn watch_held_task(&mut self) {
+        let held = self.runs.values().find_map(|run| run.held.as_ref().map(|h| (&run.run_id, h)));
+        let alarm = held.map(|(run_id, held)| Alarm {
+            due: held.due,
+            key: self.key.clone(),
+            run_id: run_id.clone(),
+            what: Wake::HeldTask(held.number),
+        });
+        if alarm == self.held_alarm {
+            return;
+        }
+        if let Some(old) = self.held_alarm.take() {
+            self.shard.timers.disarm(&old);
+            self.queries.detach();
+        }
+        if let Some(new) = &alarm {
+            self.shard.timers.arm(new.clone());
+        }
+        // ORDER: before the next task is offered, which may come back here as declined.
+        self.seat.set_held(alarm.is_some());
+        self.held_alarm = alarm;
+    }
+
+    /// Carries out the effects of a committed change.
+    fn carry_out(&mut self, before: Option<&RunState>, change: &Change, taken: &BTreeSet<TaskKey>) {
+        for key in &change.settled {
+            if let EffectKey::Timer(due, kind) = key {
+                self.shard.timers.disarm(&self.alarm(&change.run_id, *due, kind));
+            }
+        }
+        for offer in change.settled_tasks.iter().filter(|o| !taken.contains(&o.key)) {
+            let offer = rows::offer_of(self.shard.id, &self.key, &change.run_id, offer);
+            let Offer { queue, origin, key, run_id, task, .. } = offer;
+            let owner = self.shard.cluster.shard_of_queue(&queue);
+            self.shard.cluster.send(owner, Call::Withdraw { queue, origin, key, run_id, task });
+        }
+        for effect in change.owed.values() {
+            self.take_care_of(&change.run_id, effect);
+        }
+        self.announce(&change.run_id);
+        self.measure(before, change);
+        let closes = before.is_none_or(|run| run.status.is_open())
+            && self.runs.get(&change.run_id).is_some_and(|run| !run.status.is_open());
+        if closes {
+            // No workflow task will take them along any more.
+            self.release_queries(&change.run_id);
+        }
+    }
+
+    /// Sets about what a run owes. Twice does no harm.
+    pub(crate) fn take_care_of(&self, run_id: &RunId, effect: &Effect) {
+        let shard = &self.shard;
+        match effect {
+            Effect::Timer(due, kind) => shard.timers.arm(self.alarm(run_id, *due, kind)),
+            // Held since the same batch: its worker has it already.
+            Effect::Task(offer) if self.is_held(run_id, &offer.key) => {}
+            Effect::Task(offer) => {
+                shard.cluster.offer(rows::offer_of(shard.id, &self.key, run_id, offer));
+            }
+            Effect::Errand(key, errand) => {
+                shard.outbox.run(shard, &self.key, run_id, *key, errand.clone());
+            }
+        }
+    }
+
+    fn alarm(&self, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Alarm {
+        let what = Wake::Row(kind.clone());
+        Alarm { due, key: self.key.clone(), run_id: run_id.clone(), what }
+    }
+
+    fn is_held(&self, run_id: &RunId, task: &TaskKey) -> bool {
+        matches!(task, TaskKey::Workflow { .. })
+            && self.runs.get(run_id).is_some_and(|run| run.held.is_some())
+    }
+
+    fn view(&self, run_id: &RunId) -> Option<Subscription> {
+        let run = self.runs.get(run_id)?;
+        Some(Subscription { next_event_id: run.next_event_id, open: run.status.is_open() })
+    }
+
+    pub(crate) fn watch(&mut self, run_id: &RunId) -> Option<watch::Receiver<Subscription>> {
+        let view = self.view(run_id)?;
+        let sender = self.watchers.entry(run_id.clone()).or_insert_with(|| watch::channel(view).0);
+        sender.send_replace(view);
+        Some(sender.subscribe())
+    }
+
+    fn announce(&self, run_id: &RunId) {
+        let Some(view) = self.view(run_id) else { return };
+        if let Some(sender) = self.watchers.get(run_id) {
+            sender.send_replace(view);
+        }
+    }
+
+    /// Drops closed runs and followers nobody needs; keeps the open current run.
+    fn forget_unneeded(&mut self) {
+        self.watchers.retain(|_, sender| sender.receiver_count() > 0);
+        self.queries.forget_abandoned(tokio::time::Instant::now());
+        let current = self.current_run();
+        self.runs.retain(|id, run| Some(id) == current.as_ref() || run.status.is_open());
+        self.seat.set_open(self.current.as_ref().is_some_and(|c| c.run.status.is_open()));
+    }
+
+    /// Whether nothing of this workflow lives only in memory (architecture D6).
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queries.is_empty()
+            && self.watchers.values().all(|sender| sender.receiver_count() == 0)
+            && self.runs.values().all(|run| run.held.is_none())
+    }
+
+    /// The actor goes without having finished: callers that wait hear why, and what nobody waits
+    /// for is done by the next actor.
+    pub(crate) fn abandon(&mut self, why: &ShardError) {
+        let mut lost = Lost {
+            key: self.key.clone(),
+            runs: self.runs.keys().cloned().collect(),
+            requests: Vec::new(),
+        };
+        for envelope in self.seat.mailbox.close() {
+            let is_ticket = matches!(envelope.ask, Ask::Call(Call::Ticket(_)));
+            if envelope.reply.is_nobody() && !is_ticket {
+                lost.requests.push(envelope.ask);
+            } else {
+                envelope.refuse(&self.shard.cluster, why.clone());
+            }
+        }
+        if !self.shard.is_stopped() {
+            self.shard.recovery.add(&self.shard, lost);
+        }
+        self.queries.fail_all(why);
+        if let Some(alarm) = self.held_alarm.take() {
+            self.shard.timers.disarm(&alarm);
+        }
+        self.watchers.clear();
+        self.runs.clear();
+    }
+
+    /// Whether this request id has been taken before, by a committed transition or this batch.
+    pub(crate) fn known_request(
+        &self,
+        id: &str,
+        batch: &Batch,
+    ) -> Result<Option<RequestRow>, ShardError> {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        let id = RequestId::from(id);
+        if let Some(row) = batch.request_rows.get(&id) {
+            return Ok(Some(row.clone()));
+        }
+        self.shard.rows.request(&self.key, &id).map_err(unreadable)
+    }
+
+    pub(crate) fn note_request(
+        &self,
+        id: &str,
+        run: &RunId,
+        event: EventId,
+        kind: RequestKind,
+        batch: &mut Batch,
+    ) {
+        if !id.is_empty() {
+            let row = RequestRow { run_id: run.clone(), event_id: event, at: self.now(), kind };
+            batch.request_rows.insert(RequestId::from(id), row);
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! How a hosted workflow decides each kind of request: looks up what deciding needs, hands it to
+//! core, and notes what is to be answered once the batch is committed.
+
+use std::sync::Arc;
+
+use piton_core::effect::TaskKey;
+use piton_core::error::Rejection;
+use piton_core::id::{EventId, NamespaceId, RunId};
+use piton_core::limits::Limits;
+use piton_core::proto::command::command::Attributes;
+use piton_core::proto::enums::QueryRejectCondition;
+use piton_core::proto::query::{QueryRejected, WorkflowQuery};
+use piton_core::proto::workflowservice::{
+    QueryWorkflowResponse, RespondQueryTaskCompletedRequest, RespondWorkflowTaskCompletedRequest,
+};
+use piton_core::request::{Drawn, RunRequest, StartRequest, Taker};
+use piton_core::run::{self, QueryRoute, Reply};
+use tokio::time::Instant;
+
+use crate::error::ShardError;
+use crate::message::peer::{Answer, Call, Offer, OfferedTask, QueueKey, QueueType, Ticket};
+use crate::message::token::{QueryToken, WorkflowTaskToken};
+use crate::meta::{Namespace, NamespaceAttributes};
+use crate::rows::RequestKind;
+use crate::workflow::actor::{Ask, Envelope, ReplyTo};
+use crate::workflow::batch::{Batch, Hosted};
+use crate::workflow::query::{self, Place, WaitingQuery};
+use crate::workflow::settle::Pending;
+
+/// What a decision needs from outside, owned.
+struct Draw {
+    limits: Arc<Limits>,
+    namespace: Option<Arc<Namespace>>,
+    namespaces: Vec<(Arc<str>, NamespaceId)>,
+    search_attributes: NamespaceAttributes,
+    number: u64,
+    run_id: RunId,
+}
+
+impl Draw {
+    fn drawn<'a>(&'a self, now: piton_core::time::Timestamp, term: u64) -> Drawn<'a> {
+        Drawn {
+            now,
+            term,
+            number: self.number,
+            run_id: self.run_id.clone(),
+            limits: &self.limits,
+            namespace_name: self.namespace.as_ref().map_or("", |n| &n.name),
+            namespaces: &self.namespaces,
+            search_attributes: &self.search_attributes,
+        }
+    }
+}
+
+impl Hosted {
+    pub(crate) fn decide(&mut self, envelope: Envelope, batch: &mut Batch) {
+        let Envelope { ask, reply } = envelope;
+        match ask {
+            Ask::Call(call) => self.decide_call(call, reply, batch),
+            // What others see or get to do rests on what is committed, so it waits for the batch.
+            Ask::Subscribe { run_id, tell } => {
+                batch.pending.push(Pending::Subscribe(run_id, tell));
+            }
+            Ask::Resume { run_id } => batch.pending.push(Pending::Resume(run_id)),
+            Ask::Expire(row, turn) => batch.pending.push(Pending::Expire(row, turn)),
+            Ask::StickyWaitOver { run_id, query } => self.leave_sticky(&run_id, query, batch),
+        }
+    }
+
+    fn decide_call(&mut self, call: Call, reply: ReplyTo, batch: &mut Batch) {
+        match call {
+            Call::Start { request, .. } => self.decide_start(request, reply, batch),
+            Call::Run { run_id, request, .. } => self.decide_run(run_id, request, reply, batch),
+            Call::CompleteWorkflowTask { token, answer } => {
+                self.complete_workflow_task(&token, *answer, reply, batch);
+            }
+            Call::Query { run_id, query, reject, deadline, .. } => {
+                self.ask_query(run_id, query, reject, deadline, reply, batch);
+            }
+            Call::AnswerQuery { token, answer } => {
+                let result = self.answer_query(&token, *answer);
+                batch.answer(reply, result);
+            }
+            Call::Describe { run_id, .. } => {
+                let described = self
+                    .run(run_id.as_ref())
+                    .map(|id| Answer::Describe(Box::new(self.runs[&id].describe())));
+                batch.answer(reply, described);
+            }
+            Call::Ticket(ticket) => {
+                // Whoever sent it hears that it was taken; what comes of it, its poll hears.
+                reply.send(Ok(Answer::Done));
+                self.redeem(ticket, batch);
+            }
+            Call::NoPoller { run_id, task, .. } => {
+                reply.send(Ok(Answer::Done));
+                self.no_poller(&run_id, &task, batch);
+            }
+            _ => unreachable!("only calls to a workflow are posted to its actor"),
+        }
+    }
+
+    fn draw(&self, names: Vec<String>) -> Draw {
+        let meta = self.shard.cluster.meta();
+        let resolve = |name: String| {
+            let namespace = meta.namespace(&name)?;
+            Some((Arc::from(name), namespace.id.clone()))
+        };
+        Draw {
+            limits: meta.limits(),
+            namespace: meta.namespace_by_id(&self.key.namespace),
+            namespaces: names.into_iter().filter_map(resolve).collect(),
+            search_attributes: meta.search_attribute_check(&self.key.namespace),
+            number: self.shard.next_number(),
+            run_id: self.shard.cluster.new_run_id(),
+        }
+    }
+
+    /// A decision of our own, whose answer nobody waits for.
+    pub(crate) fn decide_own(&mut self, run_id: &RunId, request: RunRequest, batch: &mut Batch) {
+        self.decide_run(Some(run_id.clone()), request, ReplyTo::nobody(), batch);
+    }
+
+    fn decide_run(
+        &mut self,
+        run_id: Option<RunId>,
+        request: RunRequest,
+        reply: ReplyTo,
+        batch: &mut Batch,
+    ) {
+        let decided = self.try_decide_run(run_id, request, batch);
+        batch.pending.push(Pending::Reply(reply, decided));
+    }
+
+    fn try_decide_run(
+        &mut self,
+        run_id: Option<RunId>,
+        request: RunRequest,
+        batch: &mut Batch,
+    ) -> Result<Reply, ShardError> {
+        let (run_id, id, kind) = self.addressed(run_id, &request)?;
+        if self.known_request(&id, batch)?.is_some_and(|row| row.kind == kind) {
+            return Ok(Reply::Done);
+        }
+        let run = &self.runs[&run_id];
+        let before = run.next_event_id;
+        let draw = self.draw(Vec::new());
+        let decided = run.decide(request, &draw.drawn(self.now(), self.shard.term))?;
+        let answer = decided.reply.clone();
+        self.accept(Some(&run_id), decided, batch);
+        if answer.is_ok() {
+            self.note_request(&id, &run_id, before, kind, batch);
+        }
+        Ok(answer?)
+    }
+
+    /// The run a request goes to, and the request id that its repetition is recognised by.
+    fn addressed(
+        &mut self,
+        run_id: Option<RunId>,
+        request: &RunRequest,
+    ) -> Result<(RunId, String, RequestKind), ShardError> {
+        let (id, kind, chain) = match request {
+            RunRequest::Signal(signal) => (signal.request_id.clone(), RequestKind::Signal, ""),
+            RunRequest::RequestCancel(cancel) => {
+                (cancel.request_id.clone(), RequestKind::Cancel, cancel.first_run_id.as_str())
+            }
+            RunRequest::Terminate(terminate) => {
+                (String::new(), RequestKind::Cancel, terminate.first_run_id.as_str())
+            }
+            _ => (String::new(), RequestKind::Signal, ""),
+        };
+        // A request to a chain of runs goes to its current run, whichever run it names.
+        let run_id = run_id.filter(|_| chain.is_empty());
+        Ok((self.run(run_id.as_ref())?, id, kind))
+    }
+
+    fn decide_start(&mut self, request: StartRequest, reply: ReplyTo, batch: &mut Batch) {
+        let id = request.start.request_id.clone();
+        let signal_id = request.signal.as_ref().map(|s| s.request_id.clone());
+        match self.try_start(request, &id, signal_id.as_deref(), batch) {
+            Ok(started) => batch.pending.push(Pending::Started(reply, started)),
+            Err(error) => batch.answer(reply, Err(error)),
+        }
+    }
+
+    fn try_start(
+        &mut self,
+        request: StartRequest,
+        id: &str,
+        signal_id: Option<&str>,
+        batch: &mut Batch,
+    ) -> Result<Reply, ShardError> {
+        if let Some(row) = self.known_request(id, batch)? {
+            let is_repetition = match row.kind {
+                RequestKind::Start | RequestKind::Attached => true,
+                RequestKind::Signal => signal_id == Some(id),
+                RequestKind::Cancel => false,
+            };
+            if is_repetition {
+                let run_id = self.run(Some(&row.run_id))?;
+                return Ok(self.runs[&run_id].started_again(&request.start));
+            }
+        }
+        let current = match self.current_run() {
+            Some(_) => Some(self.run(None)?),
+            None => None,
+        };
+        let draw = self.draw(Vec::new());
+        let state = current.as_ref().map(|id| &*self.runs[id]);
+        let drawn = draw.drawn(self.now(), self.shard.term);
+        let decided = run::decide_start(&self.key, state, request, &drawn)?;
+        let answer = decided.reply.clone();
+        let created = decided.successor.as_ref().map(|run| run.run_id.clone());
+        self.accept(current.as_ref(), decided, batch);
+        let answer = answer?;
+        if let (Some(signal_id), Some(run_id)) = (signal_id, created.as_ref().or(current.as_ref()))
+        {
+            let event = self.runs[run_id].next_event_id;
+            self.note_request(signal_id, run_id, event, RequestKind::Signal, batch);
+        }
+        // ORDER: last. Start and signal of one request have the same id, and the start says more.
+        if let Some(run_id) = &created {
+            self.note_request(id, run_id, EventId::FIRST, RequestKind::Start, batch);
+        }
+        Ok(answer)
+    }
+
+    fn complete_workflow_task(
+        &mut self,
+        token: &WorkflowTaskToken,
+        mut answer: RespondWorkflowTaskCompletedRequest,
+        reply: ReplyTo,
+        batch: &mut Batch,
+    ) {
+        let reference = token.reference();
+        if let Some((accepted, response)) = &self.last_accepted
+            && *accepted == reference
+        {
+            let response = Answer::WorkflowTaskCompleted(Box::new(response.clone()));
+            return batch.answer(reply, Ok(response));
+        }
+        let results = std::mem::take(&mut answer.query_results);
+        let names = answer.commands.iter().filter_map(|c| named_namespace(c.attributes.as_ref()));
+        let draw = self.draw(names.collect());
+        let request =
+            RunRequest::CompleteWorkflowTask { token: reference, answer: Box::new(answer) };
+        let decided = self.run(Some(&token.run_id)).and_then(|run_id| {
+            let drawn = draw.drawn(self.now(), self.shard.term);
+            Ok((run_id.clone(), self.runs[&run_id].decide(request, &drawn)?))
+        });
+        let (run_id, decided) = match decided {
+            Ok(decided) => decided,
+            Err(error) => return batch.answer(reply, Err(error)),
+        };
+        let told = decided.reply.clone();
+        self.accept(Some(&run_id), decided, batch);
+        let completed = told.map_err(ShardError::from);
+        batch.pending.push(Pending::Completed { reply, reference, run_id, results, completed });
+    }
+
+    /// An offer met a poll: hand the task out, or let the poll go on.
+    fn redeem(&mut self, ticket: Ticket, batch: &mut Batch) {
+        let taker = Taker {
+            identity: ticket.identity.clone(),
+            request_id: ticket.id().into(),
+            sticky: ticket.offer.queue.queue.is_sticky(),
+        };
+        let run_id = ticket.offer.run_id.clone();
+        let request = match &ticket.offer.task {
+            OfferedTask::Query(id) => {
+                let id = *id;
+                return batch.pending.push(Pending::DeliverQuery(ticket, id));
+            }
+            OfferedTask::Task(TaskKey::Workflow { scheduled, stamp }) => {
+                RunRequest::TakeWorkflowTask { scheduled: *scheduled, stamp: *stamp, taker }
+            }
+            OfferedTask::Task(TaskKey::Activity { scheduled, stamp }) => {
+                RunRequest::StartActivity { scheduled: *scheduled, stamp: *stamp, taker }
+            }
+        };
+        let pending = match self.try_decide_run(Some(run_id), request, batch) {
+            Ok(Reply::WorkflowTask(task)) => Pending::DeliverWorkflowTask(ticket, task),
+            Ok(Reply::Activity(task)) => {
+                if let OfferedTask::Task(key) = &ticket.offer.task {
+                    batch.taken.insert(key.clone());
+                }
+                Pending::DeliverActivity(ticket, task)
+            }
+            Ok(_) | Err(_) => Pending::DeliverNothing(ticket),
+        };
+        batch.pending.push(pending);
+    }
+
+    fn no_poller(&mut self, run_id: &RunId, task: &OfferedTask, batch: &mut Batch) {
+        match task {
+            OfferedTask::Task(TaskKey::Workflow { stamp, .. }) => {
+                self.decide_own(run_id, RunRequest::StickyUnavailable { stamp: *stamp }, batch);
+            }
+            OfferedTask::Task(TaskKey::Activity { .. }) => {}
+            OfferedTask::Query(id) => match self.queries.get_mut(*id).map(|q| q.place) {
+                Some(Place::Sticky) => self.leave_sticky(run_id, *id, batch),
+                Some(Place::Normal) => {
+                    let text = "no poller seen for task queue recently, worker may be down";
+                    let refusal = Rejection::FailedPrecondition(text.into());
+                    self.queries.finish(*id, Err(refusal.into()));
+                }
+                // A worker has it, or will get it with a workflow task.
+                Some(Place::AtWorker | Place::Attachable | Place::Attached(_)) | None => {}
+            },
+        }
+    }
+
+    /// The sticky worker has not taken this query: it goes to the normal queue, and so does what
+    /// comes after it.
+    fn leave_sticky(&mut self, run_id: &RunId, query: u64, batch: &mut Batch) {
+        if self.queries.get_mut(query).is_some_and(|q| q.place == Place::Sticky) {
+            self.decide_own(run_id, RunRequest::StickyLost, batch);
+            batch.pending.push(Pending::SendQuery(query, Place::Normal));
+        }
+    }
+
+    fn ask_query(
+        &mut self,
+        run_id: Option<RunId>,
+        query: WorkflowQuery,
+        reject: QueryRejectCondition,
+        deadline: Instant,
+        reply: ReplyTo,
+        batch: &mut Batch,
+    ) {
+        let run_id = match self.run(run_id.as_ref()) {
+            Ok(run_id) => run_id,
+            Err(error) => return batch.answer(reply, Err(error)),
+        };
+        let run = &self.runs[&run_id];
+        let status = run.status.to_proto();
+        if query::is_refused(reject, status) {
+            let rejected = QueryRejected { status: status.into() };
+            let response =
+                QueryWorkflowResponse { query_rejected: Some(rejected), ..Default::default() };
+            return batch.answer(reply, Ok(Answer::Query(Box::new(response))));
+        }
+        let place = match run.query_route() {
+            QueryRoute::NotReady(text) => {
+                return batch.answer(reply, Err(Rejection::WorkflowNotReady(text).into()));
+            }
+            QueryRoute::Attach => Place::Attachable,
+            QueryRoute::Direct if run.note.sticky.is_some() => Place::Sticky,
+            QueryRoute::Direct => Place::Normal,
+        };
+        let limit = self.shard.cluster.limits().buffered_queries_max as usize;
+        if place == Place::Attachable && self.queries.attachable() >= limit {
+            let text = "consistent query buffer is full".to_owned();
+            return batch.answer(reply, Err(Rejection::BusyWorkflow(text).into()));
+        }
+        let id = self.shard.next_number();
+        self.queries.add(id, WaitingQuery { run_id, query, deadline, reply, place });
+        if place != Place::Attachable {
+            batch.pending.push(Pending::SendQuery(id, place));
+        }
+    }
+
+    /// Offers a query to a worker on its own.
+    pub(crate) fn send_query(&mut self, id: u64, place: Place) {
+        let Some(query) = self.queries.get_mut(id) else { return };
+        let Some(run) = self.runs.get(&query.run_id) else { return };
+        let sticky = run.note.sticky.as_ref().filter(|_| place == Place::Sticky);
+        query.place = if sticky.is_some() { Place::Sticky } else { Place::Normal };
+        let queue = sticky.map_or_else(|| run.normal_queue(), |s| s.queue.clone());
+        let run_id = query.run_id.clone();
+        if let Some(sticky) = sticky {
+            let wait = std::time::Duration::from_millis(sticky.schedule_to_start.0.max(0) as u64);
+            self.give_up_sticky_after(wait, &run_id, id);
+        }
+        let queue =
+            QueueKey { namespace: self.key.namespace.clone(), queue, kind: QueueType::Workflow };
+        self.shard.cluster.offer(Offer {
+            queue,
+            origin: self.shard.id,
+            key: self.key.clone(),
+            run_id,
+            task: OfferedTask::Query(id),
+            priority: 1,
+            created: self.now(),
+            more_behind: false,
+        });
+    }
+
+    /// A sticky worker that does not take a query in time has lost it to the normal queue.
+    fn give_up_sticky_after(&self, wait: std::time::Duration, run_id: &RunId, query: u64) {
+        let (shard, key, run_id) = (Arc::clone(&self.shard), self.key.clone(), run_id.clone());
+        let until = Instant::now() + wait;
+        tokio::spawn(async move {
+            tokio::time::sleep_until(until).await;
+            let ask = Ask::StickyWaitOver { run_id, query };
+            shard.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
+        });
+    }
+
+    fn answer_query(
+        &mut self,
+        token: &QueryToken,
+        answer: RespondQueryTaskCompletedRequest,
+    ) -> Result<Answer, ShardError> {
+        if token.term != self.shard.term || self.queries.get_mut(token.query).is_none() {
+            let text = "query task not found, or already expired";
+            return Err(Rejection::NotFound(text.into()).into());
+        }
+        use piton_core::proto::enums::QueryResultType;
+        let result = match answer.completed_type() {
+            QueryResultType::Answered => Ok(query::success(answer.query_result)),
+            QueryResultType::Failed | QueryResultType::Unspecified => {
+                Err(query::failure(answer.error_message, answer.failure))
+            }
+        };
+        self.queries.finish(token.query, result);
+        Ok(Answer::Done)
+    }
+
+    /// Carries out all that a run still owes.
+    pub(crate) fn resume(&mut self, run_id: &RunId) {
+        // A run that was never committed, or is deleted, owes nothing.
+        let Ok(run_id) = self.run(Some(run_id)) else { return };
+        for effect in self.runs[&run_id].owed() {
+            self.take_care_of(&run_id, &effect);
+        }
+    }
+}
+
+/// The other namespace that a command names, if it names one.
+#[expect(deprecated, reason = "workers still send it")]
+fn named_namespace(attributes: Option<&Attributes>) -> Option<String> {
+    let name = match attributes? {
+        Attributes::StartChildWorkflowExecutionCommandAttributes(a) => &a.namespace,
+        Attributes::SignalExternalWorkflowExecutionCommandAttributes(a) => &a.namespace,
+        Attributes::RequestCancelExternalWorkflowExecutionCommandAttributes(a) => &a.namespace,
+        _ => return None,
+    };
+    (!name.is_empty()).then(|| name.clone())
+}

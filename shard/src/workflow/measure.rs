@@ -1,0 +1,92 @@
+//! Metrics read off what was committed of a run.
+
+use std::time::Duration;
+
+use piton_core::id::EventId;
+use piton_core::note::{Note, NoteKey};
+use piton_core::proto::history::HistoryEvent;
+use piton_core::proto::history::history_event::Attributes;
+use piton_core::run::RunState;
+use piton_core::time::{Span, Timestamp};
+use piton_core::transition::Change;
+
+use crate::workflow::batch::Hosted;
+
+fn duration(span: Span) -> Duration {
+    Duration::from_millis(span.0.max(0) as u64)
+}
+
+impl Hosted {
+    /// Notes how long workflows, workflow tasks and activities took, and how they ended.
+    pub(crate) fn measure(&self, before: Option<&RunState>, change: &Change) {
+        let Some(run) = self.runs.get(&change.run_id).map(|run| &**run).or(before) else { return };
+        let namespace = self.shard.cluster.meta().namespace_by_id(&self.key.namespace);
+        let namespace = namespace.as_ref().map_or("", |n| &n.name);
+        let workflow_type = run.started.workflow_type.as_ref().map_or("", |t| &t.name);
+        let metrics = &self.shard.metrics;
+        for event in &change.events {
+            let at = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or_default();
+            if let Some(outcome) = close_outcome(event) {
+                let took = duration(at - run.start_time);
+                metrics.workflow_closed(namespace, workflow_type, outcome, took);
+            }
+            if let Some((scheduled, failed)) = activity_end(event) {
+                let activity = before.and_then(|b| b.activities.get(&EventId(scheduled)));
+                if let Some(activity) = activity {
+                    let name = activity.attributes.activity_type.as_ref().map_or("", |t| &t.name);
+                    let took = duration(at - activity.scheduled_at);
+                    metrics.activity_closed(namespace, name, took, failed);
+                }
+            }
+            if matches!(event.attributes, Some(Attributes::WorkflowTaskCompletedEventAttributes(_)))
+            {
+                let scheduled = before.and_then(|b| b.note.workflow_task.as_ref());
+                if let Some(task) = scheduled {
+                    let took = duration(at - task.scheduled_at);
+                    metrics.workflow_task_done(namespace, workflow_type, took);
+                }
+            }
+        }
+        self.measure_retries(before, change, namespace);
+    }
+
+    /// An attempt that is one higher than before is a retry; it leaves no event.
+    pub(crate) fn measure_retries(
+        &self,
+        before: Option<&RunState>,
+        change: &Change,
+        namespace: &str,
+    ) {
+        for (key, note) in &change.notes {
+            let (NoteKey::Activity(id), Some(Note::Activity(note))) = (key, note) else { continue };
+            let Some(activity) = before.and_then(|b| b.activities.get(id)) else { continue };
+            if note.attempt > activity.note.attempt {
+                let name = activity.attributes.activity_type.as_ref().map_or("", |t| &t.name);
+                self.shard.metrics.activity_retried(namespace, name);
+            }
+        }
+    }
+}
+
+fn close_outcome(event: &HistoryEvent) -> Option<&'static str> {
+    Some(match event.attributes.as_ref()? {
+        Attributes::WorkflowExecutionCompletedEventAttributes(_) => "completed",
+        Attributes::WorkflowExecutionFailedEventAttributes(_) => "failed",
+        Attributes::WorkflowExecutionCanceledEventAttributes(_) => "canceled",
+        Attributes::WorkflowExecutionTerminatedEventAttributes(_) => "terminated",
+        Attributes::WorkflowExecutionTimedOutEventAttributes(_) => "timed_out",
+        Attributes::WorkflowExecutionContinuedAsNewEventAttributes(_) => "continued_as_new",
+        _ => return None,
+    })
+}
+
+/// The Scheduled event of the activity that an event ends, and whether it failed.
+fn activity_end(event: &HistoryEvent) -> Option<(i64, bool)> {
+    Some(match event.attributes.as_ref()? {
+        Attributes::ActivityTaskCompletedEventAttributes(a) => (a.scheduled_event_id, false),
+        Attributes::ActivityTaskFailedEventAttributes(a) => (a.scheduled_event_id, true),
+        Attributes::ActivityTaskTimedOutEventAttributes(a) => (a.scheduled_event_id, true),
+        Attributes::ActivityTaskCanceledEventAttributes(a) => (a.scheduled_event_id, false),
+        _ => return None,
+    })
+}

@@ -1,0 +1,390 @@
+//! What a hosted workflow does once a batch is committed: answers, hands tasks to polls, resolves
+//! queries, deletes what expired. Steps 6 and 9 of a request's way.
+
+use std::collections::BTreeMap;
+
+use piton_core::error::Rejection;
+use piton_core::id::RunId;
+use piton_core::proto::common::{WorkflowExecution, WorkflowType};
+use piton_core::proto::history::History;
+use piton_core::proto::query::{WorkflowQuery, WorkflowQueryResult};
+use piton_core::proto::taskqueue::TaskQueue;
+use piton_core::proto::workflowservice::{
+    PollActivityTaskQueueResponse, PollWorkflowTaskQueueResponse,
+    RespondWorkflowTaskCompletedResponse, StartWorkflowExecutionResponse,
+};
+use piton_core::request::{RunRequest, WorkflowTaskRef};
+use piton_core::run::{ActivityTask, QueryRoute, Reply, StartedTask};
+
+use crate::error::ShardError;
+use crate::message::peer::{Answer, Call, Delivery, Receipt, Ticket};
+use crate::message::token::{ActivityToken, QueryToken, TaskToken, WorkflowTaskToken};
+use crate::route::cluster::Cluster;
+use crate::rows::retention::{ExpireRow, Turn};
+use crate::workflow::actor::{ReplyTo, Tell};
+use crate::workflow::batch::Hosted;
+use crate::workflow::query::Place;
+
+type QueryResults = std::collections::HashMap<String, WorkflowQueryResult>;
+
+/// Something to be done once the batch is committed.
+pub(crate) enum Pending {
+    Answer(ReplyTo, Result<Answer, ShardError>),
+    Reply(ReplyTo, Result<Reply, ShardError>),
+    Started(ReplyTo, Reply),
+    Completed {
+        reply: ReplyTo,
+        reference: WorkflowTaskRef,
+        run_id: RunId,
+        results: QueryResults,
+        completed: Result<Reply, ShardError>,
+    },
+    DeliverWorkflowTask(Ticket, Box<StartedTask>),
+    DeliverActivity(Ticket, Box<ActivityTask>),
+    DeliverQuery(Ticket, u64),
+    DeliverNothing(Ticket),
+    SendQuery(u64, Place),
+    Subscribe(RunId, Tell),
+    Resume(RunId),
+    Expire(ExpireRow, Turn),
+}
+
+impl Pending {
+    /// The commit failed: whoever waits hears so.
+    pub(crate) fn refuse(self, error: &ShardError) {
+        match self {
+            Self::Answer(reply, _)
+            | Self::Reply(reply, _)
+            | Self::Started(reply, _)
+            | Self::Completed { reply, .. } => reply.send(Err(error.clone())),
+            Self::Subscribe(_, tell) => {
+                // The reader may have gone away.
+                let _ = tell.send(Err(error.clone()));
+            }
+            Self::DeliverWorkflowTask(..)
+            | Self::DeliverActivity(..)
+            | Self::DeliverQuery(..)
+            | Self::DeliverNothing(_)
+            | Self::SendQuery(..)
+            | Self::Resume(_)
+            | Self::Expire(..) => {}
+        }
+    }
+
+    /// Somebody takes it for the state of things, so it must not come from a leader that is none
+    /// any more (architecture D5a). A task that is handed out carries its term.
+    pub(crate) fn tells_state(&self) -> bool {
+        match self {
+            Self::Answer(..)
+            | Self::Started(..)
+            | Self::Completed { .. }
+            | Self::SendQuery(..)
+            | Self::Subscribe(..) => true,
+            Self::Reply(reply, _) => !reply.is_nobody(),
+            Self::DeliverWorkflowTask(..)
+            | Self::DeliverActivity(..)
+            | Self::DeliverQuery(..)
+            | Self::DeliverNothing(_)
+            | Self::Resume(_)
+            | Self::Expire(..) => false,
+        }
+    }
+
+    /// The commit failed, or nobody knows: the poll of a ticket must not wait for ever.
+    pub(crate) fn give_up_ticket(&self, cluster: &Cluster) {
+        match self {
+            // The attempt may be recorded, now or later, and then nobody but this poll may have it:
+            // whoever leads is asked again, with the same ticket (architecture D8).
+            Self::DeliverActivity(ticket, _) => {
+                let shard = cluster.shard_of(&ticket.offer.key);
+                cluster.insist_again(shard, Call::Ticket(ticket.clone()));
+            }
+            Self::DeliverWorkflowTask(ticket, _)
+            | Self::DeliverQuery(ticket, _)
+            | Self::DeliverNothing(ticket) => {
+                cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Hosted {
+    pub(crate) async fn settle(&mut self, pending: Pending) {
+        match pending {
+            Pending::Answer(reply, answer) => reply.send(answer),
+            Pending::Reply(reply, answer) => reply.send(answer.map(|r| Answer::Reply(Box::new(r)))),
+            Pending::Started(reply, started) => {
+                let answer = self.started(started).map(|s| Answer::Started(Box::new(s)));
+                reply.send(answer);
+            }
+            Pending::Completed { reply, reference, run_id, results, completed } => {
+                let answer = self.completed(reference, &run_id, results, completed);
+                reply.send(answer.map(|c| Answer::WorkflowTaskCompleted(Box::new(c))));
+            }
+            Pending::DeliverWorkflowTask(ticket, task) => {
+                self.deliver_workflow_task(ticket, &task).await
+            }
+            Pending::DeliverActivity(ticket, task) => self.deliver_activity(ticket, *task).await,
+            Pending::DeliverQuery(ticket, id) => self.deliver_query(ticket, id).await,
+            Pending::DeliverNothing(ticket) => {
+                self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
+            }
+            Pending::SendQuery(id, place) => self.send_query(id, place),
+            Pending::Subscribe(run_id, tell) => {
+                let found = self.run(Some(&run_id)).map(|id| self.watch(&id));
+                // The reader may have gone away.
+                let _ = tell.send(found.and_then(|w| w.ok_or_else(|| self.shard.gone())));
+            }
+            Pending::Resume(run_id) => self.resume(&run_id),
+            Pending::Expire(row, _turn) => self.expire(&row).await,
+        }
+    }
+
+    fn started(&mut self, reply: Reply) -> Result<StartWorkflowExecutionResponse, ShardError> {
+        let Reply::Started { run_id, first_run_id, started, status, eager } = reply else {
+            return Err(ShardError::Internal("a start was answered with something else".into()));
+        };
+        let eager = eager.map(|task| self.workflow_task_response(&task)).transpose()?;
+        Ok(StartWorkflowExecutionResponse {
+            run_id: run_id.to_string(),
+            first_execution_run_id: first_run_id.to_string(),
+            started,
+            status: status.to_proto().into(),
+            eager_workflow_task: eager,
+            ..Default::default()
+        })
+    }
+
+    fn completed(
+        &mut self,
+        reference: WorkflowTaskRef,
+        run_id: &RunId,
+        results: QueryResults,
+        completed: Result<Reply, ShardError>,
+    ) -> Result<RespondWorkflowTaskCompletedResponse, ShardError> {
+        let completed = completed?;
+        // In order, so that a repeated run answers in the same one.
+        for (id, result) in results.into_iter().collect::<BTreeMap<_, _>>() {
+            if let Ok(id) = id.parse() {
+                self.queries.answered(id, result);
+            }
+        }
+        self.queries.detach();
+        let Reply::WorkflowTaskCompleted { next, eager_activities } = completed else {
+            return Err(ShardError::Internal(
+                "a completion was answered with something else".into(),
+            ));
+        };
+        let next = next.map(|task| self.workflow_task_response(&task)).transpose()?;
+        if next.is_none() {
+            self.release_queries(run_id);
+        }
+        let response = RespondWorkflowTaskCompletedResponse {
+            workflow_task: next,
+            activity_tasks: eager_activities
+                .into_iter()
+                .map(|task| self.activity_response(run_id, task))
+                .collect(),
+            ..Default::default()
+        };
+        self.last_accepted = Some((reference, response.clone()));
+        Ok(response)
+    }
+
+    /// Queries that no workflow task will take along are sent on their own.
+    pub(crate) fn release_queries(&mut self, run_id: &RunId) {
+        let Some(run) = self.runs.get(run_id) else { return };
+        match run.query_route() {
+            QueryRoute::Attach => {}
+            QueryRoute::Direct => {
+                let place = if run.note.sticky.is_some() { Place::Sticky } else { Place::Normal };
+                for id in self.queries.release(run_id) {
+                    self.send_query(id, place);
+                }
+            }
+            QueryRoute::NotReady(text) => {
+                for id in self.queries.release(run_id) {
+                    let refusal = Rejection::WorkflowNotReady(text.clone());
+                    self.queries.finish(id, Err(refusal.into()));
+                }
+            }
+        }
+    }
+
+    async fn deliver_workflow_task(&mut self, ticket: Ticket, task: &StartedTask) {
+        let delivered = match self.workflow_task_response(task) {
+            Ok(response) => {
+                let delivery = Delivery::WorkflowTask(Box::new(response));
+                self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await
+                    == Receipt::Taken
+            }
+            Err(error) => {
+                tracing::error!(key = ?self.key, %error, "cannot read the history of a workflow task");
+                self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
+                false
+            }
+        };
+        if !delivered {
+            let request = RunRequest::WorkflowTaskUndelivered { number: task.number };
+            self.shard.tell(&self.key, &task.run_id, request);
+        }
+    }
+
+    async fn deliver_activity(&mut self, ticket: Ticket, task: ActivityTask) {
+        let (scheduled, stamp) = (task.scheduled, task.stamp);
+        let run_id = ticket.offer.run_id.clone();
+        let request_id = ticket.id();
+        let response = self.activity_response(&run_id, task);
+        let delivery = Delivery::ActivityTask(Box::new(response));
+        let request_id = request_id.into();
+        let request = RunRequest::ActivityUndelivered { scheduled, stamp, request_id };
+        let call = Call::Run { key: self.key.clone(), run_id: Some(run_id), request };
+        let (to, undelivered) = ((ticket.node, ticket.poll), (self.shard.id, call));
+        self.shard.cluster.deliver_attempt(to, delivery, undelivered).await;
+    }
+
+    async fn deliver_query(&mut self, ticket: Ticket, id: u64) {
+        let response = match self.query_response(&ticket, id) {
+            Ok(Some(response)) => response,
+            Ok(None) => {
+                self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
+                return;
+            }
+            Err(error) => {
+                self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
+                return self.queries.finish(id, Err(error));
+            }
+        };
+        let delivery = Delivery::WorkflowTask(Box::new(response));
+        let was_sticky = ticket.offer.queue.queue.is_sticky();
+        let receipt = self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await;
+        if receipt != Receipt::Taken {
+            self.send_query(id, if was_sticky { Place::Sticky } else { Place::Normal });
+        }
+    }
+
+    /// A poll's answer that carries a query only; without history for a worker that holds the run.
+    fn query_response(
+        &mut self,
+        ticket: &Ticket,
+        id: u64,
+    ) -> Result<Option<PollWorkflowTaskQueueResponse>, ShardError> {
+        let sticky = ticket.offer.queue.queue.is_sticky();
+        let Some(query) = self.queries.get_mut(id) else { return Ok(None) };
+        if query.place != if sticky { Place::Sticky } else { Place::Normal } {
+            // It has been offered elsewhere since.
+            return Ok(None);
+        }
+        query.place = Place::AtWorker;
+        let (run_id, query) = (query.run_id.clone(), query.query.clone());
+        let run_id = self.run(Some(&run_id))?;
+        let run = &self.runs[&run_id];
+        let token = TaskToken::Query(QueryToken {
+            namespace: self.key.namespace.clone(),
+            workflow_id: self.key.workflow_id.clone(),
+            run_id: run_id.clone(),
+            term: self.shard.term,
+            query: id,
+        });
+        let (history, next_page_token) = if sticky {
+            (History::default(), Vec::new())
+        } else {
+            self.history_of(&run_id, piton_core::id::EventId::FIRST, run.next_event_id, &[])?
+        };
+        let run = &self.runs[&run_id];
+        Ok(Some(PollWorkflowTaskQueueResponse {
+            task_token: token.encode().into(),
+            workflow_execution: Some(self.execution(&run_id)),
+            workflow_type: run.started.workflow_type.clone(),
+            previous_started_event_id: run.previous_started.0,
+            // No task was started. Workers take another number for the end of the history.
+            started_event_id: 0,
+            attempt: 1,
+            query: Some(query),
+            history: Some(history),
+            next_page_token: next_page_token.into(),
+            workflow_execution_task_queue: Some(normal_queue(&run.normal_queue().name)),
+            ..Default::default()
+        }))
+    }
+
+    /// A workflow task with its token, history and the queries that go along.
+    pub(crate) fn workflow_task_response(
+        &mut self,
+        task: &StartedTask,
+    ) -> Result<PollWorkflowTaskQueueResponse, ShardError> {
+        let token = TaskToken::Workflow(WorkflowTaskToken {
+            namespace: self.key.namespace.clone(),
+            workflow_id: self.key.workflow_id.clone(),
+            run_id: task.run_id.clone(),
+            scheduled: task.scheduled_event_id,
+            started: task.started_event_id,
+            attempt: task.attempt,
+            term: task.term,
+            number: task.number,
+        });
+        let (history, next_page_token) =
+            self.history_of(&task.run_id, task.history_from, task.history_end, &task.suffix)?;
+        let queries = self.queries.attach(&task.run_id, task.number);
+        let query = |(id, query): (u64, WorkflowQuery)| (id.to_string(), query);
+        Ok(PollWorkflowTaskQueueResponse {
+            task_token: token.encode().into(),
+            workflow_execution: Some(self.execution(&task.run_id)),
+            workflow_type: Some(WorkflowType { name: task.workflow_type.clone() }),
+            previous_started_event_id: task.previous_started.0,
+            started_event_id: task.started_event_id.0,
+            attempt: task.attempt as i32,
+            history: Some(history),
+            next_page_token: next_page_token.into(),
+            workflow_execution_task_queue: Some(normal_queue(&task.queue.name)),
+            scheduled_time: Some(task.scheduled_at.to_proto()),
+            started_time: Some(task.started_at.to_proto()),
+            queries: queries.into_iter().map(query).collect(),
+            ..Default::default()
+        })
+    }
+
+    fn activity_response(
+        &self,
+        run_id: &RunId,
+        task: ActivityTask,
+    ) -> PollActivityTaskQueueResponse {
+        let mut response = *task.response;
+        let name = response.activity_type.as_ref().map(|t| t.name.clone());
+        let token = TaskToken::Activity(ActivityToken {
+            namespace: self.key.namespace.clone(),
+            workflow_id: self.key.workflow_id.clone(),
+            run_id: run_id.clone(),
+            activity_id: response.activity_id.clone(),
+            activity_type: name.unwrap_or_default(),
+            scheduled: task.scheduled,
+            attempt: task.attempt,
+            stamp: task.stamp,
+        });
+        response.task_token = token.encode().into();
+        response
+    }
+
+    pub(crate) fn execution(&self, run_id: &RunId) -> WorkflowExecution {
+        WorkflowExecution {
+            workflow_id: self.key.workflow_id.to_string(),
+            run_id: run_id.to_string(),
+        }
+    }
+
+    /// Deletes what expired, in bounded transitions, unless it is in use.
+    async fn expire(&mut self, row: &ExpireRow) {
+        if let Err(error) = self.delete_expired(row).await {
+            tracing::warn!(key = ?self.key, %error, "cannot delete what expired; tried again later");
+        }
+    }
+}
+
+fn normal_queue(name: &str) -> TaskQueue {
+    TaskQueue {
+        name: name.to_owned(),
+        kind: piton_core::proto::enums::TaskQueueKind::Normal.into(),
+        ..Default::default()
+    }
+}
