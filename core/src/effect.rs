@@ -2,7 +2,7 @@
 //!
 //! Effects are never "sent" by a decision. They are read off a run's state ([`crate::run::RunState::effects`]),
 //! and the difference between the states before and after a transition becomes index rows in the
-//! same batch as the events (architecture D7). So none can be forgotten, and a new leader finds
+//! same batch as the events (D7). So none can be forgotten, and a new leader finds
 //! the same ones.
 
 use std::cmp::Ordering;

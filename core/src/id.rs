@@ -115,7 +115,7 @@ impl fmt::Display for EventId {
     }
 }
 
-/// How many transitions a workflow has had: the fence of architecture D4.
+/// How many transitions a workflow has had: the fence of D4.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

@@ -1,4 +1,4 @@
-//! Every limit the API promises, in one place (semantics.md section 26). The meta group holds a
+//! Every limit the API promises, in one place. The meta group holds a
 //! cluster's values; `--limit key=value` sets them at the start.
 
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-//! The filter of list and count requests: a fragment of SQL's WHERE over the system attributes
-//! (semantics 16.2, 16.3). Built: `= != < <= > >= IN BETWEEN AND OR`, parentheses, and
+//! The filter of list and count requests: a fragment of SQL's WHERE over the system attributes.
+//! Built: `= != < <= > >= IN BETWEEN AND OR`, parentheses, and
 //! `GROUP BY ExecutionStatus`. Anything else is refused with its position, never ignored.
 //!
 //! As in SQL, a value that a run does not have (the close time of an open run) fits no comparison.

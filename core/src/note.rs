@@ -1,5 +1,5 @@
 //! The few facts of a run that the API keeps out of its history; each is a key of its own,
-//! replaced in place (architecture D6). State = fold(history) overlaid with these.
+//! replaced in place (D6). State = fold(history) overlaid with these.
 
 use std::sync::Arc;
 
@@ -64,7 +64,8 @@ pub struct Sticky {
     pub schedule_to_start: Span,
 }
 
-/// A scheduled workflow task. That it is started is never noted: see architecture section 2.
+/// A scheduled workflow task. That it is started is never noted: see docs/design.md,
+/// "The held workflow task".
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkflowTaskNote {
     /// The id its Scheduled event has, or would get if it were written now.

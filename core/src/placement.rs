@@ -1,5 +1,5 @@
 //! Workflow -> slot. The hash is frozen for ever: every key on disk begins with what it gives
-//! (architecture D1). Slot -> shard is the meta group's table, not a matter of this file.
+//! (D1). Slot -> shard is the meta group's table, not a matter of this file.
 
 use xxhash_rust::xxh3::Xxh3;
 

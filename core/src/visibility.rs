@@ -1,5 +1,5 @@
 //! What lists and counts know of a run. The record is read off the state, never kept beside it;
-//! the shell writes it as index rows in the batch of the events (architecture D10).
+//! the shell writes it as index rows in the batch of the events (D10).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

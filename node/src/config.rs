@@ -191,7 +191,7 @@ impl AdmissionConfig {
     }
 }
 
-/// Shards of a new cluster (architecture D1).
+/// Shards of a new cluster (D1).
 pub(crate) const SHARDS_DEFAULT: u32 = 16;
 
 /// How workflows are spread and kept in memory.

@@ -1,5 +1,5 @@
 //! Who this node is: a random id, kept in its data directory, and the id of its cluster. A node
-//! whose directory was wiped comes back as another one (architecture section 4).
+//! whose directory was wiped comes back as another one (docs/design.md, "Node identity").
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -90,7 +90,7 @@ pub(crate) struct Storage {
 
 impl Storage {
     /// Opens everything in `directory` and takes up the duties of the shards led here. A store that
-    /// turns out to be damaged while it is read is discarded and rebuilt (architecture D13).
+    /// turns out to be damaged while it is read is discarded and rebuilt (D13).
     ///
     /// With it comes what is measured of it.
     ///

@@ -49,7 +49,7 @@ pub struct NodeConfig {
     pub tuning: Tuning,
 }
 
-/// Limits of Raft on this node; the defaults are those of architecture section 4.
+/// Limits of Raft on this node.
 #[derive(Clone, Debug)]
 pub struct Tuning {
     /// How often a leader shows itself to its followers.

@@ -9,7 +9,7 @@ use crate::log::{GroupId, LogError};
 /// Why a group could not be opened or started, or an order to it was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum RaftError {
-    /// The node's log could not be opened; a damaged log is a wiped node (architecture D9).
+    /// The node's log could not be opened; a damaged log is a wiped node (D9).
     #[error("open the log of node {node}")]
     OpenLog {
         /// Whose log.

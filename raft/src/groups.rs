@@ -237,7 +237,7 @@ const PEER_LOST_ROUNDS: u64 = 3;
 const STALL_CHECK: Duration = Duration::from_millis(50);
 
 /// A node whose disk hangs can acknowledge nothing: it gives its leaderships away and stays silent
-/// until a sync completes (architecture D9).
+/// until a sync completes (D9).
 async fn watch_stalls(groups: Weak<Inner>) {
     let mut stalled = false;
     loop {

@@ -46,7 +46,7 @@ impl LogStore {
     }
 
     /// Some of the entries in `start..end`, in order and without a gap: at least the first one.
-    /// What is no longer in memory is read on a storage thread (architecture D11).
+    /// What is no longer in memory is read on a storage thread (D11).
     async fn read_some(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let bytes_max = self.read_bytes_max;
         let records = match self.log.read_in_memory(self.group, start..end, bytes_max) {

@@ -1,6 +1,6 @@
 //! The thread that a replica lives on.
 //!
-//! A replica may wait for the store; Raft's runtime must not (architecture D11). So every call is
+//! A replica may wait for the store; Raft's runtime must not (D11). So every call is
 //! sent here as an order and the answer comes back through a channel. Orders run one after the
 //! other, in the order they were sent. In a simulation there is no thread, and orders run at once.
 

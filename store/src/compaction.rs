@@ -1,5 +1,5 @@
 //! Space given back: a fresh engine is built beside the one in use by copying its rows, caught up,
-//! and swapped in (architecture D13). Readers and the writer go on meanwhile.
+//! and swapped in (D13). Readers and the writer go on meanwhile.
 //!
 //! Owns when that is worth it and the copy's progress; where the files lie is the engines'
 //! business. A crash before the swap leaves files that the next opening removes, and one amid it

@@ -1,7 +1,7 @@
 //! Ordered keys, atomic batches, and the table in front of them; the only crate that names sled
 //! and redb.
 //!
-//! What lies here is a projection of the log (architecture D13): crash-consistent at some applied
+//! What lies here is a projection of the log (D13): crash-consistent at some applied
 //! index, and never the truth. Whoever finds it damaged deletes it and rebuilds it from a snapshot
 //! and the log. This crate knows bytes, groups and marks; it never knows workflows, and it never
 //! decides when a checkpoint is due.

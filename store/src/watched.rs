@@ -1,5 +1,5 @@
 //! A store whose failures are told to whoever must act on them: the node, which then discards it
-//! and rebuilds it from snapshots and the log (architecture D13).
+//! and rebuilds it from snapshots and the log (D13).
 
 use std::sync::Arc;
 

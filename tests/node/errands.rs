@@ -1,5 +1,5 @@
 //! What one workflow asks of others: each errand once, and those to one target in order
-//! (architecture D7).
+//! (D7).
 
 use piton_core::effect::ParentLink;
 use piton_core::id::EventId;

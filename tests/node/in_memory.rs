@@ -1,5 +1,5 @@
 //! What of a workflow lives in its actor alone: what it must not leave memory with, what it leaves
-//! behind when it does, and who sees what it has not committed (architecture D5a, D6).
+//! behind when it does, and who sees what it has not committed (D5a, D6).
 
 use std::sync::Arc;
 use std::time::Duration;

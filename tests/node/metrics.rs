@@ -1,4 +1,4 @@
-//! Every metric that an operator is promised is seen to move (issue 3, "what to build" 8).
+//! Every metric that an operator is promised is seen to move.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! A bug of ours in one workflow (architecture D5, P6).
+//! A bug of ours in one workflow (D5, P6).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

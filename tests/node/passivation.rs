@@ -1,5 +1,5 @@
 //! The workload with every actor dropped at once and a table that is always full: state comes from
-//! histories and from the store, over and over (issue 3, "must be shown" 4; architecture D6, D13).
+//! histories and from the store, over and over (D6, D13).
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Power cuts under load with the whole node above: at a random moment all that was not synced is
-//! lost and the last batch is torn; what was acknowledged is there afterwards, once (issue 3, "must
-//! be shown" 3; architecture P1, P2, D9, D13).
+//! lost and the last batch is torn; what was acknowledged is there afterwards, once
+//! (P1, P2, D9, D13).
 //!
 //! `PITON_POWER_CUTS` sets the number of cuts, `PITON_SEED` repeats a run.
 

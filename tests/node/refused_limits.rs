@@ -1,4 +1,4 @@
-//! Each limit of semantics.md 26, lowered, against a running node: what is over it is refused or
+//! Each limit of `piton_core::limits`, lowered, against a running node: what is over it is refused or
 //! ended as the official server does, and what is at it is not.
 
 use piton_proto::command::command::Attributes;

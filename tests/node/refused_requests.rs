@@ -1,5 +1,4 @@
-//! What is refused, over gRPC: code, detail and the text that SDKs look for (semantics.md 25, each
-//! row that applies to what is built).
+//! What is refused, over gRPC: code, detail and the text that SDKs look for.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! Requests that come twice, and queries that take their time: what a client or a worker may rely
-//! on beyond one call (semantics.md 2.4, 2.6, 3.3, 8, 9).
+//! on beyond one call.
 
 use std::time::Duration;
 

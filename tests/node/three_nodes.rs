@@ -1,5 +1,5 @@
 //! Three nodes in memory: what clients were acknowledged survives the loss of leaders, and the
-//! replicas hold the same rows (issue 3, "must be shown" 5; architecture P1, P2, D3, D4, D8).
+//! replicas hold the same rows (P1, P2, D3, D4, D8).
 
 use std::sync::Arc;
 use std::task::{Context, Waker};

@@ -1,5 +1,5 @@
 //! Connections that misbehave: they lose their own requests at most, and a poll that nobody waits
-//! for any more takes no task with it (semantics.md 18, 28; trap 1 of 29).
+//! for any more takes no task with it.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

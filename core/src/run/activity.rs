@@ -1,6 +1,6 @@
 //! Activities: handing out an attempt, and the answers to it. Commands are in `activity_command`,
 //! retries in `activity_retry`, timeouts in `activity_timeout`. Until an activity ends, attempts
-//! are notes only; its Started event is written together with its last one (semantics 6.2).
+//! are notes only; its Started event is written together with its last one.
 
 use std::sync::Arc;
 

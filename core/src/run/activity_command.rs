@@ -31,7 +31,7 @@ struct Timeouts {
 }
 
 impl Timeouts {
-    /// Fills in what is missing and caps what is too long (semantics 6.1).
+    /// Fills in what is missing and caps what is too long.
     fn normalised(mut self, run_timeout: Span) -> Option<Self> {
         if let Some(all) = self.schedule_to_close.given() {
             self.schedule_to_start = self.schedule_to_start.min_given(all);

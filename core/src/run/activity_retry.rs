@@ -1,4 +1,4 @@
-//! Whether a failed attempt of an activity is followed by another, and when (semantics 6.2).
+//! Whether a failed attempt of an activity is followed by another, and when.
 //! It never writes an event: attempts before the last are kept out of history.
 
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const TIMEOUT_PREFIX: &str = "TemporalTimeout:";
 /// The policy with defaults filled in; no policy is all defaults.
 ///
 /// # Errors
-/// The text of the refusal (semantics 2.5).
+/// The text of the refusal.
 pub(super) fn filled(policy: Option<RetryPolicy>) -> Result<RetryPolicy, String> {
     let mut policy = policy.unwrap_or_default();
     let initial = Span::from_proto(policy.initial_interval.as_ref());

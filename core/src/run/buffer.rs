@@ -1,4 +1,4 @@
-//! Events that wait for the held workflow task to end, and their flush (semantics section 5).
+//! Events that wait for the held workflow task to end, and their flush.
 //!
 //! While a worker holds a workflow task, nothing enters history but what its answer says: other
 //! events wait here, each a note, without ids. Whatever a waiting event ends counts as closed for

@@ -1,5 +1,5 @@
 //! Children: the parent's side of starting them and of hearing how they ended, and the child's
-//! side of waiting until its parent has recorded the start (semantics section 11).
+//! side of waiting until its parent has recorded the start.
 //!
 //! A child never runs before its parent has the Started event: the child asks, the parent
 //! records and answers. All of it may come twice, so each step is recognised when repeated.
@@ -155,7 +155,7 @@ fn refuse_what_is_not_built(
     Ok(())
 }
 
-/// The timeouts of a child, with defaults filled in (semantics 2.1).
+/// The timeouts of a child, with defaults filled in.
 struct Timeouts {
     execution: Span,
     run: Span,

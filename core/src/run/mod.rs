@@ -165,7 +165,7 @@ pub struct Child {
 }
 
 /// The workflow task that a worker holds now. Its Started event is written, byte for byte, with
-/// the answer (architecture section 2, "the started workflow task is volatile").
+/// the answer (docs/design.md, "The held workflow task").
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeldTask {
     pub term: u64,

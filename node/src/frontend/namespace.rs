@@ -1,4 +1,4 @@
-//! Namespaces: register, describe, list, update, deprecate (semantics.md 17).
+//! Namespaces: register, describe, list, update, deprecate.
 
 use std::sync::Arc;
 

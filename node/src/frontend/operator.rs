@@ -1,4 +1,4 @@
-//! Search attributes of a namespace: which there are, adding and removing them (semantics.md 16.4).
+//! Search attributes of a namespace: which there are, adding and removing them.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,4 +1,4 @@
-//! Checks a start and fills in its defaults (semantics.md 2.1, 2.3, 2.5), in the official server's
+//! Checks a start and fills in its defaults, in the official server's
 //! order. What it lets through, the workflow's actor decides by its id policies.
 
 use piton_core::limits::Limits;

@@ -1,5 +1,5 @@
 //! What the server says of itself. It advertises only what is there: SDKs switch on what they read
-//! here (semantics.md 27 and trap 17).
+//! here.
 
 use piton_proto::operatorservice::{ClusterMetadata, ListClustersRequest, ListClustersResponse};
 use piton_proto::version::{ReleaseInfo, VersionInfo};

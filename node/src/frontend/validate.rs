@@ -1,5 +1,5 @@
-//! What the API asks of every request, checked before any workflow is looked at (semantics.md 2.1,
-//! 18, 25, 26). Values in, refusals out; texts are those of the official server where clients are
+//! What the API asks of every request, checked before any workflow is looked at.
+//! Values in, refusals out; texts are those of the official server where clients are
 //! known to look at them. Starts have their own file.
 
 use std::time::Duration;
@@ -263,7 +263,7 @@ pub(crate) fn no_rate_limit(tasks_per_second: Option<f64>) -> Result<(), ApiErro
 }
 
 /// The request id that a client gave, or a fresh one. Drawn before the request goes anywhere, so
-/// that it is the same however often the server itself tries (architecture D5).
+/// that it is the same however often the server itself tries (D5).
 pub(crate) fn request_id(given: &mut String, limits: &Limits) -> Result<(), ApiError> {
     optional("RequestId", given, limits)?;
     if given.is_empty() {

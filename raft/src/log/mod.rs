@@ -1,4 +1,4 @@
-//! The node's one log, shared by all of its Raft groups (architecture D9): one writer thread, one
+//! The node's one log, shared by all of its Raft groups (D9): one writer thread, one
 //! batch, one sync for what all groups have waiting.
 //!
 //! This module knows groups, indices, terms and bytes. It never decodes an entry, never decides

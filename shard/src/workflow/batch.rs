@@ -133,7 +133,7 @@ impl Hosted {
                 self.runs.insert(run_id.clone(), Box::new(run));
                 self.loaded = true;
                 if flush {
-                    // Architecture section 2: nothing is held any more, so what waited goes on.
+                    // docs/design.md, "The held workflow task": nothing is held any more, so what waited goes on.
                     self.decide_own(&run_id, piton_core::request::RunRequest::Rehosted, batch);
                 }
             }

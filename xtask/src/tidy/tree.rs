@@ -9,6 +9,7 @@ const REQUIRED: &[&str] = &[
     "LICENSE",
     "README.md",
     "docs/compatibility.md",
+    "docs/design.md",
     "examples/typescript/package-lock.json",
     ".ci/run",
 ];
