@@ -38,7 +38,7 @@ usage: cargo xtask <command>
                        to turn red; the list is tests/mutations, --list shows it:
                        mutate                          all of them, in minutes
                        mutate fence-term fence-slot    these
-  conformance [typescript|python|seed|rust-core ...] [--release] [--full] [--address HOST:PORT]
+  conformance [typescript|python|go|java|seed|rust-core ...] [--release] [--full] [--address HOST:PORT]
               [-- FILTER ...]
                        SDK suites against a fresh server, or the one at --address;
                        --release builds it so, --full keeps the seed suite's full sizes;
@@ -109,6 +109,8 @@ fn parse_conformance(rest: &[String]) -> Result<(Vec<Suite>, suites::Options)> {
         match argument.as_str() {
             "typescript" => wanted.push(Suite::TypeScript),
             "python" => wanted.push(Suite::Python),
+            "go" => wanted.push(Suite::Go),
+            "java" => wanted.push(Suite::Java),
             "seed" => wanted.push(Suite::Seed),
             "rust-core" => wanted.push(Suite::RustCore),
             "--release" => options.release = true,
@@ -121,7 +123,7 @@ fn parse_conformance(rest: &[String]) -> Result<(Vec<Suite>, suites::Options)> {
         }
     }
     if wanted.is_empty() {
-        wanted = vec![Suite::TypeScript, Suite::Python, Suite::Seed];
+        wanted = vec![Suite::TypeScript, Suite::Python, Suite::Go, Suite::Java, Suite::Seed];
     }
     Ok((wanted, options))
 }

@@ -97,6 +97,12 @@ pub(crate) fn prepare(command: Command, log: &mut Log, limit: Duration) -> Resul
     Ok(())
 }
 
+/// Whether a program of this name can be started.
+pub(crate) fn is_on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
 /// Ends a process and all it has started, by id.
 pub(crate) fn kill_tree(child: &mut Child) {
     // ORDER: descendants are listed before the parent dies; afterwards they belong to init.

@@ -30,6 +30,8 @@ pub(crate) const HARSH: &[(&str, &str)] = &[("PITON_IDLE_MS", "0"), ("PITON_TABL
 pub(crate) enum Suite {
     TypeScript,
     Python,
+    Go,
+    Java,
     Seed,
     RustCore,
 }
@@ -39,9 +41,25 @@ impl Suite {
         match self {
             Suite::TypeScript => "typescript",
             Suite::Python => "python",
+            Suite::Go => "go",
+            Suite::Java => "java",
             Suite::Seed => "seed",
             Suite::RustCore => "rust-core",
         }
+    }
+
+    /// Why the suite cannot run here, if it cannot.
+    pub(crate) fn missing(self, workspace: &Workspace) -> Option<String> {
+        let tools: &[&str] = match self {
+            Suite::Go => &["go"],
+            Suite::Java => &["java", "mvn"],
+            Suite::Seed if workspace.seed_suite().is_none() => {
+                return Some("../shared is not there".to_owned());
+            }
+            Suite::TypeScript | Suite::Python | Suite::Seed | Suite::RustCore => &[],
+        };
+        let absent = tools.iter().find(|tool| !process::is_on_path(tool))?;
+        Some(format!("there is no {absent} on the PATH"))
     }
 }
 
@@ -79,8 +97,7 @@ pub(crate) fn conformance(
         return Ok(());
     }
     for &suite in wanted {
-        if suite == Suite::Seed && workspace.seed_suite().is_none() {
-            println!("== seed: left out, ../shared is not there");
+        if is_left_out(workspace, suite) {
             continue;
         }
         let run = Run {
@@ -98,6 +115,15 @@ pub(crate) fn conformance(
         };
     }
     Ok(())
+}
+
+/// Says so if the suite cannot run here.
+pub(crate) fn is_left_out(workspace: &Workspace, suite: Suite) -> bool {
+    let missing = suite.missing(workspace);
+    if let Some(why) = &missing {
+        println!("== {}: left out, {why}", suite.name());
+    }
+    missing.is_some()
 }
 
 /// Builds the binary under test into `target/<profile>`.
@@ -188,7 +214,7 @@ fn with_arguments(command: &mut Command, run: &Run<'_>, address: &str) {
         Suite::RustCore => {
             command.env("TEMPORAL_SERVICE_ADDRESS", format!("http://{address}"));
         }
-        Suite::TypeScript | Suite::Python => {}
+        Suite::TypeScript | Suite::Python | Suite::Go | Suite::Java => {}
     }
     if run.suite != Suite::RustCore {
         command.args(run.filter);
@@ -230,6 +256,8 @@ fn prepare(workspace: &Workspace, run: &Run<'_>, log: &mut Log) -> Result<Comman
     match run.suite {
         Suite::TypeScript => prepare_typescript(&workspace.root, &work, log),
         Suite::Python => prepare_python(&workspace.root, &work, log),
+        Suite::Go => prepare_go(&workspace.root, &work, log),
+        Suite::Java => prepare_java(&workspace.root, &work, log),
         Suite::Seed => {
             let script = workspace.seed_suite().context("the seed suite is not there")?;
             let whole_lines = workspace.root.join("tests/conformance/seed/whole_lines.cjs");
@@ -292,6 +320,29 @@ fn prepare_python(root: &Path, work: &Path, log: &mut Log) -> Result<Command> {
     })?;
     let mut command = Command::new(python);
     command.arg("-B").arg(suite.join("main.py")).env("SUITE_WORK", work);
+    Ok(command)
+}
+
+fn prepare_go(root: &Path, work: &Path, log: &mut Log) -> Result<Command> {
+    let binary = work.join("suite");
+    let mut build = Command::new("go");
+    build.current_dir(root.join("tests/conformance/go")).args(["build", "-o"]).arg(&binary);
+    process::prepare(build, log, BUILD_LIMIT)?;
+    Ok(Command::new(binary))
+}
+
+/// Maven builds beside its sources, so it gets a copy of them.
+fn prepare_java(root: &Path, work: &Path, log: &mut Log) -> Result<Command> {
+    let suite = root.join("tests/conformance/java");
+    let _ = std::fs::remove_dir_all(work.join("src"));
+    copy_tree(&suite.join("src"), &work.join("src"))?;
+    std::fs::copy(suite.join("pom.xml"), work.join("pom.xml"))?;
+    let mut build = Command::new("mvn");
+    build.current_dir(work).args(["--quiet", "--batch-mode", "package"]);
+    process::prepare(build, log, BUILD_LIMIT)?;
+    let mut command = Command::new("java");
+    command.current_dir(work).args(["-cp", "target/classes:target/lib/*"]);
+    command.arg("dev.piton.conformance.Main");
     Ok(command)
 }
 

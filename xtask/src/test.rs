@@ -8,7 +8,7 @@ use crate::Workspace;
 use crate::process;
 use crate::report::{Log, Report, Tally};
 use crate::sim::{self, Seeds};
-use crate::suites::{HARSH, Run, Suite, step};
+use crate::suites::{HARSH, Run, Suite, is_left_out, step};
 use crate::tidy;
 
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
@@ -69,9 +69,13 @@ fn run_suites(workspace: &Workspace, report: &mut Report, fast: bool) {
     }
     step(workspace, report, &plain);
     step(workspace, report, &Run { suite: Suite::Python, label: "python", ..plain });
+    for (suite, label) in [(Suite::Go, "go"), (Suite::Java, "java")] {
+        if !is_left_out(workspace, suite) {
+            step(workspace, report, &Run { suite, label, ..plain });
+        }
+    }
     step(workspace, report, &Run { suite: Suite::RustCore, label: "rust-core", ..plain });
-    if workspace.seed_suite().is_none() {
-        println!("== seed: left out, ../shared is not there");
+    if is_left_out(workspace, Suite::Seed) {
         return;
     }
     step(workspace, report, &Run { suite: Suite::Seed, label: "seed", ..plain });
