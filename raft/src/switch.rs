@@ -3,13 +3,15 @@
 //! Owns the requests and append sessions under way. Nothing here waits for storage: what may is
 //! spawned onto Raft's runtime or onto its blocking threads.
 
+mod session;
+mod transfer;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, stream};
 use openraft::raft::{AppendEntriesResponse, StreamAppendError};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
@@ -20,18 +22,20 @@ use crate::error::TransportError;
 use crate::execution;
 use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
 use crate::log::{GroupId, Log};
-use crate::log_store::durable;
-use crate::snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};
-use crate::state_machine::snapshot_meta;
+use crate::snapshot::Snapshots;
 use crate::transport::{Inbox, Lane, Transport};
-use crate::types::{AppendRequest, AppendResult, Raft, Vote};
+use crate::types::Raft;
+
+use session::InboundSession;
+pub(crate) use session::{OpenSession, SessionAnswer};
+use transfer::{Transfers, install, take_part};
 
 /// A group that runs on this node, as its peers see it.
 pub(crate) struct Member {
     pub(crate) raft: Raft,
     pub(crate) snapshots: Arc<Snapshots>,
     log: Log,
-    transfers: Mutex<HashMap<NodeId, Transfer>>,
+    transfers: Transfers,
 }
 
 impl Member {
@@ -39,29 +43,6 @@ impl Member {
         Member { raft, snapshots, log, transfers: Mutex::new(HashMap::new()) }
     }
 }
-
-/// A snapshot on its way in from one node.
-struct Transfer {
-    number: u64,
-    state: TransferState,
-}
-
-enum TransferState {
-    Receiving(IncomingSnapshot),
-    Installing,
-    Installed(Vote),
-    Failed,
-}
-
-/// An append session of a leader elsewhere.
-struct InboundSession {
-    number: u64,
-    next: u64,
-    requests: mpsc::UnboundedSender<AppendRequest>,
-}
-
-/// What comes back in an append session: the sequence number, and `None` when it is over.
-pub(crate) type SessionAnswer = (u64, Option<AppendResult>);
 
 /// Why a question got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,17 +131,6 @@ impl Switch {
         }
     }
 
-    /// Opens an append session with `to`; its answers come through the receiver.
-    pub(crate) fn open_session(
-        self: &Arc<Self>,
-        to: NodeId,
-    ) -> (OpenSession, mpsc::UnboundedReceiver<SessionAnswer>) {
-        let number = self.number();
-        let (tx, rx) = mpsc::unbounded_channel();
-        self.sessions.lock().insert(number, (to, tx));
-        (OpenSession { switch: self.clone(), number }, rx)
-    }
-
     fn member(&self, group: GroupId) -> Option<Arc<Member>> {
         self.members.read().get(&group).cloned()
     }
@@ -168,70 +138,6 @@ impl Switch {
     fn reply(&self, to: NodeId, lane: Lane, frame: &Frame) {
         // A lost answer is asked for again.
         let _ = self.send(to, lane, frame);
-    }
-
-    fn append(
-        self: Arc<Self>,
-        from: NodeId,
-        group: GroupId,
-        number: u64,
-        sequence: u64,
-        request: AppendRequest,
-    ) {
-        let mut inbound = self.inbound.lock();
-        if sequence == 0
-            && let Some(member) = self.member(group)
-        {
-            let (requests, rx) = mpsc::unbounded_channel();
-            let session = InboundSession { number, next: 0, requests };
-            inbound.insert((group, from), session);
-            self.runtime.spawn(self.clone().serve_session(from, group, number, member, rx));
-        }
-        let taken = match inbound.get_mut(&(group, from)) {
-            Some(session) if session.number == number && session.next == sequence => {
-                session.next += 1;
-                session.requests.send(request).is_ok()
-            }
-            _ => false,
-        };
-        if !taken {
-            // A frame was lost, or the group does not run here: the leader begins a new session.
-            if inbound.get(&(group, from)).is_some_and(|session| session.number == number) {
-                inbound.remove(&(group, from));
-            }
-            drop(inbound);
-            let body = Body::Appended { sequence, result: None };
-            self.reply(from, Lane::Entries, &Frame { group, number, body });
-        }
-    }
-
-    async fn serve_session(
-        self: Arc<Self>,
-        from: NodeId,
-        group: GroupId,
-        number: u64,
-        member: Arc<Member>,
-        requests: mpsc::UnboundedReceiver<AppendRequest>,
-    ) {
-        let requests = stream::unfold(requests, async |mut requests| {
-            requests.recv().await.map(|request| (request, requests))
-        });
-        let mut results = std::pin::pin!(member.raft.stream_append(Box::pin(requests)));
-        let mut sequence = 0;
-        while let Some(result) = results.next().await {
-            let result = result.ok();
-            let over = !matches!(result, Some(Ok(_)));
-            let body = Body::Appended { sequence, result };
-            self.reply(from, Lane::Entries, &Frame { group, number, body });
-            sequence += 1;
-            if over {
-                break;
-            }
-        }
-        let mut inbound = self.inbound.lock();
-        if inbound.get(&(group, from)).is_some_and(|session| session.number == number) {
-            inbound.remove(&(group, from));
-        }
     }
 
     async fn answer(self: Arc<Self>, from: NodeId, group: GroupId, number: u64, request: Request) {
@@ -310,18 +216,6 @@ impl Drop for Question {
     }
 }
 
-/// An append session of this node's leadership; ends when dropped.
-pub(crate) struct OpenSession {
-    switch: Arc<Switch>,
-    pub(crate) number: u64,
-}
-
-impl Drop for OpenSession {
-    fn drop(&mut self) {
-        self.switch.sessions.lock().remove(&self.number);
-    }
-}
-
 async fn answer(member: Arc<Member>, from: NodeId, request: Request) -> Answer {
     match request {
         Request::Heartbeat(request) => {
@@ -368,125 +262,5 @@ async fn blocking(work: impl FnOnce() -> SnapshotAnswer + Send + 'static) -> Ans
     match execution::blocking(work).await {
         Ok(answer) => Answer::Snapshot(answer),
         Err(_) => Answer::Refused,
-    }
-}
-
-/// Writes a part of a snapshot to its file. The first part begins a transfer and ends an older one.
-fn take_part(
-    member: &Member,
-    from: NodeId,
-    number: u64,
-    offset: u64,
-    part: &[u8],
-) -> SnapshotAnswer {
-    let mut transfers = member.transfers.lock();
-    if offset == 0 {
-        match member.snapshots.receive() {
-            Ok(incoming) => {
-                let state = TransferState::Receiving(incoming);
-                if let Some(old) = transfers.insert(from, Transfer { number, state })
-                    && let TransferState::Receiving(incoming) = old.state
-                {
-                    member.snapshots.discard(&incoming);
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%from, error = &error as &dyn std::error::Error, "snapshot refused");
-                return SnapshotAnswer::Lost;
-            }
-        }
-    }
-    let Some(transfer) = transfers.get_mut(&from) else { return SnapshotAnswer::Lost };
-    let TransferState::Receiving(incoming) = &mut transfer.state else {
-        return SnapshotAnswer::Lost;
-    };
-    if transfer.number != number || incoming.bytes() != offset {
-        return SnapshotAnswer::Lost;
-    }
-    match incoming.write(part) {
-        Ok(()) => SnapshotAnswer::Going,
-        Err(error) => {
-            tracing::warn!(%from, error = &error as &dyn std::error::Error, "snapshot lost");
-            member.snapshots.discard(incoming);
-            transfer.state = TransferState::Failed;
-            SnapshotAnswer::Lost
-        }
-    }
-}
-
-/// Begins to install what was received, or tells how far that is.
-fn install(
-    member: Arc<Member>,
-    from: NodeId,
-    number: u64,
-    bytes: u64,
-    vote: Vote,
-) -> SnapshotAnswer {
-    let mut transfers = member.transfers.lock();
-    let Some(transfer) = transfers.get_mut(&from) else { return SnapshotAnswer::Lost };
-    if transfer.number != number {
-        return SnapshotAnswer::Lost;
-    }
-    let incoming = match std::mem::replace(&mut transfer.state, TransferState::Installing) {
-        TransferState::Receiving(incoming) if incoming.bytes() == bytes => incoming,
-        TransferState::Installing => return SnapshotAnswer::Going,
-        TransferState::Installed(vote) => {
-            transfer.state = TransferState::Installed(vote);
-            return SnapshotAnswer::Installed { vote };
-        }
-        TransferState::Receiving(incoming) => {
-            member.snapshots.discard(&incoming);
-            transfer.state = TransferState::Failed;
-            return SnapshotAnswer::Lost;
-        }
-        TransferState::Failed => {
-            transfer.state = TransferState::Failed;
-            return SnapshotAnswer::Lost;
-        }
-    };
-    drop(transfers);
-    let received = member.snapshots.received(incoming);
-    let file = match received {
-        Ok(file) => file,
-        Err(error) => {
-            tracing::warn!(%from, error = &error as &dyn std::error::Error, "snapshot unusable");
-            set_state(&member, from, number, TransferState::Failed);
-            return SnapshotAnswer::Lost;
-        }
-    };
-    Handle::current().spawn(async move {
-        let state = match install_file(&member, vote, file).await {
-            Some(vote) => TransferState::Installed(vote),
-            None => TransferState::Failed,
-        };
-        set_state(&member, from, number, state);
-    });
-    SnapshotAnswer::Going
-}
-
-async fn install_file(member: &Member, vote: Vote, file: SnapshotFile) -> Option<Vote> {
-    let meta = snapshot_meta(&file).ok()?;
-    let snapshot = openraft::Snapshot { meta, snapshot: file.clone() };
-    let response = member.raft.install_full_snapshot(vote, snapshot).await.ok();
-    // Raft may know better than to install an old snapshot.
-    let snapshots = member.snapshots.clone();
-    let removed = execution::blocking(move || snapshots.remove_unless_adopted(&file));
-    removed.await.ok()?;
-    // ORDER: then it answers at once, for entries that may still wait for the disk here. The leader
-    // takes the answer for a promise, and stops if they are gone after a power cut.
-    let (tx, rx) = oneshot::channel();
-    member.log.sync(move |result| {
-        // The receiver is gone only if the group was dropped meanwhile.
-        let _ = tx.send(result);
-    });
-    durable(rx).await.ok()?;
-    response.map(|response| response.vote)
-}
-
-fn set_state(member: &Member, from: NodeId, number: u64, state: TransferState) {
-    if let Some(transfer) = member.transfers.lock().get_mut(&from)
-        && transfer.number == number
-    {
-        transfer.state = state;
     }
 }

@@ -22,7 +22,7 @@ use super::segment::{
     segment_number, segment_path, spare_path,
 };
 use super::shared::{GroupHead, Segment};
-use super::writer::{Current, publish, push_heads};
+use super::writer::current::{Current, publish, push_heads};
 use super::{GroupId, LogConfig, LogError, Purged, Recovered};
 
 /// The fresh segment, for the writer to go on.

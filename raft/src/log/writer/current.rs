@@ -1,0 +1,167 @@
+//! The segment being written: appends to it, ends it, begins the next one, and frees old ones.
+//! Owns the order in which a segment's bytes and its name become durable.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Writer;
+use crate::log::disk::{Disk, DiskFile};
+use crate::log::record::{Content, Place, RecordKind};
+use crate::log::segment::{BatchBuilder, Head, Previous, SegmentIndex, segment_path, spare_path};
+use crate::log::shared::{GroupHead, Segment};
+use crate::log::{GroupId, LogError};
+
+/// The segment being written.
+pub(in crate::log) struct Current {
+    pub(in crate::log) number: u64,
+    pub(in crate::log) path: PathBuf,
+    pub(in crate::log) file: Arc<dyn DiskFile>,
+    /// Where the next batch goes.
+    pub(in crate::log) end: u32,
+    /// The file's length.
+    pub(in crate::log) allocated: u64,
+    pub(in crate::log) index: SegmentIndex,
+    /// Whether a batch follows the opening one.
+    pub(in crate::log) grown: bool,
+}
+
+impl Current {
+    /// Writes a batch at the end and syncs it.
+    pub(in crate::log) fn append(
+        &mut self,
+        bytes: &[u8],
+        preallocate_bytes: u32,
+    ) -> Result<Duration, LogError> {
+        let failed = |error| LogError::disk("write batch to", &self.path, error);
+        self.file.write_at(bytes, u64::from(self.end)).map_err(failed)?;
+        let end = self.end as usize + bytes.len();
+        if preallocate_bytes > 0 && end as u64 > self.allocated {
+            let allocated = (end as u64).next_multiple_of(u64::from(preallocate_bytes));
+            let zeros = vec![0; allocated as usize - end];
+            self.file.write_at(&zeros, end as u64).map_err(failed)?;
+            self.allocated = allocated;
+        }
+        let begin = Instant::now();
+        self.file.sync().map_err(|error| LogError::disk("sync", &self.path, error))?;
+        self.end = u32::try_from(end).expect("what may wait for the disk is less than 4 GiB");
+        Ok(begin.elapsed())
+    }
+}
+
+impl Writer {
+    /// Ends the current segment with its footer.
+    pub(super) fn seal(&mut self) -> Result<(), LogError> {
+        let footer = self.current.end;
+        let start = Place { segment: self.current.number, offset: footer };
+        let mut builder = BatchBuilder::new(start, self.next_batch);
+        self.next_batch += 1;
+        let payload = self.current.index.encode();
+        builder.push(Content { payload: &payload, ..bare(RecordKind::Footer, GroupId(0), 0) });
+        self.current.append(&builder.finish(), 0)?;
+        let (segment, end) = (self.current.number, self.current.end);
+        self.previous = Some(Previous { segment, end, footer: Some(footer) });
+        if let Some(segment) = self.shared.state.lock().segments.get_mut(&segment) {
+            segment.end = end;
+        }
+        Ok(())
+    }
+
+    /// Makes the next segment the current one, under a name that recovery ignores.
+    pub(super) fn begin_segment(&mut self) -> Result<(), LogError> {
+        let number = self.current.number + 1;
+        let (path, file) = match self.spares.pop() {
+            Some(spare) => spare,
+            None => {
+                let path = spare_path(&self.shared.dir, number);
+                let failed = |error| LogError::disk("create segment", &path, error);
+                let file = self.disk.create(&path).map_err(failed)?;
+                (path, file)
+            }
+        };
+        let failed = |error| LogError::disk("read length of", &path, error);
+        let allocated = file.length().map_err(failed)?;
+        let index = SegmentIndex::default();
+        self.current = Current { number, path, file, end: 0, allocated, index, grown: false };
+        Ok(())
+    }
+
+    /// Gives the segment its name, now that its opening batch is durable.
+    pub(super) fn publish_segment(&mut self) -> Result<(), LogError> {
+        let path = segment_path(&self.shared.dir, self.current.number);
+        publish(self.disk.as_ref(), &mut self.current, path)?;
+        let segment = Segment {
+            path: self.current.path.clone(),
+            file: self.current.file.clone(),
+            end: self.current.end,
+            live_entries: 0,
+            live_bytes: 0,
+        };
+        self.shared.state.lock().segments.insert(self.current.number, segment);
+        self.shared.stats.add(&self.shared.stats.segments, 1);
+        Ok(())
+    }
+
+    /// Keeps a freed segment's file for reuse, or removes it. Its contents no longer count, so a
+    /// failure only costs space until the log is opened again.
+    pub(super) fn free(&mut self, number: u64, segment: Segment) {
+        let stats = &self.shared.stats;
+        stats.add(&stats.segments_freed, 1);
+        let Segment { path, file, .. } = segment;
+        // A reader that still holds the file must not see it overwritten.
+        let unread = Arc::strong_count(&file) == 1;
+        let freed = if unread && self.spares.len() < self.shared.config.spare_segments_max {
+            let spare = spare_path(&self.shared.dir, number);
+            let renamed = self.disk.rename(&path, &spare);
+            renamed.map(|()| self.spares.push((spare, file)))
+        } else {
+            self.disk.remove(&path)
+        };
+        if let Err(error) = freed {
+            tracing::warn!(path = %path.display(), %error, "cannot free a segment of the log");
+        }
+    }
+}
+
+/// A record without term and payload.
+pub(in crate::log) fn bare(kind: RecordKind, group: GroupId, index: u64) -> Content<'static> {
+    Content { kind, group, index, term: 0, payload: &[] }
+}
+
+/// Begins a segment's opening batch: all that is known of a group but its entries, so that older
+/// segments can go.
+pub(in crate::log) fn push_heads<'a>(
+    builder: &mut BatchBuilder,
+    head: &Head,
+    heads: impl IntoIterator<Item = &'a GroupHead>,
+) {
+    let payload = head.encode();
+    builder.push(Content { payload: &payload, ..bare(RecordKind::Head, GroupId(0), 0) });
+    for GroupHead { group, vote, purged, committed } in heads {
+        if let Some(vote) = vote {
+            builder.push(Content { payload: vote, ..bare(RecordKind::Vote, *group, 0) });
+        }
+        if let Some(purged) = purged {
+            let purge = bare(RecordKind::Purge, *group, purged.index);
+            builder.push(Content { payload: &purged.bytes, ..purge });
+        }
+        if let Some(committed) = committed {
+            builder.push(Content { payload: committed, ..bare(RecordKind::Committed, *group, 0) });
+        }
+    }
+}
+
+/// Gives a segment with a durable opening batch its name.
+pub(in crate::log) fn publish(
+    disk: &dyn Disk,
+    current: &mut Current,
+    path: PathBuf,
+) -> Result<(), LogError> {
+    // ORDER: contents are durable before the name is. So a segment with its name and without a
+    // whole opening batch was damaged, not torn.
+    disk.rename(&current.path, &path).map_err(|error| LogError::disk("name", &path, error))?;
+    let dir = path.parent().unwrap_or(&path);
+    disk.sync_dir(dir).map_err(|error| LogError::disk("sync directory", dir, error))?;
+    current.path = path;
+    Ok(())
+}
