@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::generator::{Generator, Plan, Sample};
-use crate::measure::{Counters, DiskLatency, cpu_of};
+use crate::measure::{Counters, DiskLatency, Switches, cpu_of};
 
 #[derive(Parser)]
 #[command(about = "One-activity workflows per second, their latency, and what they cost")]
@@ -31,7 +31,7 @@ struct Arguments {
     /// The server's HTTP address; its /metrics tell the commits.
     #[arg(long)]
     http: Option<String>,
-    /// The server's process, for its CPU time.
+    /// The server's process, for its CPU time and its threads' switches.
     #[arg(long)]
     pid: Option<u32>,
     /// A directory on the file system of the server's data, for the disk's own latency.
@@ -40,7 +40,7 @@ struct Arguments {
     #[arg(long, default_value = "default")]
     namespace: String,
     /// Workflows in progress at the same time, one row each.
-    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64,256")]
     concurrency: Vec<usize>,
     /// Seconds measured per row.
     #[arg(long, default_value_t = 10)]
@@ -57,10 +57,28 @@ struct Arguments {
 struct Row {
     concurrency: usize,
     sample: Sample,
-    server_cpu: Option<Duration>,
+    server: Option<Cost>,
     own_cpu: Duration,
     counters: Option<Counters>,
     disk: DiskLatency,
+}
+
+/// What the server's process has taken.
+#[derive(Clone, Copy)]
+struct Cost {
+    cpu: Duration,
+    switches: Switches,
+}
+
+impl Cost {
+    fn of(pid: u32) -> Result<Cost> {
+        Ok(Cost { cpu: cpu_of(pid)?, switches: Switches::of(pid)? })
+    }
+
+    fn since(self, before: Cost) -> Cost {
+        let cpu = self.cpu.saturating_sub(before.cpu);
+        Cost { cpu, switches: self.switches.since(before.switches) }
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -92,12 +110,12 @@ async fn row(arguments: &Arguments, concurrency: usize) -> Result<Row> {
         None => Ok(None),
     };
     let counters_before = read_counters()?;
-    let server_before = arguments.pid.map(cpu_of).transpose()?;
+    let server_before = arguments.pid.map(Cost::of).transpose()?;
     let own_before = cpu_of(std::process::id())?;
     let sample = generator.run(Duration::from_secs(arguments.seconds)).await?;
     let own_cpu = cpu_of(std::process::id())?.saturating_sub(own_before);
-    let server_cpu = match (arguments.pid, server_before) {
-        (Some(pid), Some(before)) => Some(cpu_of(pid)?.saturating_sub(before)),
+    let server = match (arguments.pid, server_before) {
+        (Some(pid), Some(before)) => Some(Cost::of(pid)?.since(before)),
         _ => None,
     };
     let counters = match (read_counters()?, counters_before) {
@@ -105,29 +123,35 @@ async fn row(arguments: &Arguments, concurrency: usize) -> Result<Row> {
         _ => None,
     };
     generator.stop();
-    Ok(Row { concurrency, sample, server_cpu, own_cpu, counters, disk })
+    Ok(Row { concurrency, sample, server, own_cpu, counters, disk })
 }
 
 const HEAD: &str = "\
 | at once | workflows/s | p50 ms | p99 ms | server CPU ms each | generator CPU ms each \
-| transitions each | entries each | fdatasync p50, p99 ms | RPCs refused |
-|---|---|---|---|---|---|---|---|---|---|";
+| switches each | of them involuntary | transitions each | entries each \
+| fdatasync p50, p99 ms | RPCs refused |
+|---|---|---|---|---|---|---|---|---|---|---|---|";
 
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Row { concurrency, sample, server_cpu, own_cpu, counters, disk } = self;
+        let Row { concurrency, sample, server, own_cpu, counters, disk } = self;
         let count = sample.latencies.len().max(1) as f64;
         let each = |cpu: Duration| format!("{:.3}", millis(cpu) / count);
         let unknown = || "–".to_owned();
         let per = |total: f64| format!("{:.2}", total / count);
         write!(
             f,
-            "| {concurrency} | {:.0} | {:.2} | {:.2} | {} | {} | {} | {} | {:.2}, {:.2} | {} |",
+            "| {concurrency} | {:.0} | {:.2} | {:.2} | {} | {} | {} | {} | {} | {} | {:.2}, {:.2} | {} |",
             sample.latencies.len() as f64 / sample.took.as_secs_f64(),
             millis(sample.percentile(50)),
             millis(sample.percentile(99)),
-            server_cpu.map_or_else(unknown, each),
+            server.map_or_else(unknown, |server| each(server.cpu)),
             each(*own_cpu),
+            server.map_or_else(unknown, |server| {
+                let Switches { voluntary, involuntary } = server.switches;
+                per((voluntary + involuntary) as f64)
+            }),
+            server.map_or_else(unknown, |server| per(server.switches.involuntary as f64)),
             counters.as_ref().map_or_else(unknown, |counters| per(counters.transitions)),
             counters.as_ref().map_or_else(unknown, |counters| per(counters.entries)),
             millis(disk.p50),

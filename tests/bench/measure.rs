@@ -26,6 +26,50 @@ pub(crate) fn cpu_of(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 1000 / TICKS_PER_SECOND))
 }
 
+/// How often the kernel has taken a process off a core so far, over all its threads that still run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Switches {
+    /// It waited: for another thread, a socket, the disk.
+    pub(crate) voluntary: u64,
+    /// Its time was over, or something more urgent came.
+    pub(crate) involuntary: u64,
+}
+
+impl Switches {
+    pub(crate) fn of(pid: u32) -> Result<Switches> {
+        let directory = format!("/proc/{pid}/task");
+        let threads = std::fs::read_dir(&directory).with_context(|| format!("read {directory}"))?;
+        let mut sum = Switches::default();
+        for thread in threads {
+            // A thread that ends meanwhile is no longer counted.
+            let status = std::fs::read_to_string(thread?.path().join("status"));
+            if let Ok(status) = status {
+                sum.add(&status)?;
+            }
+        }
+        Ok(sum)
+    }
+
+    pub(crate) fn since(self, before: Switches) -> Switches {
+        Switches {
+            voluntary: self.voluntary.saturating_sub(before.voluntary),
+            involuntary: self.involuntary.saturating_sub(before.involuntary),
+        }
+    }
+
+    fn add(&mut self, status: &str) -> Result<()> {
+        for line in status.lines() {
+            let Some((name, count)) = line.split_once(':') else { continue };
+            match name {
+                "voluntary_ctxt_switches" => self.voluntary += count.trim().parse::<u64>()?,
+                "nonvoluntary_ctxt_switches" => self.involuntary += count.trim().parse::<u64>()?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What one append and `fdatasync` of 4 KiB takes with nobody else writing.
 pub(crate) struct DiskLatency {
     pub(crate) p50: Duration,
@@ -116,6 +160,17 @@ mod tests {
         assert_eq!(percentile(&sorted, 99), Duration::from_millis(99));
         assert_eq!(percentile(&sorted[..1], 99), Duration::from_millis(1));
         assert_eq!(percentile(&[], 50), Duration::ZERO);
+    }
+
+    #[test]
+    fn switches_are_summed_over_threads() -> Result<()> {
+        let mut sum = Switches::default();
+        for _ in 0..2 {
+            sum.add("Name:\tx\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t2\n")?;
+        }
+        assert_eq!(sum, Switches { voluntary: 14, involuntary: 4 });
+        assert_ne!(Switches::of(std::process::id())?, Switches::default());
+        Ok(())
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Every developer command, the same here and in CI: `cargo xtask test | tidy | sim | mutate | soak |
-//! conformance`.
+//! ratio | conformance`.
 //!
 //! It drives cargo, npm and pip and starts servers under test; it knows nothing of their insides,
 //! so it builds in seconds and depends on no crate of the workspace.
@@ -7,6 +7,7 @@
 
 mod mutate;
 mod process;
+mod ratio;
 mod report;
 mod rust_core;
 mod server;
@@ -33,6 +34,9 @@ usage: cargo xtask <command>
                        whole nodes in one thread with faults that follow from a seed
   soak [--minutes N]   the seed suite over and over for an hour, or N minutes, with the server killed
                        again and again: nothing of it may grow
+  ratio A B [--pairs N] [--seconds S] [--concurrency 1,64,256]
+                       builds two commits (. is the working tree), runs them in turns under load, and
+                       prints each figure of B by that of A, as the median and range of N pairs
   mutate [--list] [NAME ...]
                        removes protections of the design, one after the other, and expects tests
                        to turn red; the list is tests/mutations, --list shows it:
@@ -73,6 +77,7 @@ fn run(arguments: &[String]) -> Result<bool> {
         }
         "sim" => sim::run(&workspace, &mut report, sim::parse(rest)?),
         "soak" => soak::run(&workspace, &mut report, soak::parse(rest)?),
+        "ratio" => ratio::run(&workspace, &mut report, &ratio::parse(rest)?),
         "mutate" => {
             let options = mutate::parse(rest)?;
             if mutate::show(&workspace, &options)? {
