@@ -8,18 +8,18 @@ use piton_core::note::Note;
 use piton_core::proto::history::History;
 use piton_core::visibility::VisibilityRecord;
 use piton_raft::{CommittedEntry, Replica};
-use piton_store::{Mark, MemoryStore, Table, codec, keys};
+use piton_store::{Mark, MemoryStore, Table, codec};
 use prost::Message;
 
 use crate::message::token::TaskToken;
 use crate::meta::state::MetaReplica;
 use crate::replica::entry::{self, Entry};
 use crate::rows::codes::note_key;
-use crate::rows::history;
 use crate::rows::values::{
     HistoryBatch, RequestRow, TaskValue, decode_current, decode_position, decode_range,
     encode_current, encode_range, errand_row, task_row, timer_row,
 };
+use crate::rows::{history, keys};
 
 /// An entry of a shard's log, and the verdicts that answer it.
 pub fn entry(bytes: &[u8]) {
@@ -51,6 +51,25 @@ pub fn token(bytes: &[u8]) {
         assert_eq!(TaskToken::decode(&token.encode()).expect("it was encoded"), token);
     }
     let _ = history::token_run(bytes);
+}
+
+/// A row's key, as each kind of it.
+pub fn key(bytes: &[u8]) {
+    let same = |key: Option<Bytes>| assert!(key.is_none_or(|key| key == bytes), "{bytes:02x?}");
+    same(keys::parse_timer(bytes).map(|timer| timer.key()));
+    same(keys::parse_errand(bytes).map(|errand| errand.key()));
+    same(keys::parse_task(bytes).map(|task| task.key()));
+    same(keys::parse_visibility(bytes).map(|visibility| visibility.key()));
+    same(keys::parse_expire(bytes).map(|expire| expire.key()));
+    same(keys::meta::parse_search_attributes(bytes).map(|id| keys::meta::search_attributes(&id)));
+    same(keys::parse_workflow_row(bytes).map(|(workflow, row)| match row {
+        keys::WorkflowRow::Current => workflow.current(),
+        keys::WorkflowRow::Request { request_id } => workflow.request(&request_id),
+        keys::WorkflowRow::Event { run_id, first_event_id } => {
+            workflow.event(&run_id, first_event_id)
+        }
+        keys::WorkflowRow::Note { run_id, kind, id } => workflow.note(&run_id, kind, id),
+    }));
 }
 
 /// A row: the length of its key in two bytes, the key, the value.

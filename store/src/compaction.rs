@@ -16,7 +16,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::frame::{Engine, View};
-use crate::{Compacted, KeyRange, Order, Row, StoreError, Write};
+use crate::{Compacted, KeyRange, Order, Row, StoreError, Write, key_after};
 
 /// Files up to this size are left alone.
 pub(crate) const FLOOR_BYTES: u64 = 64 << 20;
@@ -205,8 +205,4 @@ fn give_up<E: Beside>(copying: Option<Copying<E>>) {
     {
         tracing::warn!(%error, "the store's copy stays until the next start");
     }
-}
-
-fn key_after(key: &[u8]) -> Bytes {
-    Bytes::from([key, &[0]].concat())
 }

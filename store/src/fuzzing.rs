@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 use crate::frame::{self, Engine, View};
-use crate::{Batch, KeyRange, MemoryStore, Order, Store, Table, Write as StoreWrite, codec, keys};
+use crate::{Batch, KeyRange, MemoryStore, Order, Store, Table, Write as StoreWrite, codec};
 
 /// Inputs that each decoder is given in a test.
 const CASES: usize = 100_000;
@@ -208,25 +208,6 @@ pub fn mark(bytes: &[u8]) {
         let mark = table.applied().expect("a mark was there");
         assert_eq!([&mark.index.to_be_bytes()[..], &mark.bytes].concat(), bytes);
     }
-}
-
-/// A row's key, as each kind of it.
-pub fn key(bytes: &[u8]) {
-    let same = |key: Option<Bytes>| assert!(key.is_none_or(|key| key == bytes), "{bytes:02x?}");
-    same(keys::parse_timer(bytes).map(|timer| timer.key()));
-    same(keys::parse_errand(bytes).map(|errand| errand.key()));
-    same(keys::parse_task(bytes).map(|task| task.key()));
-    same(keys::parse_visibility(bytes).map(|visibility| visibility.key()));
-    same(keys::parse_expire(bytes).map(|expire| expire.key()));
-    same(keys::meta::parse_search_attributes(bytes).map(|id| keys::meta::search_attributes(&id)));
-    same(keys::parse_workflow_row(bytes).map(|(workflow, row)| match row {
-        keys::WorkflowRow::Current => workflow.current(),
-        keys::WorkflowRow::Request { request_id } => workflow.request(&request_id),
-        keys::WorkflowRow::Event { run_id, first_event_id } => {
-            workflow.event(&run_id, first_event_id)
-        }
-        keys::WorkflowRow::Note { run_id, kind, id } => workflow.note(&run_id, kind, id),
-    }));
 }
 
 #[cfg(test)]

@@ -19,14 +19,13 @@ pub mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod keys;
 pub mod memory;
 pub mod redb;
 pub mod sled;
 pub mod table;
 mod watched;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 pub use directory::{EngineKind, Opened, discard, open_or_rebuild};
 pub use error::StoreError;
@@ -126,6 +125,14 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut end = prefix[..=last].to_vec();
     end[last] += 1;
     Some(end)
+}
+
+/// The first key after `key`: where a scan goes on.
+pub fn key_after(key: &[u8]) -> Bytes {
+    let mut next = BytesMut::with_capacity(key.len() + 1);
+    next.put_slice(key);
+    next.put_u8(0);
+    next.freeze()
 }
 
 /// The direction of a scan.

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 
-use crate::{Batch, KeyRange, Order, Row, Store, StoreError, Write};
+use crate::{Batch, KeyRange, Order, Row, Store, StoreError, Write, key_after};
 
 mod layer;
 mod merge;
@@ -472,13 +472,6 @@ fn row_key(group: u32, key: &[u8]) -> Bytes {
 fn rows_end(group: u32) -> [u8; 4] {
     // INVARIANT: the greatest group is reserved (checked by `open`), so this does not wrap.
     (group + 1).to_be_bytes()
-}
-
-fn key_after(key: &[u8]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(key.len() + 1);
-    bytes.put_slice(key);
-    bytes.put_u8(0);
-    bytes.freeze()
 }
 
 /// Takes the group's number off a row as it came from the store.

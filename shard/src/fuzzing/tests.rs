@@ -18,6 +18,10 @@ fn held(run: &mut dyn FnMut()) -> u64 {
     allocation_counter::measure(run).bytes_max
 }
 
+fn workflow() -> keys::Workflow<&'static str> {
+    keys::Workflow { slot: 300, namespace: "namespace", workflow_id: "order \u{1} 7" }
+}
+
 #[test]
 fn an_entry_survives_hostile_bytes() {
     let transition = |writes| TransitionRecord {
@@ -93,6 +97,42 @@ fn a_token_survives_hostile_bytes() {
         TaskToken::Query(QueryToken { namespace, workflow_id, run_id, term: 7, query: 9 }),
     ];
     attack("a token", tokens.map(|token| token.encode()).to_vec(), held, token);
+}
+
+#[test]
+fn a_key_survives_hostile_bytes() {
+    let (workflow, run_id) = (workflow(), "run");
+    let timer = keys::Timer { due: 5, workflow: workflow.clone(), run_id, kind: 1, event_id: 9 };
+    let errand = keys::Errand { workflow: workflow.clone(), run_id, event_id: 9, kind: 1 };
+    let task = keys::Task {
+        queue: "queue",
+        queue_type: 1,
+        sticky: true,
+        priority: 3,
+        created: -5,
+        workflow: workflow.clone(),
+        run_id,
+        event_id: 9,
+        stamp: 4,
+    };
+    let visibility =
+        |closed| keys::Visibility { closed, started: 4, run_id, workflow: workflow.clone() };
+    let expire = |what| keys::Expire { when: 3, workflow: workflow.clone(), what };
+    let samples = [
+        workflow.current(),
+        workflow.request("request"),
+        workflow.event(run_id, 12),
+        workflow.note(run_id, 2, 12),
+        timer.key(),
+        errand.key(),
+        task.key(),
+        visibility(None).key(),
+        visibility(Some(9)).key(),
+        expire(keys::Expires::Run(run_id)).key(),
+        expire(keys::Expires::Request("request")).key(),
+        keys::meta::search_attributes("namespace"),
+    ];
+    attack("a key", samples.map(|key| key.to_vec()).to_vec(), held, key);
 }
 
 /// The rows of a workflow that has done a few things, as `row` takes them.

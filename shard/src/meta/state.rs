@@ -14,7 +14,6 @@ use piton_core::proto::enums::IndexedValueType;
 use piton_core::time::{Span, Timestamp};
 use piton_raft::{CommittedEntry, Replica, ReplicaError, SnapshotError, SnapshotRows};
 use piton_store::codec::{self, CodecError};
-use piton_store::keys::meta as keys;
 use piton_store::{KeyRange, Mark, Order, Row, Table, Write};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -22,6 +21,7 @@ use tokio::sync::watch;
 use crate::replica::entry::{Verdict, encode_verdicts};
 use crate::replica::{restore, snapshot};
 use crate::rows::end_of;
+use crate::rows::keys::meta as keys;
 
 /// A namespace's custom search attributes and their types.
 pub type SearchAttributeTypes = BTreeMap<String, IndexedValueType>;

@@ -5,6 +5,7 @@
 
 pub(crate) mod codes;
 pub(crate) mod history;
+pub(crate) mod keys;
 pub(crate) mod retention;
 pub(crate) mod values;
 pub(crate) mod visibility;
@@ -17,7 +18,7 @@ use piton_core::proto::history::{History, HistoryEvent};
 use piton_core::run::{FoldError, RunState};
 use piton_core::time::Timestamp;
 use piton_store::codec;
-use piton_store::{KeyRange, Order, Row, StoreError, Table, keys};
+use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
 use prost::Message;
 
 use crate::message::peer::QueueKey;
@@ -235,7 +236,7 @@ impl WorkflowRows {
             let is_last = rows.len() < ROWS;
             if let Some(row) = rows.last() {
                 match order {
-                    Order::Ascending => start = keys::after(&row.key),
+                    Order::Ascending => start = key_after(&row.key),
                     Order::Descending => end = row.key.clone(),
                 }
             }
@@ -410,7 +411,7 @@ impl WorkflowRows {
             let rows = self.scan(KeyRange::new(&start, &end), Order::Ascending, PAGE_ROWS)?;
             let is_last = rows.len() < PAGE_ROWS;
             if let Some(last) = rows.last() {
-                start = keys::after(&last.key);
+                start = key_after(&last.key);
             }
             for found in rows {
                 if !row(found)? {

@@ -5,11 +5,11 @@ use std::convert::Infallible;
 
 use piton_core::id::{RequestId, RunId, WorkflowKey};
 use piton_core::time::Timestamp;
-use piton_store::{KeyRange, Order, Write, keys};
+use piton_store::{KeyRange, Order, Write};
 use tokio::sync::mpsc;
 
 use crate::rows::writes::errand_key;
-use crate::rows::{FORMAT, LoadError, WorkflowRows, end_of, workflow, workflow_key};
+use crate::rows::{FORMAT, LoadError, WorkflowRows, end_of, keys, workflow, workflow_key};
 
 /// Something that may be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 //! What rows hold beside history and notes, and how it lies in keys and values. Pure: reads and
-//! writes nothing. The key layouts are in `piton_store::keys`.
+//! writes nothing. The key layouts are in `keys`.
 
 use std::sync::Arc;
 
@@ -10,12 +10,13 @@ use piton_core::placement::slot_of;
 use piton_core::run::{RunState, Status};
 use piton_core::time::Timestamp;
 use piton_store::codec::{self, CodecError};
-use piton_store::{keys, prefix_end};
+use piton_store::prefix_end;
 use serde::{Deserialize, Serialize};
 
 use crate::message::peer::{QueueKey, QueueType};
 use crate::replica::entry::{self, SlotRange};
 use crate::rows::codes::{ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, timer_kind};
+use crate::rows::keys;
 
 /// First byte of the values laid out by hand.
 pub(crate) const FORMAT: u8 = 1;

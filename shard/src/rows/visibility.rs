@@ -11,10 +11,10 @@ use piton_core::placement::SLOTS;
 use piton_core::proto::workflow::WorkflowExecutionInfo;
 use piton_core::run::Status;
 use piton_core::visibility::VisibilityRecord;
-use piton_store::keys;
+use piton_store::key_after;
 
 use crate::message::peer::CountReply;
-use crate::rows::{LoadError, WorkflowRows, end_of};
+use crate::rows::{LoadError, WorkflowRows, end_of, keys};
 
 /// A run with the key it is sorted by, the same on every shard: open runs by start time, then closed
 /// ones by close time and start time, the latest first; ties by run id.
@@ -33,7 +33,7 @@ pub(crate) fn list(
 ) -> Result<Vec<ListedRun>, LoadError> {
     let prefix = keys::visibility_of(namespace.as_str());
     // The key comes from a client: whatever it is, nothing outside the namespace is read.
-    let start = after.map_or_else(|| prefix.clone(), keys::after).max(prefix.clone());
+    let start = after.map_or_else(|| prefix.clone(), key_after).max(prefix.clone());
     let mut listed = Vec::new();
     if limit == 0 {
         return Ok(listed);

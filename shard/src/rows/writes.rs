@@ -10,13 +10,14 @@ use piton_core::proto::history::HistoryEvent;
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::{Change, first_event};
 use piton_core::visibility::VisibilityRecord;
+use piton_store::Write;
 use piton_store::codec::{self, CodecError};
-use piton_store::{Write, keys};
 use prost::Message;
 
 use crate::message::peer::{Offer, OfferedTask, QueueKey, QueueType};
 use crate::replica::entry::SlotRange;
 use crate::rows::codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
+use crate::rows::keys;
 use crate::rows::values::{
     Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow,
 };

@@ -6,8 +6,8 @@ use std::cmp::Ordering;
 use bytes::Bytes;
 
 use super::layer::Layer;
-use super::{key_after, row_key, rows_end, without_group};
-use crate::{KeyRange, Order, Row, Store, StoreError};
+use super::{row_key, rows_end, without_group};
+use crate::{KeyRange, Order, Row, Store, StoreError, key_after};
 
 /// Rows asked of the store beyond those wanted, since some may be hidden.
 const SPARE_ROWS_MAX: usize = 64;

@@ -8,24 +8,24 @@ const NAMESPACE: u8 = b'n';
 const ATTRIBUTES: u8 = b'a';
 
 /// How many commands were applied.
-pub fn version() -> Bytes {
+pub(crate) fn version() -> Bytes {
     Bytes::from_static(b"v")
 }
 
-pub fn limits() -> Bytes {
+pub(crate) fn limits() -> Bytes {
     Bytes::from_static(b"l")
 }
 
-pub fn routes() -> Bytes {
+pub(crate) fn routes() -> Bytes {
     Bytes::from_static(b"s")
 }
 
 /// What all namespaces begin with.
-pub fn namespaces() -> Bytes {
+pub(crate) fn namespaces() -> Bytes {
     Bytes::from_static(&[NAMESPACE])
 }
 
-pub fn namespace(id: &str) -> Bytes {
+pub(crate) fn namespace(id: &str) -> Bytes {
     build(|key| {
         key.put_u8(NAMESPACE);
         put_text(key, id);
@@ -33,11 +33,11 @@ pub fn namespace(id: &str) -> Bytes {
 }
 
 /// What the search attributes of all namespaces begin with.
-pub fn all_search_attributes() -> Bytes {
+pub(crate) fn all_search_attributes() -> Bytes {
     Bytes::from_static(&[ATTRIBUTES])
 }
 
-pub fn search_attributes(namespace_id: &str) -> Bytes {
+pub(crate) fn search_attributes(namespace_id: &str) -> Bytes {
     build(|key| {
         key.put_u8(ATTRIBUTES);
         put_text(key, namespace_id);
@@ -45,7 +45,7 @@ pub fn search_attributes(namespace_id: &str) -> Bytes {
 }
 
 /// The namespace id in a key of search attributes.
-pub fn parse_search_attributes(key: &[u8]) -> Option<String> {
+pub(crate) fn parse_search_attributes(key: &[u8]) -> Option<String> {
     parse(key, |rest| {
         take_tag(rest, ATTRIBUTES)?;
         take_text(rest)

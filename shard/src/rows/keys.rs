@@ -1,7 +1,7 @@
-//! Every key's byte layout, in one table. Builders and parsers only: what the values hold is the
-//! business of the shard crate. A parser never panics; bytes that are no such key give `None`.
+//! Every key's byte layout, in one table. Builders and parsers only: what the values hold is in
+//! `values` and `meta::state`. A parser never panics; bytes that are no such key give `None`.
 //!
-//! Keys of one group; which group it is, the [`crate::table`] puts in front. Numbers are big endian.
+//! Keys of one group; which group it is, the store's table puts in front. Numbers are big endian.
 //! `text 0` is a string in which 00 is written 01 01 and 01 is written 01 02, and which ends with 00:
 //! so no string is the beginning of another one, and keys sort as their strings do. `time(8)` has its
 //! sign bit flipped, so that it sorts as the signed number; `~time(8)` sorts the other way round.
@@ -35,10 +35,10 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub mod meta;
+pub(crate) mod meta;
 
 /// The first key that is not a workflow's.
-pub const WORKFLOWS_END: &[u8] = &[0x40];
+pub(crate) const WORKFLOWS_END: &[u8] = &[0x40];
 
 const CURRENT: u8 = b'c';
 const REQUEST: u8 = b'q';
@@ -54,15 +54,15 @@ const EXPIRE: u8 = b'E';
 
 /// The workflow that a key belongs to; see `W` in the table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Workflow<Text> {
-    pub slot: u16,
-    pub namespace: Text,
-    pub workflow_id: Text,
+pub(crate) struct Workflow<Text> {
+    pub(crate) slot: u16,
+    pub(crate) namespace: Text,
+    pub(crate) workflow_id: Text,
 }
 
 /// A row below a workflow's prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WorkflowRow {
+pub(crate) enum WorkflowRow {
     Current,
     Request { request_id: String },
     Event { run_id: String, first_event_id: u64 },
@@ -71,59 +71,59 @@ pub enum WorkflowRow {
 
 /// A timer's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timer<Text> {
-    pub due: i64,
-    pub workflow: Workflow<Text>,
-    pub run_id: Text,
-    pub kind: u8,
-    pub event_id: u64,
+pub(crate) struct Timer<Text> {
+    pub(crate) due: i64,
+    pub(crate) workflow: Workflow<Text>,
+    pub(crate) run_id: Text,
+    pub(crate) kind: u8,
+    pub(crate) event_id: u64,
 }
 
 /// An errand's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Errand<Text> {
-    pub workflow: Workflow<Text>,
-    pub run_id: Text,
-    pub event_id: u64,
-    pub kind: u8,
+pub(crate) struct Errand<Text> {
+    pub(crate) workflow: Workflow<Text>,
+    pub(crate) run_id: Text,
+    pub(crate) event_id: u64,
+    pub(crate) kind: u8,
 }
 
 /// A pending task's key. Its namespace is the workflow's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Task<Text> {
-    pub queue: Text,
-    pub queue_type: u8,
-    pub sticky: bool,
-    pub priority: u8,
-    pub created: i64,
-    pub workflow: Workflow<Text>,
-    pub run_id: Text,
-    pub event_id: u64,
-    pub stamp: u32,
+pub(crate) struct Task<Text> {
+    pub(crate) queue: Text,
+    pub(crate) queue_type: u8,
+    pub(crate) sticky: bool,
+    pub(crate) priority: u8,
+    pub(crate) created: i64,
+    pub(crate) workflow: Workflow<Text>,
+    pub(crate) run_id: Text,
+    pub(crate) event_id: u64,
+    pub(crate) stamp: u32,
 }
 
 /// A visibility row's key: open runs first by start time, then closed ones by close time and start
 /// time, the latest first; ties by run id. Its namespace is the workflow's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Visibility<Text> {
+pub(crate) struct Visibility<Text> {
     /// `None`: the run is open.
-    pub closed: Option<i64>,
-    pub started: i64,
-    pub run_id: Text,
-    pub workflow: Workflow<Text>,
+    pub(crate) closed: Option<i64>,
+    pub(crate) started: i64,
+    pub(crate) run_id: Text,
+    pub(crate) workflow: Workflow<Text>,
 }
 
 /// An expiry's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expire<Text> {
-    pub when: i64,
-    pub workflow: Workflow<Text>,
-    pub what: Expires<Text>,
+pub(crate) struct Expire<Text> {
+    pub(crate) when: i64,
+    pub(crate) workflow: Workflow<Text>,
+    pub(crate) what: Expires<Text>,
 }
 
 /// What is to be deleted then.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Expires<Text> {
+pub(crate) enum Expires<Text> {
     /// All rows of a closed run.
     Run(Text),
     /// A request row.
@@ -132,42 +132,37 @@ pub enum Expires<Text> {
 
 impl<Text: AsRef<str>> Workflow<Text> {
     /// What all rows of the workflow begin with.
-    pub fn prefix(&self) -> Bytes {
+    pub(crate) fn prefix(&self) -> Bytes {
         self.key(|_| ())
     }
 
-    pub fn current(&self) -> Bytes {
+    pub(crate) fn current(&self) -> Bytes {
         self.key(|key| key.put_u8(CURRENT))
     }
 
-    pub fn request(&self, request_id: &str) -> Bytes {
+    pub(crate) fn request(&self, request_id: &str) -> Bytes {
         self.key(|key| {
             key.put_u8(REQUEST);
             put_text(key, request_id);
         })
     }
 
-    /// What all request rows of the workflow begin with.
-    pub fn requests(&self) -> Bytes {
-        self.key(|key| key.put_u8(REQUEST))
-    }
-
     /// What all rows of all its runs begin with.
-    pub fn runs(&self) -> Bytes {
+    pub(crate) fn runs(&self) -> Bytes {
         self.key(|key| key.put_u8(RUN))
     }
 
     /// What all rows of one run begin with.
-    pub fn run(&self, run_id: &str) -> Bytes {
+    pub(crate) fn run(&self, run_id: &str) -> Bytes {
         self.run_key(run_id, |_| ())
     }
 
     /// What all history batches of one run begin with.
-    pub fn events(&self, run_id: &str) -> Bytes {
+    pub(crate) fn events(&self, run_id: &str) -> Bytes {
         self.run_key(run_id, |key| key.put_u8(EVENT))
     }
 
-    pub fn event(&self, run_id: &str, first_event_id: u64) -> Bytes {
+    pub(crate) fn event(&self, run_id: &str, first_event_id: u64) -> Bytes {
         self.run_key(run_id, |key| {
             key.put_u8(EVENT);
             key.put_u64(first_event_id);
@@ -175,11 +170,11 @@ impl<Text: AsRef<str>> Workflow<Text> {
     }
 
     /// What all notes of one run begin with.
-    pub fn notes(&self, run_id: &str) -> Bytes {
+    pub(crate) fn notes(&self, run_id: &str) -> Bytes {
         self.run_key(run_id, |key| key.put_u8(NOTE))
     }
 
-    pub fn note(&self, run_id: &str, kind: u8, id: u64) -> Bytes {
+    pub(crate) fn note(&self, run_id: &str, kind: u8, id: u64) -> Bytes {
         self.run_key(run_id, |key| {
             key.put_u8(NOTE);
             key.put_u8(kind);
@@ -217,7 +212,7 @@ impl Workflow<String> {
 }
 
 /// Parses any row below a workflow's prefix.
-pub fn parse_workflow_row(key: &[u8]) -> Option<(Workflow<String>, WorkflowRow)> {
+pub(crate) fn parse_workflow_row(key: &[u8]) -> Option<(Workflow<String>, WorkflowRow)> {
     if key >= WORKFLOWS_END {
         return None;
     }
@@ -243,17 +238,17 @@ fn take_run_row(rest: &mut &[u8]) -> Option<WorkflowRow> {
 }
 
 /// The row that says which slots the shard owns.
-pub fn range() -> Bytes {
+pub(crate) fn range() -> Bytes {
     Bytes::from_static(&[RANGE])
 }
 
 /// What all timers begin with.
-pub fn timers() -> Bytes {
+pub(crate) fn timers() -> Bytes {
     Bytes::from_static(&[TIMER])
 }
 
 /// The first key of a timer that is due later than `due`.
-pub fn timers_after(due: i64) -> Bytes {
+pub(crate) fn timers_after(due: i64) -> Bytes {
     build(|key| match due.checked_add(1) {
         Some(next) => {
             key.put_u8(TIMER);
@@ -264,7 +259,7 @@ pub fn timers_after(due: i64) -> Bytes {
 }
 
 impl<Text: AsRef<str>> Timer<Text> {
-    pub fn key(&self) -> Bytes {
+    pub(crate) fn key(&self) -> Bytes {
         build(|key| {
             key.put_u8(TIMER);
             put_time(key, self.due);
@@ -276,7 +271,7 @@ impl<Text: AsRef<str>> Timer<Text> {
     }
 }
 
-pub fn parse_timer(key: &[u8]) -> Option<Timer<String>> {
+pub(crate) fn parse_timer(key: &[u8]) -> Option<Timer<String>> {
     parse(key, |rest| {
         take_tag(rest, TIMER)?;
         Some(Timer {
@@ -290,12 +285,12 @@ pub fn parse_timer(key: &[u8]) -> Option<Timer<String>> {
 }
 
 /// What all errands begin with.
-pub fn errands() -> Bytes {
+pub(crate) fn errands() -> Bytes {
     Bytes::from_static(&[ERRAND])
 }
 
 /// What all errands of one workflow begin with.
-pub fn errands_of<Text: AsRef<str>>(workflow: &Workflow<Text>) -> Bytes {
+pub(crate) fn errands_of<Text: AsRef<str>>(workflow: &Workflow<Text>) -> Bytes {
     build(|key| {
         key.put_u8(ERRAND);
         workflow.put(key);
@@ -303,7 +298,7 @@ pub fn errands_of<Text: AsRef<str>>(workflow: &Workflow<Text>) -> Bytes {
 }
 
 impl<Text: AsRef<str>> Errand<Text> {
-    pub fn key(&self) -> Bytes {
+    pub(crate) fn key(&self) -> Bytes {
         build(|key| {
             key.put_u8(ERRAND);
             self.workflow.put(key);
@@ -314,7 +309,7 @@ impl<Text: AsRef<str>> Errand<Text> {
     }
 }
 
-pub fn parse_errand(key: &[u8]) -> Option<Errand<String>> {
+pub(crate) fn parse_errand(key: &[u8]) -> Option<Errand<String>> {
     parse(key, |rest| {
         take_tag(rest, ERRAND)?;
         Some(Errand {
@@ -327,12 +322,12 @@ pub fn parse_errand(key: &[u8]) -> Option<Errand<String>> {
 }
 
 /// What all tasks begin with.
-pub fn tasks() -> Bytes {
+pub(crate) fn tasks() -> Bytes {
     Bytes::from_static(&[TASK])
 }
 
 /// What all tasks of one queue begin with.
-pub fn tasks_of(namespace: &str, queue: &str, queue_type: u8) -> Bytes {
+pub(crate) fn tasks_of(namespace: &str, queue: &str, queue_type: u8) -> Bytes {
     build(|key| put_queue(key, namespace, queue, queue_type))
 }
 
@@ -344,7 +339,7 @@ fn put_queue(key: &mut BytesMut, namespace: &str, queue: &str, queue_type: u8) {
 }
 
 impl<Text: AsRef<str>> Task<Text> {
-    pub fn key(&self) -> Bytes {
+    pub(crate) fn key(&self) -> Bytes {
         build(|key| {
             let namespace = self.workflow.namespace.as_ref();
             put_queue(key, namespace, self.queue.as_ref(), self.queue_type);
@@ -359,7 +354,7 @@ impl<Text: AsRef<str>> Task<Text> {
     }
 }
 
-pub fn parse_task(key: &[u8]) -> Option<Task<String>> {
+pub(crate) fn parse_task(key: &[u8]) -> Option<Task<String>> {
     parse(key, |rest| {
         take_tag(rest, TASK)?;
         let namespace = take_text(rest)?;
@@ -382,7 +377,7 @@ pub fn parse_task(key: &[u8]) -> Option<Task<String>> {
 }
 
 /// What all visibility rows of a namespace begin with.
-pub fn visibility_of(namespace: &str) -> Bytes {
+pub(crate) fn visibility_of(namespace: &str) -> Bytes {
     build(|key| {
         key.put_u8(VISIBILITY);
         put_text(key, namespace);
@@ -390,7 +385,7 @@ pub fn visibility_of(namespace: &str) -> Bytes {
 }
 
 /// The first visibility key of a namespace's closed runs: the end of the open ones.
-pub fn visibility_closed(namespace: &str) -> Bytes {
+pub(crate) fn visibility_closed(namespace: &str) -> Bytes {
     build(|key| {
         key.put_u8(VISIBILITY);
         put_text(key, namespace);
@@ -399,7 +394,7 @@ pub fn visibility_closed(namespace: &str) -> Bytes {
 }
 
 impl<Text: AsRef<str>> Visibility<Text> {
-    pub fn key(&self) -> Bytes {
+    pub(crate) fn key(&self) -> Bytes {
         build(|key| {
             key.put_u8(VISIBILITY);
             put_text(key, self.workflow.namespace.as_ref());
@@ -413,7 +408,7 @@ impl<Text: AsRef<str>> Visibility<Text> {
     }
 }
 
-pub fn parse_visibility(key: &[u8]) -> Option<Visibility<String>> {
+pub(crate) fn parse_visibility(key: &[u8]) -> Option<Visibility<String>> {
     parse(key, |rest| {
         take_tag(rest, VISIBILITY)?;
         let namespace = take_text(rest)?;
@@ -432,12 +427,12 @@ pub fn parse_visibility(key: &[u8]) -> Option<Visibility<String>> {
 }
 
 /// What all expiries begin with.
-pub fn expiries() -> Bytes {
+pub(crate) fn expiries() -> Bytes {
     Bytes::from_static(&[EXPIRE])
 }
 
 /// The first key of an expiry later than `when`.
-pub fn expiries_after(when: i64) -> Bytes {
+pub(crate) fn expiries_after(when: i64) -> Bytes {
     build(|key| match when.checked_add(1) {
         Some(next) => {
             key.put_u8(EXPIRE);
@@ -448,7 +443,7 @@ pub fn expiries_after(when: i64) -> Bytes {
 }
 
 impl<Text: AsRef<str>> Expire<Text> {
-    pub fn key(&self) -> Bytes {
+    pub(crate) fn key(&self) -> Bytes {
         build(|key| {
             key.put_u8(EXPIRE);
             put_time(key, self.when);
@@ -467,7 +462,7 @@ impl<Text: AsRef<str>> Expire<Text> {
     }
 }
 
-pub fn parse_expire(key: &[u8]) -> Option<Expire<String>> {
+pub(crate) fn parse_expire(key: &[u8]) -> Option<Expire<String>> {
     parse(key, |rest| {
         take_tag(rest, EXPIRE)?;
         let when = take_time(rest)?;
@@ -478,14 +473,6 @@ pub fn parse_expire(key: &[u8]) -> Option<Expire<String>> {
             _ => return None,
         };
         Some(Expire { when, workflow, what })
-    })
-}
-
-/// The first key after `key`: where a scan goes on.
-pub fn after(key: &[u8]) -> Bytes {
-    build(|next| {
-        next.put_slice(key);
-        next.put_u8(0);
     })
 }
 

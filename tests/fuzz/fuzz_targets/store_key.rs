@@ -1,5 +1,0 @@
-//! A row's key.
-
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| piton_store::fuzzing::key(bytes));
