@@ -11,7 +11,7 @@ use piton_raft::{CommittedEntry, Replica};
 use piton_store::{Mark, MemoryStore, Table, codec};
 use prost::Message;
 
-use crate::message::token::TaskToken;
+use crate::message::TaskToken;
 use crate::meta::state::MetaReplica;
 use crate::replica::entry::{self, Entry};
 use crate::rows::codes::note_key;

@@ -25,11 +25,12 @@ pub use clock::{Clock, WallTime};
 pub use config::ShardConfig;
 pub use error::ShardError;
 pub use ids::Ids;
-pub use message::peer::{
-    Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, NoPeers, Peer, Poller,
-    QueueType, Receipt, TaskQueueView,
+pub use message::{
+    ActivityToken, Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, NoPeers,
+    Offer, OfferedTask, Peer, PollId, PollRequest, Poller, QueryToken, QueueCall, QueueKey,
+    QueueType, ReadCall, Receipt, TaskQueueView, TaskToken, Ticket, TokenError, WorkflowCall,
+    WorkflowTaskToken,
 };
-pub use message::token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};
 pub use meta::{
     META_GROUP, Meta, MetaError, MetaState, Namespace, NamespaceAttributes, NamespaceState,
     NamespaceUpdate, NewNamespace, Route, SearchAttributeTypes,
@@ -37,4 +38,3 @@ pub use meta::{
 pub use metrics::ShardMetrics;
 pub use route::cluster::{Cluster, Poll, Serving, WorkflowQuery};
 pub use route::host::{HostParts, ShardHost};
-pub use route::polls::PollId;

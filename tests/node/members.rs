@@ -16,6 +16,7 @@ use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuni
 use piton_shard::{
     Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, Namespace, NewNamespace,
     Peer, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics, WallTime,
+    WorkflowCall,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
 use prometheus_client::encoding::text::encode;
@@ -59,7 +60,7 @@ impl Peer for LinkedPeer {
     async fn call(&self, node: NodeId, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
         let unreachable = || ShardError::Unavailable(format!("node {node} cannot be reached"));
         let (cluster, mut gone) = self.links.reach(self.node, node).ok_or_else(unreachable)?;
-        let is_of_run = matches!(call, Call::Run { .. });
+        let is_of_run = matches!(call, Call::Workflow(WorkflowCall::Run { .. }));
         let answer = tokio::select! {
             answer = cluster.answer_peer(shard, call) => answer,
             // A connection that breaks tells nothing about what became of the call.

@@ -28,7 +28,6 @@ use crate::members::Links;
 /// As long as real workers poll: longer than the tests' patience, so a poll that is forgotten by
 /// the cluster fails its test.
 const POLL_TIME: Duration = Duration::from_secs(60);
-const CALL_TIME: Duration = Duration::from_secs(10);
 
 /// The API by function calls.
 pub(crate) struct MembersClient {
@@ -189,14 +188,8 @@ impl Api for MembersClient {
         execution: &WorkflowExecution,
         token: Vec<u8>,
     ) -> Result<(Vec<HistoryEvent>, Vec<u8>), Refused> {
-        let page = HistoryPage {
-            token,
-            max_events: 0,
-            wait: false,
-            close_only: false,
-            reverse: false,
-            deadline: Instant::now() + CALL_TIME,
-        };
+        let page =
+            HistoryPage { token, max_events: 0, wait: None, close_only: false, reverse: false };
         self.ask(async |cluster, namespace| {
             let key = key(&namespace, &execution.workflow_id);
             let run_id = Some(execution.run_id.as_str()).filter(|id| !id.is_empty());

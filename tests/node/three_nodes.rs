@@ -12,7 +12,7 @@ use piton_proto::enums::{EventType, PendingWorkflowTaskState};
 use piton_proto::history::HistoryEvent;
 use piton_proto::workflowservice::StartWorkflowExecutionRequest;
 use piton_raft::NodeId;
-use piton_shard::{Call, HistoryPage, QueueType, ShardConfig};
+use piton_shard::{HistoryPage, QueueType, ReadCall, ShardConfig};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -284,13 +284,13 @@ async fn a_leader_that_was_replaced_answers_nothing_of_its_own() {
     }
     let again = to_old.start(start_of("read", ORDER, "elsewhere")).await.unwrap_err();
     assert!(again.is_retriable(), "{again}");
-    let list = Call::List {
+    let list = ReadCall::List {
         namespace: namespace.id.clone(),
         filter: ListFilter::parse("").unwrap(),
         after: None,
         limit: 100,
     };
-    let listed = cluster.answer_peer(shard, list).await;
+    let listed = cluster.answer_peer(shard, list.into()).await;
     assert!(listed.is_err(), "{listed:?}");
     members.heal(old);
     members.stop().await;
@@ -470,9 +470,8 @@ async fn a_reader_that_waits_hears_that_leadership_went_elsewhere() {
     let (cluster, namespace) = members.cluster_of(NodeId(1));
     let read = |token: Vec<u8>, close_only| {
         let (cluster, key) = (cluster.clone(), key(&namespace, "read"));
-        let deadline = Instant::now() + 4 * AT_ONCE;
-        let page =
-            HistoryPage { token, max_events: 0, wait: true, close_only, reverse: false, deadline };
+        let wait = Some(4 * AT_ONCE);
+        let page = HistoryPage { token, max_events: 0, wait, close_only, reverse: false };
         let run_id = Some(run_id.as_str().into());
         tokio::spawn(async move { cluster.history(key, run_id, page).await })
     };

@@ -225,14 +225,14 @@ pub(super) async fn history(
     let (key, run_id) = validate::execution(&namespace.id, request.execution.as_ref(), &limits)?;
     let filter = HistoryEventFilterType::try_from(request.history_event_filter_type)
         .map_err(|_| ApiError::invalid("HistoryEventFilterType is unknown."))?;
-    let hold = Duration::from_millis(limits.history_poll_ms_max);
+    let (now, hold) = (Instant::now(), Duration::from_millis(limits.history_poll_ms_max));
+    let wait = validate::held_until(call.deadline, now, hold).saturating_duration_since(now);
     let page = HistoryPage {
         token: request.next_page_token.into(),
         max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max)?,
-        wait: request.wait_new_event,
+        wait: request.wait_new_event.then_some(wait),
         close_only: filter == HistoryEventFilterType::CloseEvent,
         reverse: false,
-        deadline: validate::held_until(call.deadline, Instant::now(), hold),
     };
     let page = frontend.cluster.history(key, run_id, page);
     let page = frontend.unless_stopping(page).await?.ok_or(ApiError::Stopping)?;
@@ -252,14 +252,12 @@ pub(super) async fn history_reverse(
     let limits = frontend.limits();
     let namespace = frontend.namespace(&request.namespace)?;
     let (key, run_id) = validate::execution(&namespace.id, request.execution.as_ref(), &limits)?;
-    let hold = Duration::from_millis(limits.history_poll_ms_max);
     let page = HistoryPage {
         token: request.next_page_token.into(),
         max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max)?,
-        wait: false,
+        wait: None,
         close_only: false,
         reverse: true,
-        deadline: validate::held_until(call.deadline, Instant::now(), hold),
     };
     let page = frontend.cluster.history(key, run_id, page).await?;
     Ok(GetWorkflowExecutionHistoryReverseResponse {

@@ -8,7 +8,7 @@ use piton_store::fuzzing::attack;
 use piton_store::{KeyRange, Order, Write};
 
 use super::*;
-use crate::message::token::{ActivityToken, QueryToken, WorkflowTaskToken};
+use crate::message::{ActivityToken, QueryToken, WorkflowTaskToken};
 use crate::meta::state::{MetaChange, MetaCommand, Namespace, NamespaceState, Route};
 use crate::replica::entry::{SlotRange, TransitionRecord};
 use crate::replica::tests::TestShard;

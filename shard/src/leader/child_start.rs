@@ -13,7 +13,7 @@ use piton_core::request::{Parent, StartRequest};
 
 use crate::error::ShardError;
 use crate::leader::term::ShardRuntime;
-use crate::message::peer::{Answer, Call};
+use crate::message::{Answer, WorkflowCall};
 
 /// What a child takes over from its parent beside the Initiated event.
 pub(crate) struct ParentState {
@@ -33,8 +33,8 @@ impl ParentState {
         key: &WorkflowKey,
         run_id: &RunId,
     ) -> Result<Self, ShardError> {
-        let call = Call::Describe { key: key.clone(), run_id: Some(run_id.clone()) };
-        let described = match shard.answer(call).await? {
+        let call = WorkflowCall::Describe { key: key.clone(), run_id: Some(run_id.clone()) };
+        let described = match shard.answer(call.into()).await? {
             Answer::Describe(described) => described,
             _ => {
                 return Err(ShardError::Internal(

@@ -11,24 +11,14 @@ use parking_lot::Mutex;
 use piton_core::id::{RunId, ShardId, WorkflowKey};
 use piton_core::time::Timestamp;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::oneshot;
 
 use crate::leader::mailbox::{Mailbox, Refused};
 use crate::leader::term::ShardRuntime;
-use crate::message::peer::{
-    Call, Delivery, Offer, OfferedTask, PollRequest, Poller, QueueKey, TaskQueueView, Ticket,
+use crate::message::{
+    Answer, Call, Delivery, Offer, OfferedTask, PollRequest, Poller, QueueCall, QueueKey,
+    TaskQueueView, Ticket, WorkflowCall,
 };
-use crate::route::polls::PollId;
-
-/// What a matching actor is told.
-pub(crate) enum MatchMessage {
-    Offer(Offer),
-    Withdraw { key: WorkflowKey, run_id: RunId, task: OfferedTask },
-    Poll(PollRequest),
-    WithdrawPoll(PollId),
-    ShutdownWorker(String),
-    Describe(oneshot::Sender<TaskQueueView>),
-}
+use crate::workflow::actor::ReplyTo;
 
 /// The queues whose owner is this shard.
 #[derive(Default)]
@@ -38,7 +28,7 @@ pub(crate) struct Queues {
 
 /// A queue's place: its requests, its actor and what it shows to metrics.
 struct Seat {
-    mailbox: Mailbox<MatchMessage>,
+    mailbox: Mailbox<(QueueCall, ReplyTo)>,
     actor: Mutex<Option<ActorRef<Look>>>,
     depth: AtomicU64,
     /// When the oldest waiting task was created; 0: none waits.
@@ -59,15 +49,15 @@ pub(crate) struct QueueDepth {
 }
 
 impl Queues {
-    /// Hands a message to the queue's actor, which is started if there is none.
-    pub(crate) fn tell(&self, shard: &Arc<ShardRuntime>, queue: &QueueKey, message: MatchMessage) {
-        let mut message = message;
+    /// Hands a call to the queue's actor, which is started if there is none.
+    pub(crate) fn tell(&self, shard: &Arc<ShardRuntime>, call: QueueCall, reply: ReplyTo) {
+        let mut asked = (call, reply);
         loop {
-            let seat = self.seat(shard, queue);
-            match seat.mailbox.push(message, true) {
+            let seat = self.seat(shard, asked.0.queue());
+            match seat.mailbox.push(asked, true) {
                 Ok(true) => return seat.look(),
                 Ok(false) => return,
-                Err(Refused::Closed(back)) => message = back,
+                Err(Refused::Closed(back)) => asked = back,
                 // Polls are bounded by admission, offers by what the shards' actors decide.
                 Err(Refused::Full(_)) => unreachable!("a push that must not be refused is not"),
             }
@@ -184,12 +174,12 @@ impl Actor for MatchingActor {
             return Ok(());
         };
         loop {
-            let messages = matching.seat.mailbox.take();
-            if messages.is_empty() {
+            let calls = matching.seat.mailbox.take();
+            if calls.is_empty() {
                 break;
             }
-            for message in messages {
-                matching.take(&shard, message);
+            for (call, reply) in calls {
+                reply.send(Ok(matching.take(&shard, call)));
             }
         }
         matching.ask_for_more(&shard);
@@ -208,8 +198,8 @@ impl Actor for MatchingActor {
     ) -> Result<(), ActorProcessingErr> {
         let Some(shard) = matching.shard.upgrade() else { return Ok(()) };
         let late = matching.seat.mailbox.close();
-        let late = late.into_iter().filter_map(|message| match message {
-            MatchMessage::Poll(poll) => Some(poll),
+        let late = late.into_iter().filter_map(|(call, _)| match call {
+            QueueCall::Poll(poll) => Some(poll),
             _ => None,
         });
         for poll in matching.polls.drain(..).chain(late) {
@@ -237,26 +227,29 @@ impl Matching {
         }
     }
 
-    fn take(&mut self, shard: &ShardRuntime, message: MatchMessage) {
-        match message {
-            MatchMessage::Offer(offer) => {
+    fn take(&mut self, shard: &ShardRuntime, call: QueueCall) -> Answer {
+        match call {
+            QueueCall::Offer(offer) => {
                 let has_more = offer.more_behind.then_some(offer.origin);
                 self.offer(shard, offer);
                 // ORDER: afterwards, as whoever has been declined gets nothing more in.
                 self.declined.extend(has_more);
             }
-            MatchMessage::Withdraw { key, run_id, task } => {
+            QueueCall::Withdraw { key, run_id, task, .. } => {
                 if let Some(rank) = self.ranks.remove(&(key, run_id, task)) {
                     self.tasks.remove(&rank);
                 }
             }
-            MatchMessage::Poll(poll) => self.poll(shard, poll),
-            MatchMessage::WithdrawPoll(id) => self.polls.retain(|p| p.poll != id),
-            MatchMessage::ShutdownWorker(worker) => self.shut_down(shard, &worker),
-            MatchMessage::Describe(reply) => {
-                let _ = reply.send(self.view(shard));
+            QueueCall::Poll(poll) => self.poll(shard, poll),
+            QueueCall::WithdrawPoll { node, poll, .. } => {
+                self.polls.retain(|p| (p.node, p.poll) != (node, poll));
             }
+            QueueCall::ShutdownWorker { worker_instance_key, .. } => {
+                self.shut_down(shard, &worker_instance_key);
+            }
+            QueueCall::Describe { .. } => return Answer::Queue(self.view(shard)),
         }
+        Answer::Done
     }
 
     fn offer(&mut self, shard: &ShardRuntime, offer: Offer) {
@@ -270,8 +263,9 @@ impl Matching {
             (OfferedTask::Task(_), false) => None,
         };
         if limit.is_some_and(|limit| age.0 > limit.as_millis() as i64) {
-            let call = Call::NoPoller { key: offer.key, run_id: offer.run_id, task: offer.task };
-            return shard.cluster.send(offer.origin, call);
+            let Offer { key, run_id, task, .. } = offer;
+            let call = WorkflowCall::NoPoller { key, run_id, task };
+            return shard.cluster.send(offer.origin, call.into());
         }
         let identity = (offer.key.clone(), offer.run_id.clone(), offer.task.clone());
         if self.ranks.contains_key(&identity) {
@@ -304,7 +298,7 @@ impl Matching {
                 self.ranks.remove(&(offer.key.clone(), offer.run_id.clone(), offer.task.clone()));
                 issue(shard, offer, poll);
             }
-            None if self.polls.iter().any(|p| p.poll == poll.poll) => {}
+            None if self.polls.iter().any(|p| (p.node, p.poll) == (poll.node, poll.poll)) => {}
             None => self.polls.push_back(poll),
         }
     }
@@ -334,7 +328,7 @@ impl Matching {
     fn ask_for_more(&mut self, shard: &ShardRuntime) {
         if self.tasks.len() <= shard.config.matching_window / 2 {
             for origin in std::mem::take(&mut self.declined) {
-                shard.cluster.send(origin, Call::Room { queue: self.queue.clone() });
+                shard.cluster.send(origin, Call::Room(self.queue.clone()));
             }
         }
     }
@@ -397,5 +391,5 @@ fn remembered_since(shard: &ShardRuntime) -> Timestamp {
 fn issue(shard: &ShardRuntime, offer: Offer, poll: PollRequest) {
     let origin = offer.origin;
     let ticket = Ticket { offer, node: poll.node, poll: poll.poll, identity: poll.identity };
-    shard.cluster.send(origin, Call::Ticket(ticket));
+    shard.cluster.send(origin, WorkflowCall::Ticket(ticket).into());
 }

@@ -26,7 +26,7 @@ use piton_core::run::Reply;
 use crate::error::ShardError;
 use crate::leader::child_start;
 use crate::leader::term::ShardRuntime;
-use crate::message::peer::{Answer, Call};
+use crate::message::{Answer, WorkflowCall};
 
 /// What events say of requests that the server itself makes, as on the official server.
 const SERVER_IDENTITY: &str = "history-service";
@@ -200,8 +200,8 @@ impl Sender {
         let request_id = self.request_id(initiated);
         let request =
             child_start::request(parent, initiated, attributes, user_metadata, request_id);
-        let call = Call::Start { key: target.clone(), request };
-        match child_refusal(self.shard.cluster.call(target, call).await)? {
+        let call = WorkflowCall::Start { key: target.clone(), request };
+        match child_refusal(self.shard.cluster.call(call).await)? {
             Some(cause) => self.record(RunRequest::ChildRefused { initiated, cause }).await,
             None => Ok(()),
         }
@@ -259,9 +259,9 @@ impl Sender {
             run_id: self.run_id.clone(),
             header: None,
         };
-        let key = parent_key(parent);
-        let call = Call::Run { key: key.clone(), run_id: Some(parent.run_id.clone()), request };
-        let goes_on = match self.shard.cluster.call(&key, call).await {
+        let run_id = Some(parent.run_id.clone());
+        let call = WorkflowCall::Run { key: parent_key(parent), run_id, request };
+        let goes_on = match self.shard.cluster.call(call).await {
             Ok(Answer::Reply(reply)) => matches!(*reply, Reply::ChildRecorded(true)),
             Ok(_) => false,
             Err(error) if error.is_absent() => false,
@@ -287,8 +287,8 @@ impl Sender {
         if !self.knows(&target.namespace) {
             return Ok(Some(ExternalRefusal::NamespaceNotFound));
         }
-        let call = Call::Run { key: target.clone(), run_id, request };
-        match self.shard.cluster.call(target, call).await {
+        let call = WorkflowCall::Run { key: target.clone(), run_id, request };
+        match self.shard.cluster.call(call).await {
             Ok(_) => Ok(None),
             Err(error) if error.is_absent() => Ok(Some(ExternalRefusal::NotFound)),
             Err(ShardError::Rejected(Rejection::InvalidArgument(_))) => {
@@ -305,8 +305,8 @@ impl Sender {
         run_id: Option<RunId>,
         request: RunRequest,
     ) -> Result<(), ShardError> {
-        let call = Call::Run { key: target.clone(), run_id, request };
-        match self.shard.cluster.call(target, call).await {
+        let call = WorkflowCall::Run { key: target.clone(), run_id, request };
+        match self.shard.cluster.call(call).await {
             Ok(_) | Err(ShardError::Rejected(_)) => Ok(()),
             Err(error) if error.is_absent() => Ok(()),
             Err(error) => Err(error),

@@ -8,13 +8,12 @@ use std::time::Duration;
 use piton_core::error::Rejection;
 use piton_core::id::{EventId, RunId, WorkflowKey};
 use piton_core::proto::history::{History, HistoryEvent};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::ShardError;
-use crate::leader::matching::MatchMessage;
 use crate::leader::term::ShardRuntime;
-use crate::message::peer::{Answer, Call, HistoryPage, HistoryPageReply, TaskQueueView};
+use crate::message::{Answer, HistoryPage, HistoryPageReply, ReadCall, TaskQueueView};
 use crate::replica::entry::{SlotRange, TransitionRecord};
 use crate::replica::proposer::Outcome;
 use crate::rows::history::{self, HistoryError, PageOutcome, RunView};
@@ -58,34 +57,28 @@ fn refused(error: HistoryError) -> ShardError {
 
 impl ShardRuntime {
     /// Answers a call from rows.
-    pub(crate) async fn read(self: &Arc<Self>, call: Call) -> Result<Answer, ShardError> {
+    pub(crate) async fn read(self: &Arc<Self>, call: ReadCall) -> Result<Answer, ShardError> {
         match call {
-            Call::History { key, run_id, page } => {
+            ReadCall::History { key, run_id, page } => {
                 self.read_history(key, run_id, page).await.map(Answer::History)
             }
-            Call::List { namespace, filter, after, limit } => {
+            ReadCall::List { namespace, filter, after, limit } => {
                 self.confirm().await?;
                 let listed =
                     visibility::list(&self.rows, &namespace, &filter, after.as_deref(), limit);
                 let rows = listed.map_err(unreadable)?;
                 Ok(Answer::List { rows, covered: self.covered()? })
             }
-            Call::Count { namespace, filter } => {
+            ReadCall::Count { namespace, filter } => {
                 self.confirm().await?;
                 let counts =
                     visibility::count(&self.rows, &namespace, &filter).map_err(unreadable)?;
                 Ok(Answer::Count { counts, covered: self.covered()? })
             }
-            Call::DescribeQueue { queue } => {
-                let (reply, view) = oneshot::channel();
-                self.queues.tell(self, &queue, MatchMessage::Describe(reply));
-                view.await.map(Answer::Queue).map_err(|_| self.gone())
-            }
-            Call::Backlog { queue } => {
+            ReadCall::Backlog { queue } => {
                 let (backlog_count, oldest) = self.rows.backlog(&queue).map_err(unreadable)?;
                 Ok(Answer::Queue(TaskQueueView { backlog_count, oldest, ..Default::default() }))
             }
-            _ => Err(ShardError::Internal("this call is not answered from rows".into())),
         }
     }
 
@@ -114,8 +107,8 @@ impl ShardRuntime {
         };
         let mut views = self.subscribe(&key, &run_id).await?;
         let limits = self.cluster.limits();
-        let longest = Instant::now() + Duration::from_millis(limits.history_poll_ms_max);
-        let until = page.deadline.min(longest);
+        let longest = Duration::from_millis(limits.history_poll_ms_max);
+        let until = Instant::now() + page.wait.unwrap_or_default().min(longest);
         let mut page = page;
         loop {
             let seen = *views.borrow_and_update();

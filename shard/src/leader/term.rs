@@ -21,12 +21,14 @@ use crate::clock::Clock;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::leader::mailbox::Refused;
-use crate::leader::matching::{MatchMessage, Queues};
+use crate::leader::matching::Queues;
 use crate::leader::outbox::Outbox;
 use crate::leader::reads::unreadable;
 use crate::leader::recovery::Recovery;
 use crate::leader::timers::{TimerActor, Timers};
-use crate::message::peer::{Answer, Call, Delivery, Offer, OfferedTask, QueueKey};
+use crate::message::{
+    Answer, Call, Delivery, Offer, OfferedTask, QueueCall, QueueKey, WorkflowCall,
+};
 use crate::metrics::ShardMetrics;
 use crate::replica::entry::{SlotRange, encode_range};
 use crate::replica::proposer::Proposer;
@@ -69,72 +71,44 @@ impl ShardRuntime {
     /// Answers one call to this shard's leader.
     pub(crate) async fn answer(self: &Arc<Self>, call: Call) -> Result<Answer, ShardError> {
         let (reply, answer) = oneshot::channel();
-        if let Some(call) = self.post(call, ReplyTo::new(reply)) {
-            return self.read(call).await;
+        let reply = ReplyTo::new(reply);
+        match call {
+            Call::Workflow(call) => self.call_workflow(call, reply),
+            Call::Queue(call) => self.call_queue(call, reply),
+            Call::Read(_) if self.is_stopped() => return Err(self.gone()),
+            Call::Read(call) => return self.read(call).await,
+            Call::Room(queue) => {
+                self.offer_again(&queue);
+                return Ok(Answer::Done);
+            }
         }
         answer.await.unwrap_or_else(|_| Err(self.unanswered()))
     }
 
-    /// Hands a call to the actor it is for. Gives back those that are answered from rows.
-    pub(crate) fn post(self: &Arc<Self>, call: Call, reply: ReplyTo) -> Option<Call> {
-        if self.is_stopped() {
-            // Its queues belong to another by now.
-            if let Call::Poll(poll) = &call {
-                self.cluster.deliver(poll.node, poll.poll, Delivery::Again);
-            }
-            Envelope { ask: Ask::Call(call), reply }.refuse(&self.cluster, self.gone());
-            return None;
-        }
-        let queue_message = |queue: QueueKey, message: MatchMessage| {
-            self.queues.tell(self, &queue, message);
-        };
+    /// Takes a call whose answer nobody waits for.
+    pub(crate) fn post(self: &Arc<Self>, call: Call) {
         match call {
-            Call::Offer(offer) => queue_message(offer.queue.clone(), MatchMessage::Offer(offer)),
-            Call::Poll(poll) => queue_message(poll.queue.clone(), MatchMessage::Poll(poll)),
-            Call::WithdrawPoll { queue, poll, .. } => {
-                queue_message(queue, MatchMessage::WithdrawPoll(poll));
-            }
-            Call::Withdraw { queue, key, run_id, task, .. } => {
-                queue_message(queue, MatchMessage::Withdraw { key, run_id, task });
-            }
-            Call::ShutdownWorker { queue, worker_instance_key } => {
-                queue_message(queue, MatchMessage::ShutdownWorker(worker_instance_key));
-            }
-            Call::Room { queue } => self.offer_again(&queue),
-            call @ (Call::History { .. }
-            | Call::List { .. }
-            | Call::Count { .. }
-            | Call::DescribeQueue { .. }
-            | Call::Backlog { .. }) => return Some(call),
-            call @ (Call::Start { .. }
-            | Call::Run { .. }
-            | Call::CompleteWorkflowTask { .. }
-            | Call::Query { .. }
-            | Call::AnswerQuery { .. }
-            | Call::Describe { .. }
-            | Call::Ticket(_)
-            | Call::NoPoller { .. }) => {
-                let key = Self::workflow_of(&call);
-                self.ask(&key, Envelope { ask: Ask::Call(call), reply });
-                return None;
-            }
+            Call::Workflow(call) => self.call_workflow(call, ReplyTo::nobody()),
+            Call::Queue(call) => self.call_queue(call, ReplyTo::nobody()),
+            Call::Room(queue) => self.offer_again(&queue),
+            // Nobody would see what it reads.
+            Call::Read(_) => {}
         }
-        reply.send(Ok(Answer::Done));
-        None
     }
 
-    fn workflow_of(call: &Call) -> WorkflowKey {
-        match call {
-            Call::Start { key, .. }
-            | Call::Run { key, .. }
-            | Call::Query { key, .. }
-            | Call::Describe { key, .. }
-            | Call::NoPoller { key, .. } => key.clone(),
-            Call::CompleteWorkflowTask { token, .. } => token.key(),
-            Call::AnswerQuery { token, .. } => token.key(),
-            Call::Ticket(ticket) => ticket.offer.key.clone(),
-            _ => unreachable!("only calls to a workflow come here"),
+    fn call_workflow(self: &Arc<Self>, call: WorkflowCall, reply: ReplyTo) {
+        self.ask(&call.key(), Envelope { ask: Ask::Call(call), reply });
+    }
+
+    fn call_queue(self: &Arc<Self>, call: QueueCall, reply: ReplyTo) {
+        if !self.is_stopped() {
+            return self.queues.tell(self, call, reply);
         }
+        // The queue belongs to another by now.
+        if let QueueCall::Poll(poll) = &call {
+            self.cluster.deliver(poll.node, poll.poll, Delivery::Again);
+        }
+        reply.send(Err(self.gone()));
     }
 
     /// Puts a request into a workflow's queue; its actor is hosted if it is not.
@@ -161,7 +135,7 @@ impl ShardRuntime {
 
     /// A request of our own to a run; whoever sends it does not wait for an answer.
     pub(crate) fn tell(self: &Arc<Self>, key: &WorkflowKey, run: &RunId, request: RunRequest) {
-        let call = Call::Run { key: key.clone(), run_id: Some(run.clone()), request };
+        let call = WorkflowCall::Run { key: key.clone(), run_id: Some(run.clone()), request };
         self.ask(key, Envelope { ask: Ask::Call(call), reply: ReplyTo::nobody() });
     }
 
@@ -225,6 +199,9 @@ impl ShardRuntime {
 
     /// Offers a queue's first tasks of this shard, as the queue has room.
     pub(crate) fn offer_again(self: &Arc<Self>, queue: &QueueKey) {
+        if self.is_stopped() {
+            return;
+        }
         match self.rows.tasks(queue, self.config.matching_window, |row| !self.is_held(row)) {
             Ok(rows) => self.offer_in_order(&rows),
             Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),

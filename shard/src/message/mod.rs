@@ -1,4 +1,23 @@
-//! What is asked, answered and delivered, by recipient; tokens; the trait for other nodes.
+//! What is asked, answered and delivered, by recipient; tokens; the trait that reaches other nodes.
+//!
+//! Everything here but the trait is plain data, so that a later gRPC peer only has to encode it. A
+//! time that ends is a remaining duration: each node has its own clock. On one node a call and a
+//! delivery are function calls. Calls may be lost or repeated; no logic relies on their order.
 
-pub(crate) mod peer;
-pub(crate) mod token;
+mod answer;
+mod call;
+mod delivery;
+mod peer;
+mod queue;
+mod token;
+
+pub use answer::{Answer, CountReply, HistoryPageReply};
+pub use call::{Call, HistoryPage, QueueCall, ReadCall, WorkflowCall};
+pub use delivery::{Delivery, PollId, Receipt};
+pub use peer::{NoPeers, Peer};
+pub use queue::{
+    Offer, OfferedTask, PollRequest, Poller, QueueKey, QueueType, TaskQueueView, Ticket,
+};
+pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};
+
+pub(crate) use queue::ticket_id;

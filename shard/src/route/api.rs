@@ -22,15 +22,14 @@ use tokio::time::Instant;
 
 use crate::error::ShardError;
 use crate::leader::matching::QueueDepth;
-use crate::message::peer::{
-    Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, PollRequest, QueueKey,
-    QueueType, TaskQueueView, ticket_id,
+use crate::message::{
+    Answer, CountReply, Delivery, HistoryPage, HistoryPageReply, PollId, PollRequest, QueryToken,
+    QueueCall, QueueKey, QueueType, ReadCall, TaskQueueView, TaskToken, WorkflowCall,
+    WorkflowTaskToken, ticket_id,
 };
-use crate::message::token::{QueryToken, TaskToken, WorkflowTaskToken};
 use crate::meta::Namespace;
 use crate::metrics::QueueFigure;
 use crate::route::cluster::{Cluster, Poll};
-use crate::route::polls::PollId;
 use crate::rows::visibility;
 
 impl Cluster {
@@ -48,8 +47,7 @@ impl Cluster {
         request: StartRequest,
     ) -> Result<StartWorkflowExecutionResponse, ShardError> {
         let key = Self::key(namespace, &request.start.workflow_id);
-        let call = Call::Start { key: key.clone(), request };
-        match self.call(&key, call).await? {
+        match self.call(WorkflowCall::Start { key, request }).await? {
             Answer::Started(started) => Ok(*started),
             _ => self.wrong_answer(),
         }
@@ -65,8 +63,7 @@ impl Cluster {
         run_id: Option<RunId>,
         request: RunRequest,
     ) -> Result<Reply, ShardError> {
-        let call = Call::Run { key: key.clone(), run_id, request };
-        match self.call(&key, call).await? {
+        match self.call(WorkflowCall::Run { key, run_id, request }).await? {
             Answer::Reply(reply) => Ok(*reply),
             _ => self.wrong_answer(),
         }
@@ -81,9 +78,8 @@ impl Cluster {
         token: WorkflowTaskToken,
         answer: RespondWorkflowTaskCompletedRequest,
     ) -> Result<RespondWorkflowTaskCompletedResponse, ShardError> {
-        let key = token.key();
-        let call = Call::CompleteWorkflowTask { token, answer: Box::new(answer) };
-        match self.call(&key, call).await? {
+        let call = WorkflowCall::CompleteWorkflowTask { token, answer: Box::new(answer) };
+        match self.call(call).await? {
             Answer::WorkflowTaskCompleted(completed) => Ok(*completed),
             _ => self.wrong_answer(),
         }
@@ -185,7 +181,7 @@ impl Cluster {
         let term = leadership.borrow_and_update().term;
         let renewal = self.host().config().poll_renewal;
         loop {
-            if self.ask(shard, Call::Poll(request.clone())).await.is_err() {
+            if self.ask(shard, QueueCall::Poll(request.clone()).into()).await.is_err() {
                 return;
             }
             let moves = leadership.wait_for(|now| now.term != term && now.leader.is_some());
@@ -222,7 +218,8 @@ impl Cluster {
             Err(error) => return tracing::error!(%error, "a task came with a token not of ours"),
         };
         let shard = self.shard_of(&key);
-        self.insist(shard, Call::Run { key, run_id: Some(run_id), request });
+        let call = WorkflowCall::Run { key, run_id: Some(run_id), request };
+        self.insist(shard, call.into());
     }
 
     /// Asks a run's code something.
@@ -237,8 +234,9 @@ impl Cluster {
         reject: QueryRejectCondition,
         deadline: Instant,
     ) -> Result<QueryWorkflowResponse, ShardError> {
-        let call = Call::Query { key: key.clone(), run_id, query, reject, deadline };
-        let answer = tokio::time::timeout_at(deadline, self.call(&key, call)).await;
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let call = WorkflowCall::Query { key, run_id, query, reject, timeout };
+        let answer = tokio::time::timeout_at(deadline, self.call(call)).await;
         match answer.unwrap_or_else(|_| {
             let text = "query was not answered in time".to_owned();
             Err(ShardError::DeadlineExceeded(text))
@@ -257,9 +255,8 @@ impl Cluster {
         token: QueryToken,
         answer: RespondQueryTaskCompletedRequest,
     ) -> Result<(), ShardError> {
-        let key = token.key();
-        let call = Call::AnswerQuery { token, answer: Box::new(answer) };
-        self.call(&key, call).await.map(|_| ())
+        let call = WorkflowCall::AnswerQuery { token, answer: Box::new(answer) };
+        self.call(call).await.map(|_| ())
     }
 
     /// Reads a page of history; may wait for new events.
@@ -272,8 +269,8 @@ impl Cluster {
         run_id: Option<RunId>,
         page: HistoryPage,
     ) -> Result<HistoryPageReply, ShardError> {
-        let call = Call::History { key: key.clone(), run_id, page };
-        match self.call(&key, call).await? {
+        let shard = self.shard_of(&key);
+        match self.ask(shard, ReadCall::History { key, run_id, page }.into()).await? {
             Answer::History(page) => Ok(page),
             _ => self.wrong_answer(),
         }
@@ -288,7 +285,7 @@ impl Cluster {
         key: WorkflowKey,
         run_id: Option<RunId>,
     ) -> Result<DescribeWorkflowExecutionResponse, ShardError> {
-        match self.call(&key, Call::Describe { key: key.clone(), run_id }).await? {
+        match self.call(WorkflowCall::Describe { key, run_id }).await? {
             Answer::Describe(described) => Ok(*described),
             _ => self.wrong_answer(),
         }
@@ -307,7 +304,7 @@ impl Cluster {
         token: Vec<u8>,
     ) -> Result<(Vec<WorkflowExecutionInfo>, Vec<u8>), ShardError> {
         let after = (!token.is_empty()).then_some(token);
-        let call = || Call::List {
+        let call = || ReadCall::List {
             namespace: namespace.id.clone(),
             filter: filter.clone(),
             after: after.clone(),
@@ -334,7 +331,7 @@ impl Cluster {
         namespace: &Namespace,
         filter: &ListFilter,
     ) -> Result<CountReply, ShardError> {
-        let call = || Call::Count { namespace: namespace.id.clone(), filter: filter.clone() };
+        let call = || ReadCall::Count { namespace: namespace.id.clone(), filter: filter.clone() };
         let mut answers = Vec::new();
         for answer in self.ask_all(call).await? {
             match answer {
@@ -350,8 +347,8 @@ impl Cluster {
     }
 
     /// Asks every shard at once.
-    async fn ask_all(&self, call: impl Fn() -> Call) -> Result<Vec<Answer>, ShardError> {
-        let asks = self.host().shard_ids().map(|shard| self.ask(shard, call()));
+    async fn ask_all(&self, call: impl Fn() -> ReadCall) -> Result<Vec<Answer>, ShardError> {
+        let asks = self.host().shard_ids().map(|shard| self.ask(shard, call().into()));
         futures::future::try_join_all(asks.collect::<Vec<_>>()).await
     }
 
@@ -366,15 +363,16 @@ impl Cluster {
         kind: QueueType,
     ) -> Result<TaskQueueView, ShardError> {
         let queue = QueueKey { namespace: namespace.id.clone(), queue, kind };
-        let call = Call::DescribeQueue { queue: queue.clone() };
-        let Answer::Queue(mut view) = self.ask(self.shard_of_queue(&queue), call).await? else {
+        let call = QueueCall::Describe { queue: queue.clone() };
+        let Answer::Queue(mut view) = self.ask(self.shard_of_queue(&queue), call.into()).await?
+        else {
             return self.wrong_answer();
         };
         if view.beyond_window.is_empty() {
             return Ok(view);
         }
         // More waits than the owner holds: the rows in the shards say how much.
-        let answers = self.ask_all(|| Call::Backlog { queue: queue.clone() }).await?;
+        let answers = self.ask_all(|| ReadCall::Backlog { queue: queue.clone() }).await?;
         (view.backlog_count, view.oldest) = (0, None);
         for answer in answers {
             let Answer::Queue(part) = answer else { return self.wrong_answer() };
@@ -397,8 +395,7 @@ impl Cluster {
         for (queue, kind) in queues {
             let queue = QueueKey { namespace: namespace.id.clone(), queue, kind };
             let worker_instance_key = worker_instance_key.to_owned();
-            let call = Call::ShutdownWorker { queue: queue.clone(), worker_instance_key };
-            self.send(self.shard_of_queue(&queue), call);
+            self.send_to_queue(QueueCall::ShutdownWorker { queue, worker_instance_key });
         }
     }
 
@@ -482,12 +479,11 @@ impl Drop for WaitingPoll<'_> {
         if let Ok(delivery) = self.open.delivery.try_recv() {
             return self.cluster.put_back(self.open.id, &delivery);
         }
-        let call = Call::WithdrawPoll {
+        self.cluster.send_to_queue(QueueCall::WithdrawPoll {
             queue: self.queue.clone(),
             node: self.cluster.host().node(),
             poll: self.open.id,
-        };
-        self.cluster.send(self.cluster.shard_of_queue(self.queue), call);
+        });
     }
 }
 

@@ -15,11 +15,11 @@ use tokio::time::Instant;
 
 use crate::error::ShardError;
 use crate::leader::term::{ShardActor, ShardMessage, ShardState};
-use crate::message::peer::{Answer, Call, Delivery, Offer, Peer, QueueKey, Receipt};
+use crate::message::{
+    Answer, Call, Delivery, Offer, Peer, PollId, QueueCall, QueueKey, Receipt, WorkflowCall,
+};
 use crate::meta::Meta;
 use crate::route::host::ShardHost;
-use crate::route::polls::PollId;
-use crate::workflow::actor::ReplyTo;
 
 /// How long to wait before a call that another node did not take is sent again.
 const SEND_PAUSE: Duration = Duration::from_millis(20);
@@ -97,9 +97,9 @@ impl Cluster {
         self.host.shard_of_slot(slot)
     }
 
-    /// Asks the leader of a workflow's shard.
-    pub(crate) async fn call(&self, key: &WorkflowKey, call: Call) -> Result<Answer, ShardError> {
-        self.ask(self.shard_of(key), call).await
+    /// Asks a workflow.
+    pub(crate) async fn call(&self, call: WorkflowCall) -> Result<Answer, ShardError> {
+        self.ask(self.shard_of(&call.key()), call.into()).await
     }
 
     /// Asks the leader of a shard: here, or at most one hop away. Waits for a leader if there is
@@ -149,13 +149,10 @@ impl Cluster {
 
     /// Tells a shard's leader something whose loss costs latency only.
     pub(crate) fn send(&self, shard: ShardId, call: Call) {
-        if let Some(runtime) = self.host.serving(shard) {
-            if let Some(call) = runtime.post(call, ReplyTo::nobody()) {
-                tracing::error!(?call, "a call that needs an answer was sent without waiting");
-            }
-            return;
+        match self.host.serving(shard) {
+            Some(runtime) => runtime.post(call),
+            None => self.insist(shard, call),
         }
-        self.insist(shard, call);
     }
 
     /// Tells a shard's leader something that nothing else makes good for.
@@ -186,7 +183,7 @@ impl Cluster {
             }
         };
         tracing::debug!(%shard, %error, "a call to another node was lost");
-        if let Call::Ticket(ticket) = call {
+        if let Call::Workflow(WorkflowCall::Ticket(ticket)) = call {
             // The pair goes back to where it was made.
             self.deliver(ticket.node, ticket.poll, Delivery::Again);
             self.offer(ticket.offer);
@@ -194,7 +191,12 @@ impl Cluster {
     }
 
     pub(crate) fn offer(&self, offer: Offer) {
-        self.send(self.shard_of_queue(&offer.queue), Call::Offer(offer));
+        self.send_to_queue(QueueCall::Offer(offer));
+    }
+
+    /// Tells a queue something whose loss costs latency only.
+    pub(crate) fn send_to_queue(&self, call: QueueCall) {
+        self.send(self.shard_of_queue(call.queue()), call.into());
     }
 
     /// Hands something to a poll, whether it is still there or not.
@@ -228,7 +230,7 @@ impl Cluster {
         &self,
         (node, poll): (NodeId, PollId),
         delivery: Delivery,
-        undelivered: (ShardId, Call),
+        undelivered: (ShardId, WorkflowCall),
     ) {
         if node == self.host.node() {
             return self.settle_attempt(self.accept_delivery(poll, delivery), undelivered);
@@ -250,10 +252,10 @@ impl Cluster {
         });
     }
 
-    fn settle_attempt(&self, receipt: Receipt, (shard, call): (ShardId, Call)) {
+    fn settle_attempt(&self, receipt: Receipt, (shard, call): (ShardId, WorkflowCall)) {
         match receipt {
             Receipt::Taken => {}
-            Receipt::Gone => self.insist(shard, call),
+            Receipt::Gone => self.insist(shard, call.into()),
             Receipt::Unknown | Receipt::Unreachable => {
                 tracing::debug!(%shard, ?receipt, "an attempt is left to its timeout");
             }

@@ -9,15 +9,11 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::ids::Ids;
-use crate::message::peer::{Delivery, Receipt};
+use crate::message::{Delivery, PollId, Receipt};
 
 /// Polls that ended without a task and are remembered, the latest ones. A task comes for one within
 /// seconds or not at all; who comes later is told that nobody knows.
 const EMPTY_MAX: usize = 1 << 16;
-
-/// Names a poll on its node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PollId(pub u64);
 
 /// Open polls of this node. Clones share them.
 #[derive(Clone)]

@@ -4,7 +4,7 @@ use piton_core::effect::{ErrandKey, TaskKey, TimerKind};
 use piton_core::id::EventId;
 use piton_core::note::NoteKey;
 
-use crate::message::peer::QueueType;
+use crate::message::QueueType;
 
 pub(crate) const WORKFLOW_QUEUE: u8 = 1;
 pub(crate) const ACTIVITY_QUEUE: u8 = 2;

@@ -11,7 +11,7 @@ use piton_core::proto::history::HistoryEvent;
 use piton_store::codec;
 use serde::{Deserialize, Serialize};
 
-use crate::message::peer::{HistoryPage, HistoryPageReply};
+use crate::message::{HistoryPage, HistoryPageReply};
 use crate::rows::{LoadError, WorkflowRows};
 
 /// What is committed of the run at this moment.
@@ -116,9 +116,9 @@ pub(crate) fn read_page(
         return reader.reverse(view, token).map(PageOutcome::Page);
     }
     if page.close_only {
-        return reader.close_event(view, page.wait);
+        return reader.close_event(view, page.wait.is_some());
     }
-    reader.forward(view, token, page.wait)
+    reader.forward(view, token, page.wait.is_some())
 }
 
 /// The first page of a workflow task's history: committed events of `ids`, then `suffix`. The token

@@ -21,7 +21,7 @@ use piton_store::codec;
 use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
 use prost::Message;
 
-use crate::message::peer::QueueKey;
+use crate::message::QueueKey;
 use crate::replica::entry::SlotRange;
 use crate::rows::codes::{note_key, queue_code, unsigned};
 pub(crate) use crate::rows::values::{

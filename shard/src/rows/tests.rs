@@ -19,7 +19,7 @@ use piton_core::time::Span;
 use piton_core::transition::Change;
 
 use super::*;
-use crate::message::peer::QueueType;
+use crate::message::QueueType;
 use crate::replica::entry::{TransitionRecord, Verdict};
 use crate::replica::tests::{TestShard, key};
 

@@ -13,7 +13,7 @@ use piton_store::codec::{self, CodecError};
 use piton_store::prefix_end;
 use serde::{Deserialize, Serialize};
 
-use crate::message::peer::{QueueKey, QueueType};
+use crate::message::{QueueKey, QueueType};
 use crate::replica::entry::{self, SlotRange};
 use crate::rows::codes::{ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, timer_kind};
 use crate::rows::keys;

@@ -13,7 +13,7 @@ use piton_core::run::Status;
 use piton_core::visibility::VisibilityRecord;
 use piton_store::key_after;
 
-use crate::message::peer::CountReply;
+use crate::message::CountReply;
 use crate::rows::{LoadError, WorkflowRows, end_of, keys};
 
 /// A run with the key it is sorted by, the same on every shard: open runs by start time, then closed

@@ -14,7 +14,7 @@ use piton_store::Write;
 use piton_store::codec::{self, CodecError};
 use prost::Message;
 
-use crate::message::peer::{Offer, OfferedTask, QueueKey, QueueType};
+use crate::message::{Offer, OfferedTask, QueueKey, QueueType};
 use crate::replica::entry::SlotRange;
 use crate::rows::codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
 use crate::rows::keys;

@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::error::ShardError;
 use crate::leader::mailbox::Mailbox;
 use crate::leader::term::ShardRuntime;
-use crate::message::peer::{Answer, Call, Delivery};
+use crate::message::{Answer, Delivery, WorkflowCall};
 use crate::route::cluster::Cluster;
 use crate::rows::retention::{ExpireRow, Turn};
 use crate::workflow::batch::Hosted;
@@ -31,7 +31,7 @@ impl Envelope {
     /// Not carried out: whoever waits hears why, and the poll of a ticket goes on.
     pub(crate) fn refuse(self, cluster: &Cluster, why: ShardError) {
         match self.ask {
-            Ask::Call(Call::Ticket(ticket)) => {
+            Ask::Call(WorkflowCall::Ticket(ticket)) => {
                 cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
             }
             Ask::Subscribe { tell, .. } => {
@@ -47,7 +47,7 @@ impl Envelope {
 /// What an actor may be asked: a call from outside, or something of the shard's own.
 #[expect(clippy::large_enum_variant, reason = "almost all are calls")]
 pub(crate) enum Ask {
-    Call(Call),
+    Call(WorkflowCall),
     /// Follow a run's history.
     Subscribe {
         run_id: RunId,

@@ -19,7 +19,7 @@ use crate::leader::reads::unreadable;
 use crate::leader::recovery::Lost;
 use crate::leader::term::ShardRuntime;
 use crate::leader::timers::{Alarm, Wake};
-use crate::message::peer::{Answer, Call, Offer};
+use crate::message::{Answer, Offer, QueueCall, WorkflowCall};
 use crate::replica::entry::{self, TransitionRecord};
 use crate::replica::proposer::Outcome;
 use crate::rows::{self, Current, RequestKind, RequestRow};
@@ -306,8 +306,8 @@ impl Hosted {
         for offer in change.settled_tasks.iter().filter(|o| !taken.contains(&o.key)) {
             let offer = rows::offer_of(self.shard.id, &self.key, &change.run_id, offer);
             let Offer { queue, origin, key, run_id, task, .. } = offer;
-            let owner = self.shard.cluster.shard_of_queue(&queue);
-            self.shard.cluster.send(owner, Call::Withdraw { queue, origin, key, run_id, task });
+            let call = QueueCall::Withdraw { queue, origin, key, run_id, task };
+            self.shard.cluster.send_to_queue(call);
         }
         for effect in change.owed.values() {
             self.take_care_of(&change.run_id, effect);
@@ -392,7 +392,7 @@ impl Hosted {
             requests: Vec::new(),
         };
         for envelope in self.seat.mailbox.close() {
-            let is_ticket = matches!(envelope.ask, Ask::Call(Call::Ticket(_)));
+            let is_ticket = matches!(envelope.ask, Ask::Call(WorkflowCall::Ticket(_)));
             if envelope.reply.is_nobody() && !is_ticket {
                 lost.requests.push(envelope.ask);
             } else {

@@ -18,8 +18,10 @@ use piton_core::run::{self, QueryRoute, Reply};
 use tokio::time::Instant;
 
 use crate::error::ShardError;
-use crate::message::peer::{Answer, Call, Offer, OfferedTask, QueueKey, QueueType, Ticket};
-use crate::message::token::{QueryToken, WorkflowTaskToken};
+use crate::message::{
+    Answer, Offer, OfferedTask, QueryToken, QueueKey, QueueType, Ticket, WorkflowCall,
+    WorkflowTaskToken,
+};
 use crate::meta::{Namespace, NamespaceAttributes};
 use crate::rows::RequestKind;
 use crate::workflow::actor::{Ask, Envelope, ReplyTo};
@@ -67,36 +69,38 @@ impl Hosted {
         }
     }
 
-    fn decide_call(&mut self, call: Call, reply: ReplyTo, batch: &mut Batch) {
+    fn decide_call(&mut self, call: WorkflowCall, reply: ReplyTo, batch: &mut Batch) {
         match call {
-            Call::Start { request, .. } => self.decide_start(request, reply, batch),
-            Call::Run { run_id, request, .. } => self.decide_run(run_id, request, reply, batch),
-            Call::CompleteWorkflowTask { token, answer } => {
+            WorkflowCall::Start { request, .. } => self.decide_start(request, reply, batch),
+            WorkflowCall::Run { run_id, request, .. } => {
+                self.decide_run(run_id, request, reply, batch)
+            }
+            WorkflowCall::CompleteWorkflowTask { token, answer } => {
                 self.complete_workflow_task(&token, *answer, reply, batch);
             }
-            Call::Query { run_id, query, reject, deadline, .. } => {
+            WorkflowCall::Query { run_id, query, reject, timeout, .. } => {
+                let deadline = Instant::now() + timeout;
                 self.ask_query(run_id, query, reject, deadline, reply, batch);
             }
-            Call::AnswerQuery { token, answer } => {
+            WorkflowCall::AnswerQuery { token, answer } => {
                 let result = self.answer_query(&token, *answer);
                 batch.answer(reply, result);
             }
-            Call::Describe { run_id, .. } => {
+            WorkflowCall::Describe { run_id, .. } => {
                 let described = self
                     .run(run_id.as_ref())
                     .map(|id| Answer::Describe(Box::new(self.runs[&id].describe())));
                 batch.answer(reply, described);
             }
-            Call::Ticket(ticket) => {
+            WorkflowCall::Ticket(ticket) => {
                 // Whoever sent it hears that it was taken; what comes of it, its poll hears.
                 reply.send(Ok(Answer::Done));
                 self.redeem(ticket, batch);
             }
-            Call::NoPoller { run_id, task, .. } => {
+            WorkflowCall::NoPoller { run_id, task, .. } => {
                 reply.send(Ok(Answer::Done));
                 self.no_poller(&run_id, &task, batch);
             }
-            _ => unreachable!("only calls to a workflow are posted to its actor"),
         }
     }
 

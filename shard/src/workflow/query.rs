@@ -13,7 +13,7 @@ use piton_core::proto::workflowservice::QueryWorkflowResponse;
 use tokio::time::Instant;
 
 use crate::error::ShardError;
-use crate::message::peer::Answer;
+use crate::message::Answer;
 use crate::workflow::actor::ReplyTo;
 
 /// A query that has no answer yet.

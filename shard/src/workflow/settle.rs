@@ -17,8 +17,10 @@ use piton_core::request::{RunRequest, WorkflowTaskRef};
 use piton_core::run::{ActivityTask, QueryRoute, Reply, StartedTask};
 
 use crate::error::ShardError;
-use crate::message::peer::{Answer, Call, Delivery, Receipt, Ticket};
-use crate::message::token::{ActivityToken, QueryToken, TaskToken, WorkflowTaskToken};
+use crate::message::{
+    ActivityToken, Answer, Delivery, QueryToken, Receipt, TaskToken, Ticket, WorkflowCall,
+    WorkflowTaskToken,
+};
 use crate::route::cluster::Cluster;
 use crate::rows::retention::{ExpireRow, Turn};
 use crate::workflow::actor::{ReplyTo, Tell};
@@ -97,7 +99,7 @@ impl Pending {
             // whoever leads is asked again, with the same ticket (architecture D8).
             Self::DeliverActivity(ticket, _) => {
                 let shard = cluster.shard_of(&ticket.offer.key);
-                cluster.insist_again(shard, Call::Ticket(ticket.clone()));
+                cluster.insist_again(shard, WorkflowCall::Ticket(ticket.clone()).into());
             }
             Self::DeliverWorkflowTask(ticket, _)
             | Self::DeliverQuery(ticket, _)
@@ -239,7 +241,7 @@ impl Hosted {
         let delivery = Delivery::ActivityTask(Box::new(response));
         let request_id = request_id.into();
         let request = RunRequest::ActivityUndelivered { scheduled, stamp, request_id };
-        let call = Call::Run { key: self.key.clone(), run_id: Some(run_id), request };
+        let call = WorkflowCall::Run { key: self.key.clone(), run_id: Some(run_id), request };
         let (to, undelivered) = ((ticket.node, ticket.poll), (self.shard.id, call));
         self.shard.cluster.deliver_attempt(to, delivery, undelivered).await;
     }

@@ -198,10 +198,9 @@ impl Client {
             let page = HistoryPage {
                 token: token.clone(),
                 max_events: 0,
-                wait: false,
+                wait: None,
                 close_only: false,
                 reverse: false,
-                deadline: in_ms(CALL_MS),
             };
             let run_id = Some(execution.run_id.as_str()).filter(|id| !id.is_empty());
             let page = self.request(async |cluster, namespace| {

@@ -1,18 +1,12 @@
+use std::time::Duration;
+
 use super::*;
 use crate::replica::tests::TestShard;
 use crate::rows::tests::Driver;
 use piton_core::time::Timestamp;
-use tokio::time::Instant;
 
 fn page() -> HistoryPage {
-    HistoryPage {
-        token: Vec::new(),
-        max_events: 0,
-        wait: false,
-        close_only: false,
-        reverse: false,
-        deadline: Instant::now(),
-    }
+    HistoryPage { token: Vec::new(), max_events: 0, wait: None, close_only: false, reverse: false }
 }
 
 /// A run with 20 signals in 20 batches behind its first one.
@@ -89,7 +83,7 @@ fn the_first_call_pins_the_end() {
 #[test]
 fn waiting_goes_on_from_event_to_event_until_the_run_is_closed() {
     let mut driver = long_run();
-    let mut page = HistoryPage { wait: true, ..page() };
+    let mut page = HistoryPage { wait: Some(Duration::MAX), ..page() };
     let (events, token) = ids(read(&driver, &page));
     assert_eq!(events.len() as i64, view(&driver).next_event_id.0 - 1);
     page.token = token;
@@ -109,7 +103,7 @@ fn waiting_goes_on_from_event_to_event_until_the_run_is_closed() {
 #[test]
 fn a_reader_who_pinned_an_open_run_still_gets_its_close() {
     let mut driver = long_run();
-    let mut page = HistoryPage { wait: true, max_events: 1, ..page() };
+    let mut page = HistoryPage { wait: Some(Duration::MAX), max_events: 1, ..page() };
     let (mut all, token) = ids(read(&driver, &page));
     driver.complete();
     page.token = token;
@@ -126,7 +120,7 @@ fn the_close_event_is_waited_for_or_absent() {
     let mut driver = long_run();
     let close_only = HistoryPage { close_only: true, ..page() };
     assert_eq!(ids(read(&driver, &close_only)), (vec![], vec![]));
-    let mut waiting = HistoryPage { wait: true, ..close_only.clone() };
+    let mut waiting = HistoryPage { wait: Some(Duration::MAX), ..close_only.clone() };
     let Ok(PageOutcome::Wait { token }) = read(&driver, &waiting) else { panic!("it is open") };
     assert_eq!(token_run(&token).expect("ours"), Some(driver.run_id()));
     waiting.token = token;
@@ -204,7 +198,8 @@ fn a_page_token_of_a_clients_own_making_is_refused_as_such() {
     ] {
         for wait in [false, true] {
             let token = token(next, end, reverse).encode();
-            let page = HistoryPage { token, wait, reverse, ..page() };
+            let page =
+                HistoryPage { token, wait: wait.then_some(Duration::MAX), reverse, ..page() };
             let outcome = read(&driver, &page);
             assert!(
                 matches!(outcome, Err(HistoryError::Token(_))),
@@ -217,8 +212,13 @@ fn a_page_token_of_a_clients_own_making_is_refused_as_such() {
     let samples = samples.map(|(next, end, reverse)| token(next, end, reverse).encode());
     piton_store::fuzzing::attack("a page token", samples.to_vec(), held, |bytes| {
         for (wait, reverse) in [(false, false), (true, false), (false, true)] {
-            let page =
-                HistoryPage { token: bytes.to_vec(), wait, reverse, max_events: 2, ..page() };
+            let page = HistoryPage {
+                token: bytes.to_vec(),
+                wait: wait.then_some(Duration::MAX),
+                reverse,
+                max_events: 2,
+                ..page()
+            };
             let outcome = read(&driver, &page);
             assert!(matches!(outcome, Ok(_) | Err(HistoryError::Token(_))));
         }

@@ -1,0 +1,189 @@
+//! What is asked of a shard's leader, by who answers it there: a workflow's actor, a queue's actor,
+//! or the shard's rows.
+
+use std::time::Duration;
+
+use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
+use piton_core::list_filter::ListFilter;
+use piton_core::proto::enums::QueryRejectCondition;
+use piton_core::proto::query::WorkflowQuery;
+use piton_core::proto::workflowservice::{
+    RespondQueryTaskCompletedRequest, RespondWorkflowTaskCompletedRequest,
+};
+use piton_core::request::{RunRequest, StartRequest};
+use piton_raft::NodeId;
+
+use crate::message::delivery::PollId;
+use crate::message::queue::{Offer, OfferedTask, PollRequest, QueueKey, Ticket};
+use crate::message::{QueryToken, WorkflowTaskToken};
+
+/// A request to the leader of a shard.
+#[derive(Clone, Debug)]
+pub enum Call {
+    /// To a workflow of the shard.
+    Workflow(WorkflowCall),
+    /// To a queue that the shard owns.
+    Queue(QueueCall),
+    /// To the shard's rows.
+    Read(ReadCall),
+    /// To a shard whose tasks a queue has declined: it has room again.
+    Room(QueueKey),
+}
+
+/// A call to a workflow's actor.
+#[derive(Clone, Debug)]
+pub enum WorkflowCall {
+    Start {
+        key: WorkflowKey,
+        request: StartRequest,
+    },
+    Run {
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        request: RunRequest,
+    },
+    CompleteWorkflowTask {
+        token: WorkflowTaskToken,
+        answer: Box<RespondWorkflowTaskCompletedRequest>,
+    },
+    Query {
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        query: WorkflowQuery,
+        reject: QueryRejectCondition,
+        /// How long its caller waits.
+        timeout: Duration,
+    },
+    AnswerQuery {
+        token: QueryToken,
+        answer: Box<RespondQueryTaskCompletedRequest>,
+    },
+    Describe {
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+    },
+    /// An offer met a poll.
+    Ticket(Ticket),
+    /// Nobody polls the queue that this task or query was offered to.
+    NoPoller {
+        key: WorkflowKey,
+        run_id: RunId,
+        task: OfferedTask,
+    },
+}
+
+/// A call to a task queue's matching actor.
+#[derive(Clone, Debug)]
+pub enum QueueCall {
+    /// A task seeks a worker.
+    Offer(Offer),
+    /// The task is settled, or must not be taken any more.
+    Withdraw {
+        queue: QueueKey,
+        origin: ShardId,
+        key: WorkflowKey,
+        run_id: RunId,
+        task: OfferedTask,
+    },
+    /// A worker seeks a task.
+    Poll(PollRequest),
+    /// The worker has gone away.
+    WithdrawPoll {
+        queue: QueueKey,
+        node: NodeId,
+        poll: PollId,
+    },
+    /// Forget this worker's polls and its sticky queue.
+    ShutdownWorker {
+        queue: QueueKey,
+        worker_instance_key: String,
+    },
+    Describe {
+        queue: QueueKey,
+    },
+}
+
+/// A call that a shard answers from its rows.
+#[derive(Clone, Debug)]
+pub enum ReadCall {
+    History {
+        key: WorkflowKey,
+        run_id: Option<RunId>,
+        page: HistoryPage,
+    },
+    List {
+        namespace: NamespaceId,
+        filter: ListFilter,
+        after: Option<Vec<u8>>,
+        limit: usize,
+    },
+    Count {
+        namespace: NamespaceId,
+        filter: ListFilter,
+    },
+    /// To every shard: how many tasks of the queue wait here, and since when the oldest.
+    Backlog {
+        queue: QueueKey,
+    },
+}
+
+/// Which part of a history is asked for.
+#[derive(Clone, Debug)]
+pub struct HistoryPage {
+    pub token: Vec<u8>,
+    pub max_events: usize,
+    /// Hold the call this long until there is something new; `None`: answer at once.
+    pub wait: Option<Duration>,
+    /// Only the event that closes the run.
+    pub close_only: bool,
+    /// Newest first.
+    pub reverse: bool,
+}
+
+impl WorkflowCall {
+    /// The workflow that is called.
+    pub fn key(&self) -> WorkflowKey {
+        match self {
+            Self::Start { key, .. }
+            | Self::Run { key, .. }
+            | Self::Query { key, .. }
+            | Self::Describe { key, .. }
+            | Self::NoPoller { key, .. } => key.clone(),
+            Self::CompleteWorkflowTask { token, .. } => token.key(),
+            Self::AnswerQuery { token, .. } => token.key(),
+            Self::Ticket(ticket) => ticket.offer.key.clone(),
+        }
+    }
+}
+
+impl QueueCall {
+    /// The queue that is called.
+    pub fn queue(&self) -> &QueueKey {
+        match self {
+            Self::Offer(offer) => &offer.queue,
+            Self::Poll(poll) => &poll.queue,
+            Self::Withdraw { queue, .. }
+            | Self::WithdrawPoll { queue, .. }
+            | Self::ShutdownWorker { queue, .. }
+            | Self::Describe { queue } => queue,
+        }
+    }
+}
+
+impl From<WorkflowCall> for Call {
+    fn from(call: WorkflowCall) -> Self {
+        Self::Workflow(call)
+    }
+}
+
+impl From<QueueCall> for Call {
+    fn from(call: QueueCall) -> Self {
+        Self::Queue(call)
+    }
+}
+
+impl From<ReadCall> for Call {
+    fn from(call: ReadCall) -> Self {
+        Self::Read(call)
+    }
+}

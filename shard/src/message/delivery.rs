@@ -1,0 +1,33 @@
+//! What a node that holds a poll receives for it, and what it says became of that.
+
+use piton_core::proto::workflowservice::{
+    PollActivityTaskQueueResponse, PollWorkflowTaskQueueResponse,
+};
+
+/// Names a poll on its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PollId(pub u64);
+
+/// What a poll receives.
+#[derive(Clone, Debug)]
+pub enum Delivery {
+    WorkflowTask(Box<PollWorkflowTaskQueueResponse>),
+    ActivityTask(Box<PollActivityTaskQueueResponse>),
+    /// The match came to nothing, or the queue's owner changed: poll again.
+    Again,
+    /// The worker is shutting down: answer empty.
+    Shutdown,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// The poll has it.
+    Taken,
+    /// The poll has ended without a task, so that nobody has it.
+    Gone,
+    /// The poll is not there. It may have had this task before, or be of an earlier life of its node.
+    Unknown,
+    /// The node does not answer: it may have given it to the poll or not.
+    Unreachable,
+}
