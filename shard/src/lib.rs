@@ -26,10 +26,10 @@ pub use config::ShardConfig;
 pub use error::ShardError;
 pub use ids::Ids;
 pub use message::{
-    ActivityToken, Answer, Call, CountReply, Delivery, HistoryPage, HistoryPageReply, NoPeers,
-    Offer, OfferedTask, Peer, PollId, PollRequest, Poller, QueryToken, QueueCall, QueueKey,
-    QueueType, ReadCall, Receipt, TaskQueueView, TaskToken, Ticket, TokenError, WorkflowCall,
-    WorkflowTaskToken,
+    ActivityToken, Answer, Call, CountReply, Delivery, HeldEvents, HistoryPage, HistoryPageReply,
+    NoPeers, Offer, OfferedTask, Peer, PollId, PollRequest, Poller, QueryToken, QueueCall,
+    QueueKey, QueueType, ReadCall, Receipt, TaskQueueView, TaskToken, Ticket, TokenError,
+    WorkflowCall, WorkflowTaskToken,
 };
 pub use meta::{
     META_GROUP, Meta, MetaError, MetaState, Namespace, NamespaceAttributes, NamespaceState,

@@ -18,7 +18,7 @@ use piton_proto::workflowservice::{
     StartWorkflowExecutionRequest,
 };
 use piton_raft::NodeId;
-use piton_shard::{Cluster, HistoryPage, Namespace, Poll, ShardError, TaskToken};
+use piton_shard::{Cluster, HeldEvents, HistoryPage, Namespace, Poll, ShardError, TaskToken};
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -188,8 +188,14 @@ impl Api for MembersClient {
         execution: &WorkflowExecution,
         token: Vec<u8>,
     ) -> Result<(Vec<HistoryEvent>, Vec<u8>), Refused> {
-        let page =
-            HistoryPage { token, max_events: 0, wait: None, close_only: false, reverse: false };
+        let page = HistoryPage {
+            token,
+            max_events: 0,
+            wait: None,
+            close_only: false,
+            reverse: false,
+            held: HeldEvents::Hidden,
+        };
         self.ask(async |cluster, namespace| {
             let key = key(&namespace, &execution.workflow_id);
             let run_id = Some(execution.run_id.as_str()).filter(|id| !id.is_empty());

@@ -12,7 +12,7 @@ use piton_proto::enums::{EventType, PendingWorkflowTaskState};
 use piton_proto::history::HistoryEvent;
 use piton_proto::workflowservice::StartWorkflowExecutionRequest;
 use piton_raft::NodeId;
-use piton_shard::{HistoryPage, QueueType, ReadCall, ShardConfig};
+use piton_shard::{HeldEvents, HistoryPage, QueueType, ReadCall, ShardConfig};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -471,7 +471,14 @@ async fn a_reader_that_waits_hears_that_leadership_went_elsewhere() {
     let read = |token: Vec<u8>, close_only| {
         let (cluster, key) = (cluster.clone(), key(&namespace, "read"));
         let wait = Some(4 * AT_ONCE);
-        let page = HistoryPage { token, max_events: 0, wait, close_only, reverse: false };
+        let page = HistoryPage {
+            token,
+            max_events: 0,
+            wait,
+            close_only,
+            reverse: false,
+            held: HeldEvents::Hidden,
+        };
         let run_id = Some(run_id.as_str().into());
         tokio::spawn(async move { cluster.history(key, run_id, page).await })
     };

@@ -2,6 +2,7 @@
 //! `supported-server-versions` that SDKs send. Unknown clients pass.
 
 use tonic::codegen::http::HeaderMap;
+use tonic::metadata::MetadataMap;
 
 use super::error::ApiError;
 
@@ -31,6 +32,12 @@ pub(crate) fn check(headers: &HeaderMap) -> Result<(), ApiError> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
     check_client(text("client-name"), text("client-version"))?;
     check_server(text("supported-server-versions"))
+}
+
+/// Whether the client is the official command line or web UI, by the name that it gives.
+pub(super) fn is_cli_or_ui(metadata: &MetadataMap) -> bool {
+    let name = metadata.get("client-name").and_then(|name| name.to_str().ok());
+    matches!(name, Some("temporal-cli" | "temporal-ui"))
 }
 
 fn check_client(name: &str, version: &str) -> Result<(), ApiError> {

@@ -67,12 +67,15 @@ pub(crate) struct Call<T> {
     message: T,
     /// When the client stops waiting. `None`: it never does.
     deadline: Option<Instant>,
+    /// The official command line or web UI, which show people what they get.
+    is_cli_or_ui: bool,
 }
 
 impl<T> Call<T> {
     fn of(request: Request<T>) -> Self {
         let deadline = request.extensions().get::<ClientDeadline>().and_then(|d| d.0);
-        Self { message: request.into_inner(), deadline }
+        let is_cli_or_ui = client_version::is_cli_or_ui(request.metadata());
+        Self { message: request.into_inner(), deadline, is_cli_or_ui }
     }
 }
 

@@ -41,11 +41,11 @@ pub(super) async fn scan(
     frontend: &Frontend,
     call: Call<ScanWorkflowExecutionsRequest>,
 ) -> Result<ScanWorkflowExecutionsResponse, ApiError> {
-    let Call { message: request, deadline } = call;
+    let Call { message: request, deadline, is_cli_or_ui } = call;
     let ScanWorkflowExecutionsRequest { namespace, page_size, next_page_token, query } = request;
     let message = ListWorkflowExecutionsRequest { namespace, page_size, next_page_token, query };
     let ListWorkflowExecutionsResponse { executions, next_page_token } =
-        list(frontend, Call { message, deadline }).await?;
+        list(frontend, Call { message, deadline, is_cli_or_ui }).await?;
     Ok(ScanWorkflowExecutionsResponse { executions, next_page_token })
 }
 

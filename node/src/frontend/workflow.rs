@@ -20,7 +20,7 @@ use piton_proto::workflowservice::{
     SignalWorkflowExecutionResponse, StartWorkflowExecutionRequest, StartWorkflowExecutionResponse,
     TerminateWorkflowExecutionRequest, TerminateWorkflowExecutionResponse,
 };
-use piton_shard::{HistoryPage, Namespace, NamespaceState};
+use piton_shard::{HeldEvents, HistoryPage, Namespace, NamespaceState};
 use tokio::time::Instant;
 
 use super::error::ApiError;
@@ -219,6 +219,7 @@ pub(super) async fn history(
     frontend: &Frontend,
     call: Call<GetWorkflowExecutionHistoryRequest>,
 ) -> Result<GetWorkflowExecutionHistoryResponse, ApiError> {
+    let is_cli_or_ui = call.is_cli_or_ui;
     let request = call.message;
     let limits = frontend.limits();
     let namespace = frontend.namespace(&request.namespace)?;
@@ -233,6 +234,7 @@ pub(super) async fn history(
         wait: request.wait_new_event.then_some(wait),
         close_only: filter == HistoryEventFilterType::CloseEvent,
         reverse: false,
+        held: if is_cli_or_ui { HeldEvents::FirstAttempt } else { HeldEvents::EveryAttempt },
     };
     let page = frontend.cluster.history(key, run_id, page);
     let page = frontend.unless_stopping(page).await?.ok_or(ApiError::Stopping)?;
@@ -258,6 +260,7 @@ pub(super) async fn history_reverse(
         wait: None,
         close_only: false,
         reverse: true,
+        held: HeldEvents::FirstAttempt,
     };
     let page = frontend.cluster.history(key, run_id, page).await?;
     Ok(GetWorkflowExecutionHistoryReverseResponse {

@@ -111,18 +111,19 @@ impl ShardRuntime {
         let until = Instant::now() + page.wait.unwrap_or_default().min(longest);
         let mut page = page;
         loop {
-            let seen = *views.borrow_and_update();
+            let seen = views.borrow_and_update().clone();
             let view = RunView {
                 run_id: run_id.clone(),
                 next_event_id: seen.next_event_id,
                 is_open: seen.open,
+                held: seen.held.clone(),
             };
             let outcome = history::read_page(&self.rows, &key, &view, &page, &limits);
             match outcome.map_err(refused)? {
                 PageOutcome::Page(reply) => return Ok(reply),
                 PageOutcome::Wait { token } => {
                     page.token = token;
-                    if !wait_for_more(&mut views, seen, until).await? {
+                    if !wait_for_more(&mut views, &seen, until).await? {
                         let token = page.token;
                         return Ok(HistoryPageReply { events: Vec::new(), next_page_token: token });
                     }
@@ -140,10 +141,10 @@ impl ShardRuntime {
 /// Waits until the run has moved on from what was seen; false when the time is over.
 async fn wait_for_more(
     views: &mut watch::Receiver<Subscription>,
-    seen: Subscription,
+    seen: &Subscription,
     until: Instant,
 ) -> Result<bool, ShardError> {
-    let moved = tokio::time::timeout_at(until, views.wait_for(|now| *now != seen)).await;
+    let moved = tokio::time::timeout_at(until, views.wait_for(|now| !now.is_as_far_as(seen))).await;
     match moved {
         Ok(Ok(_)) => Ok(true),
         Ok(Err(_)) => Err(ShardError::Unavailable("the workflow is moving to another node".into())),

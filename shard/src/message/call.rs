@@ -138,6 +138,19 @@ pub struct HistoryPage {
     pub close_only: bool,
     /// Newest first.
     pub reverse: bool,
+    pub held: HeldEvents,
+}
+
+/// Whether a page that ends at the history's end goes on with the events of the workflow task that a
+/// worker holds, which are written with its answer. They are gone if the workflow's actor goes, so
+/// a page that waits for more never has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldEvents {
+    Hidden,
+    /// The Started event of a first attempt: the official server writes it when it hands the task out.
+    FirstAttempt,
+    /// Also those of a further attempt, for clients that know that these are not in history.
+    EveryAttempt,
 }
 
 impl WorkflowCall {

@@ -12,7 +12,7 @@ mod queue;
 mod token;
 
 pub use answer::{Answer, CountReply, HistoryPageReply};
-pub use call::{Call, HistoryPage, QueueCall, ReadCall, WorkflowCall};
+pub use call::{Call, HeldEvents, HistoryPage, QueueCall, ReadCall, WorkflowCall};
 pub use delivery::{Delivery, PollId, Receipt};
 pub use peer::{NoPeers, Peer};
 pub use queue::{

@@ -3,24 +3,42 @@
 //! Step 9 of a request's way reads here too.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use piton_core::id::{EventId, RunId, WorkflowKey};
 use piton_core::limits::Limits;
 use piton_core::message::Proto;
 use piton_core::proto::history::HistoryEvent;
+use piton_core::run::HeldTask;
 use piton_store::codec;
 use serde::{Deserialize, Serialize};
 
-use crate::message::{HistoryPage, HistoryPageReply};
+use crate::message::{HeldEvents, HistoryPage, HistoryPageReply};
 use crate::rows::{LoadError, WorkflowRows};
 
 /// What is committed of the run at this moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RunView {
     pub(crate) run_id: RunId,
     /// The next event's id: the history's end, not included.
     pub(crate) next_event_id: EventId,
     pub(crate) is_open: bool,
+    /// The workflow task that a worker holds; its events come next.
+    pub(crate) held: Option<Arc<HeldTask>>,
+}
+
+impl RunView {
+    /// What a page shows behind the committed events, oldest first.
+    fn held_events(&self, shown: HeldEvents) -> Vec<HistoryEvent> {
+        let Some(held) = self.held.as_deref() else { return Vec::new() };
+        let is_shown = match shown {
+            HeldEvents::Hidden => false,
+            HeldEvents::FirstAttempt => held.attempt == 1,
+            HeldEvents::EveryAttempt => true,
+        };
+        let events = held.scheduled.iter().chain([&held.started]);
+        if is_shown { events.cloned().collect() } else { Vec::new() }
+    }
 }
 
 /// The answer to a page request.
@@ -113,12 +131,14 @@ pub(crate) fn read_page(
     }
     let reader = Reader { rows, key, run_id: &view.run_id, budget: Budget::of(page, limits) };
     if page.reverse {
-        return reader.reverse(view, token).map(PageOutcome::Page);
+        let held = view.held_events(page.held);
+        return reader.reverse(view, token, held).map(PageOutcome::Page);
     }
     if page.close_only {
         return reader.close_event(view, page.wait.is_some());
     }
-    reader.forward(view, token, page.wait.is_some())
+    let held = if page.wait.is_none() { view.held_events(page.held) } else { Vec::new() };
+    reader.forward(view, token, page.wait.is_some(), held)
 }
 
 /// The first page of a workflow task's history: committed events of `ids`, then `suffix`. The token
@@ -183,13 +203,14 @@ impl Reader<'_> {
         view: &RunView,
         token: Option<PageToken>,
         wait: bool,
+        held: Vec<HistoryEvent>,
     ) -> Result<PageOutcome, HistoryError> {
         let mut token = token.unwrap_or_else(|| PageToken {
             run_id: view.run_id.clone(),
             reverse: false,
             next: EventId::FIRST,
             end: view.next_event_id,
-            suffix: Vec::new(),
+            suffix: held.into_iter().map(Proto).collect(),
         });
         let is_task = !token.suffix.is_empty();
         if wait && !is_task && token.next >= token.end {
@@ -266,7 +287,9 @@ impl Reader<'_> {
         &self,
         view: &RunView,
         token: Option<PageToken>,
+        held: Vec<HistoryEvent>,
     ) -> Result<HistoryPageReply, HistoryError> {
+        let held = if token.is_none() { held } else { Vec::new() };
         let last = token.map_or(EventId(view.next_event_id.0 - 1), |token| token.next);
         let Budget { events, bytes } = self.budget;
         let mut found = Vec::new();
@@ -283,7 +306,8 @@ impl Reader<'_> {
             let (run_id, next) = (view.run_id.clone(), EventId(first.0 - 1));
             PageToken { run_id, reverse: true, next, end: EventId(0), suffix: Vec::new() }.encode()
         };
-        Ok(HistoryPageReply { events: found, next_page_token })
+        let events = held.into_iter().rev().chain(found).collect();
+        Ok(HistoryPageReply { events, next_page_token })
     }
 
     fn missing(&self, event: EventId) -> HistoryError {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use piton_core::id::{EventId, RunId, WorkflowKey};
+use piton_core::run::HeldTask;
 use piton_core::time::Timestamp;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{oneshot, watch};
@@ -69,11 +70,19 @@ pub(crate) enum Ask {
 /// Where a follower of a run's history waits for its view.
 pub(crate) type Tell = oneshot::Sender<Result<watch::Receiver<Subscription>, ShardError>>;
 
-/// How far a run's history is committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How far a run's history is committed, and the task that a worker holds beyond that.
+#[derive(Clone, Debug)]
 pub(crate) struct Subscription {
     pub(crate) next_event_id: EventId,
     pub(crate) open: bool,
+    pub(crate) held: Option<Arc<HeldTask>>,
+}
+
+impl Subscription {
+    /// Whether the committed history is the same.
+    pub(crate) fn is_as_far_as(&self, other: &Subscription) -> bool {
+        (self.next_event_id, self.open) == (other.next_event_id, other.open)
+    }
 }
 
 /// Who waits for an answer; nobody does for requests of our own.

@@ -350,12 +350,14 @@ impl Hosted {
 
     fn view(&self, run_id: &RunId) -> Option<Subscription> {
         let run = self.runs.get(run_id)?;
-        Some(Subscription { next_event_id: run.next_event_id, open: run.status.is_open() })
+        let (next_event_id, open) = (run.next_event_id, run.status.is_open());
+        Some(Subscription { next_event_id, open, held: run.held.clone() })
     }
 
     pub(crate) fn watch(&mut self, run_id: &RunId) -> Option<watch::Receiver<Subscription>> {
         let view = self.view(run_id)?;
-        let sender = self.watchers.entry(run_id.clone()).or_insert_with(|| watch::channel(view).0);
+        let sender =
+            self.watchers.entry(run_id.clone()).or_insert_with(|| watch::channel(view.clone()).0);
         sender.send_replace(view);
         Some(sender.subscribe())
     }

@@ -11,7 +11,7 @@ use piton_core::request::{RunRequest, StartRequest};
 use piton_proto::common::WorkflowExecution;
 use piton_proto::history::HistoryEvent;
 use piton_proto::workflow::WorkflowExecutionInfo;
-use piton_shard::{Cluster, HistoryPage, Namespace, Poll, ShardError};
+use piton_shard::{Cluster, HeldEvents, HistoryPage, Namespace, Poll, ShardError};
 use tokio::time::{Instant, sleep_until};
 
 use crate::chance::Chance;
@@ -201,6 +201,7 @@ impl Client {
                 wait: None,
                 close_only: false,
                 reverse: false,
+                held: HeldEvents::Hidden,
             };
             let run_id = Some(execution.run_id.as_str()).filter(|id| !id.is_empty());
             let page = self.request(async |cluster, namespace| {

@@ -6,7 +6,14 @@ use crate::rows::tests::Driver;
 use piton_core::time::Timestamp;
 
 fn page() -> HistoryPage {
-    HistoryPage { token: Vec::new(), max_events: 0, wait: None, close_only: false, reverse: false }
+    HistoryPage {
+        token: Vec::new(),
+        max_events: 0,
+        wait: None,
+        close_only: false,
+        reverse: false,
+        held: HeldEvents::Hidden,
+    }
 }
 
 /// A run with 20 signals in 20 batches behind its first one.
@@ -24,6 +31,7 @@ fn view(driver: &Driver) -> RunView {
         run_id: run.run_id.clone(),
         next_event_id: run.next_event_id,
         is_open: run.status.is_open(),
+        held: run.held.clone(),
     }
 }
 
