@@ -222,7 +222,11 @@ mod tests {
         assert_eq!(closed, "a run is closed if and only if it has a close event");
         let timer = broken(|run| {
             let started_event_id = EventId(9);
-            let timer = Timer { timer_id: "t".into(), started_event_id, fires_at: Timestamp(1) };
+            let timer = Timer {
+                timer_id: "t".into(),
+                started_event_id,
+                fires_at: Timestamp::from_nanos(1),
+            };
             run.timers.insert(started_event_id, timer.into());
         });
         assert_eq!(timer, "what is pending was begun by an event of this history");

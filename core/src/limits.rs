@@ -3,8 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::Span;
-
 macro_rules! limits {
     ($($(#[doc = $doc:literal])+ $name:ident = $default:expr;)+) => {
         /// Limits and intervals that a cluster runs with. Sizes in bytes, spans in milliseconds.
@@ -102,10 +100,4 @@ limits! {
     retention_ms_default = 86_400_000;
     /// How long request ids are kept.
     request_id_ms_min = 3_600_000;
-}
-
-impl Limits {
-    pub fn poll_max(&self) -> Span {
-        Span(self.poll_ms_max as i64)
-    }
 }

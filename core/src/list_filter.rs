@@ -133,7 +133,7 @@ impl Attribute {
 
     /// The attribute of one run; `None` where it has none.
     fn of(self, record: &VisibilityRecord) -> Option<Value<'_>> {
-        let nanos = |millis: i64| Some(Value::Number(i128::from(millis) * 1_000_000));
+        let time = |at: Timestamp| Some(Value::Number(i128::from(at.as_nanos())));
         let number = |n: i64| Some(Value::Number(i128::from(n)));
         match self {
             Self::WorkflowId => Some(Value::Text(record.workflow_id.as_str())),
@@ -147,10 +147,10 @@ impl Attribute {
             Self::RootWorkflowId => Some(Value::Text(record.root.0.as_str())),
             Self::RootRunId => Some(Value::Text(record.root.1.as_str())),
             Self::ExecutionStatus => number(i64::from(record.status.to_proto() as i32)),
-            Self::StartTime => nanos(record.start_time.0),
-            Self::ExecutionTime => nanos(record.execution_time.0),
-            Self::CloseTime => nanos(record.close_time?.0),
-            Self::ExecutionDuration => nanos(record.duration()?.0),
+            Self::StartTime => time(record.start_time),
+            Self::ExecutionTime => time(record.execution_time),
+            Self::CloseTime => time(record.close_time?),
+            Self::ExecutionDuration => number(record.duration()?.as_nanos()),
             Self::HistoryLength => number(record.figures?.history_length),
             Self::HistorySizeBytes => {
                 Some(Value::Number(i128::from(record.figures?.history_bytes)))
@@ -245,7 +245,7 @@ impl ListFilter {
         use Operator::{Equal, GreaterOrEqual, LessOrEqual, NotEqual};
         let number = |number: i128| Literal::Number(number);
         let status = |status: WorkflowExecutionStatus| number(i128::from(status as i32));
-        let time = |time: Timestamp| number(i128::from(time.0) * 1_000_000);
+        let time = |time: Timestamp| number(i128::from(time.as_nanos()));
         let openness = if asked.is_open { Equal } else { NotEqual };
         let mut all = vec![Condition::Compare(
             Attribute::ExecutionStatus,

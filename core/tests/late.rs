@@ -73,7 +73,7 @@ fn times_of_a_history_do_not_go_back_with_the_clock() {
     flow.wait(Span::from_secs(60));
     flow.signal("late");
     let task = flow.take();
-    flow.now = Timestamp(flow.now.0 - 30_000);
+    flow.now = flow.now - Span::from_secs(30);
     flow.complete(&task, vec![start_timer("t", Span::from_secs(5))]).expect("the task is held");
     flow.signal("early");
     let times = flow.run.uncommitted.iter().map(|event| {

@@ -112,7 +112,7 @@ impl World {
             random: Random(seed),
             seed,
             step: 0,
-            now: Timestamp(1_700_000_000_000),
+            now: Timestamp::from_millis(1_700_000_000_000),
             number: 0,
             limits,
             key: WorkflowKey { namespace: NamespaceId::from("ns"), workflow_id: "w".into() },
@@ -143,7 +143,7 @@ impl World {
         self.step += 1;
         if self.random.one_in(3) {
             let millis = [1, 50, 1_000, 5_000, 20_000][self.random.below(5)];
-            self.now = self.now + Span(millis);
+            self.now = self.now + Span::from_millis(millis);
         }
         match self.live.clone() {
             Some(run) if run.status.is_open() || !run.note.owed.is_empty() => self.ask(&run),
@@ -433,7 +433,9 @@ impl World {
                 CommandType::StartTimer,
                 C::StartTimerCommandAttributes(command::StartTimerCommandAttributes {
                     timer_id: name,
-                    start_to_fire_timeout: Some(Span(self.random.below(9_000) as i64).to_proto()),
+                    start_to_fire_timeout: Some(
+                        Span::from_millis(self.random.below(9_000) as i64).to_proto(),
+                    ),
                 }),
             ),
             4 => of(

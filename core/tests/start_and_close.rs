@@ -252,9 +252,9 @@ fn a_run_times_out_at_its_deadline_and_not_before() {
         let (mut flow, _) = Flow::started(request, Limits::default());
         let due = flow.now + Span::from_secs(60);
         assert!(flow.effects().contains(&Effect::Timer(due, TimerKind::RunExpiry)));
-        flow.due_after(Span(59_999));
+        flow.due_after(Span::from_millis(59_999));
         assert_eq!(flow.run.status, Status::Running);
-        flow.due_after(Span(1));
+        flow.due_after(Span::from_millis(1));
         assert_eq!(flow.run.status, Status::TimedOut);
         let Some(A::WorkflowExecutionTimedOutEventAttributes(a)) =
             flow.run.close_event.as_ref().and_then(|e| e.attributes.as_ref())
@@ -365,15 +365,18 @@ fn continue_as_new_closes_the_run_and_begins_the_next() {
 fn a_young_run_waits_before_it_continues() {
     let mut flow = Flow::start();
     let task = flow.take();
-    flow.wait(Span(300));
+    flow.wait(Span::from_millis(300));
     flow.complete(&task, vec![continue_as_new(Default::default())]).expect("valid");
     assert_history(&flow.run, "1 WorkflowExecutionStarted");
     flow.signal("does not end the backoff");
-    flow.due_after(Span(699));
+    flow.due_after(Span::from_millis(699));
     assert!(flow.offer().is_none());
-    flow.due_after(Span(1));
+    flow.due_after(Span::from_millis(1));
     assert!(flow.offer().is_some());
-    assert_eq!(started(&flow.run).first_workflow_task_backoff, Some(Span(700).to_proto()));
+    assert_eq!(
+        started(&flow.run).first_workflow_task_backoff,
+        Some(Span::from_millis(700).to_proto())
+    );
 }
 
 #[test]

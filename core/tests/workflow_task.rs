@@ -41,7 +41,7 @@ fn taking_a_task_changes_nothing_that_is_stored() {
 fn a_completion_writes_the_events_that_were_handed_out() {
     let mut flow = Flow::start();
     let task = flow.take();
-    flow.wait(Span(700));
+    flow.wait(Span::from_millis(700));
     flow.complete(&task, vec![complete_workflow()]).expect("valid");
     assert_history(
         &flow.run,
@@ -104,7 +104,7 @@ fn events_wait_for_the_held_task_and_results_come_last() {
     let again = ActivityRef::Id("a".into());
     let twice = RunRequest::CompleteActivity { activity: again, result: None, identity: "".into() };
     assert!(matches!(flow.ask(twice), Err(Rejection::ActivityNotFound(_))));
-    flow.complete(&task, vec![start_timer("t", Span(1))]).expect("valid");
+    flow.complete(&task, vec![start_timer("t", Span::from_millis(1))]).expect("valid");
     assert_history(
         &flow.run,
         "1 WorkflowExecutionStarted
@@ -149,10 +149,10 @@ fn closing_with_unseen_events_fails_the_task() {
 fn cancelling_the_only_unseen_timer_lets_the_workflow_close() {
     let mut flow = Flow::start();
     let task = flow.take();
-    flow.complete(&task, vec![start_timer("t", Span(100))]).expect("valid");
+    flow.complete(&task, vec![start_timer("t", Span::from_millis(100))]).expect("valid");
     flow.signal("wake");
     let task = flow.take();
-    flow.due_after(Span(100));
+    flow.due_after(Span::from_millis(100));
     assert_eq!(flow.run.buffered.len(), 1);
     flow.complete(&task, vec![cancel_timer("t"), complete_workflow()]).expect("nothing is unseen");
     assert!(flow.history().ends_with("10 TimerCanceled\n11 WorkflowExecutionCompleted"));
@@ -196,7 +196,7 @@ fn from_the_fourth_attempt_on_a_task_gets_more_time() {
     let mut times = Vec::new();
     for _ in 0..12 {
         let task = flow.take();
-        times.push((task.due - task.started_at).0 / 1000);
+        times.push((task.due - task.started_at).as_millis() / 1000);
         flow.time_out(&task);
     }
     assert_eq!(times, [10, 10, 10, 15, 20, 30, 50, 90, 170, 330, 610, 610]);
@@ -242,7 +242,7 @@ fn an_event_during_a_transient_task_makes_the_next_one_normal() {
 fn a_wrong_command_fails_the_task_and_nothing_of_the_completion_is_kept() {
     let mut flow = Flow::start();
     let task = flow.take();
-    let commands = vec![start_timer("t", Span(1)), cancel_timer("unknown")];
+    let commands = vec![start_timer("t", Span::from_millis(1)), cancel_timer("unknown")];
     let Err(Rejection::CommandsRefused(text)) = flow.complete(&task, commands.clone()) else {
         panic!("accepted")
     };
@@ -265,7 +265,7 @@ fn a_malformed_answer_leaves_the_task_held() {
     let before = flow.run.clone();
     let unknown = Command { command_type: 99, ..Command::default() };
     for commands in [
-        vec![complete_workflow(), start_timer("t", Span(1))],
+        vec![complete_workflow(), start_timer("t", Span::from_millis(1))],
         vec![complete_workflow(), complete_workflow()],
         vec![unknown],
         vec![Command::default()],
@@ -356,9 +356,9 @@ fn a_task_that_nobody_takes_from_a_sticky_queue_times_out() {
     let task = flow.take();
     complete_sticky(&mut flow, &task, vec![]);
     flow.signal("wake");
-    flow.due_after(Span(4_999));
+    flow.due_after(Span::from_millis(4_999));
     assert_eq!(flow.offer().map(|o| o.queue.is_sticky()), Some(true));
-    flow.due_after(Span(1));
+    flow.due_after(Span::from_millis(1));
     assert!(flow.history().ends_with(
         "6 WorkflowTaskScheduled attempt 1 on sticky-1\n\
          7 WorkflowTaskTimedOut of 6, 0: ScheduleToStart\n\
@@ -375,7 +375,7 @@ fn a_task_taken_in_time_does_not_time_out_on_its_sticky_queue() {
     flow.signal("wake");
     let task = flow.take();
     let before = flow.history();
-    flow.due_after(Span(5_000));
+    flow.due_after(Span::from_millis(5_000));
     assert_eq!(flow.history(), before);
     let due = flow.effects().into_iter().find_map(|effect| match effect {
         Effect::Timer(due, TimerKind::WorkflowTaskScheduleToStart(_)) => Some(due),
@@ -436,7 +436,7 @@ fn heartbeats_keep_a_task_only_for_so_long() {
             other => panic!("no next task: {other:?}"),
         }
     }
-    flow.wait(Span(1));
+    flow.wait(Span::from_millis(1));
     assert_eq!(flow.answer(&task, answer), Err(Rejection::WorkflowTaskNotFound));
     assert!(flow.history().contains("WorkflowTaskTimedOut of 20, 21: StartToClose"));
     assert_eq!(flow.take().attempt, 2);

@@ -340,7 +340,7 @@ async fn register(storage: &Storage, name: &str) -> Result<Arc<Namespace>, NodeE
     if let Some(namespace) = meta.namespace(name) {
         return Ok(namespace);
     }
-    let retention = Span(meta.limits().retention_ms_default as i64);
+    let retention = Span::of_limit_ms(meta.limits().retention_ms_default);
     let created = storage.clock.now();
     let name = name.to_owned();
     let new = NewNamespace { name, retention, created, ..NewNamespace::default() };

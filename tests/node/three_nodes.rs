@@ -503,7 +503,7 @@ async fn a_workflow_does_not_go_back_in_time_on_a_node_whose_clock_is_behind() {
     let mut members = Members::start(15).await;
     let behind = NodeId(2);
     members.kill(behind, true).await;
-    members.set_clock(behind, &|| Timestamp(1_000_000_000_000));
+    members.set_clock(behind, &|| Timestamp::from_millis(1_000_000_000_000));
     members.start_node(behind).await;
     members.await_ready().await;
     let api = members.client();

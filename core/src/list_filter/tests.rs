@@ -14,9 +14,9 @@ fn record(id: &str, status: Status) -> VisibilityRecord {
         workflow_type: "order's".into(),
         task_queue: "orders".into(),
         status,
-        start_time: Timestamp(1_000),
-        execution_time: Timestamp(2_000),
-        close_time: closed.then_some(Timestamp(5_000)),
+        start_time: Timestamp::from_millis(1_000),
+        execution_time: Timestamp::from_millis(2_000),
+        close_time: closed.then_some(Timestamp::from_millis(5_000)),
         figures: closed.then_some(Figures {
             history_length: 11,
             history_bytes: 900,
@@ -168,7 +168,7 @@ fn lists_of_open_and_of_closed_runs_are_narrowed_by_all_that_is_given() {
     check(Narrowed { workflow_id: Some("open".into()), ..closed() }, "");
     check(Narrowed { workflow_type: Some("order's".into()), ..closed() }, "done child");
     check(Narrowed { run_id: Some("other".into()), ..closed() }, "");
-    check(Narrowed { started_from: Some(Timestamp(1_000)), ..closed() }, "done child");
-    check(Narrowed { started_from: Some(Timestamp(1_001)), ..closed() }, "");
-    check(Narrowed { started_until: Some(Timestamp(999)), ..closed() }, "");
+    check(Narrowed { started_from: Some(Timestamp::from_millis(1_000)), ..closed() }, "done child");
+    check(Narrowed { started_from: Some(Timestamp::from_millis(1_001)), ..closed() }, "");
+    check(Narrowed { started_until: Some(Timestamp::from_millis(999)), ..closed() }, "");
 }

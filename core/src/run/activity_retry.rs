@@ -34,7 +34,7 @@ pub(super) fn filled(policy: Option<RetryPolicy>) -> Result<RetryPolicy, String>
     let initial = Span::from_proto(policy.initial_interval.as_ref());
     let maximum = Span::from_proto(policy.maximum_interval.as_ref());
     if policy.maximum_interval.is_none() || maximum == Span::ZERO {
-        let maximum = Span(initial.0.saturating_mul(INTERVAL_FACTOR_MAX)).min(Span::MAX);
+        let maximum = initial.times(INTERVAL_FACTOR_MAX).min(Span::MAX);
         policy.maximum_interval = Some(maximum.to_proto());
     }
     if policy.backoff_coefficient == 0.0 {
@@ -76,18 +76,21 @@ fn check_type(name: &str) -> Result<(), String> {
 /// The wait before the attempt after `attempt`: initial x coefficient^(attempt-1), capped.
 fn backoff(policy: &RetryPolicy, attempt: u32) -> Span {
     const UNIT: i128 = 1_000_000;
-    let maximum = i128::from(Span::from_proto(policy.maximum_interval.as_ref()).0) * UNIT;
-    let coefficient = (policy.backoff_coefficient.min(1e9) * UNIT as f64) as i128;
-    let mut wait = i128::from(Span::from_proto(policy.initial_interval.as_ref()).0) * UNIT;
+    let scaled = |interval: Option<&prost_types::Duration>| {
+        i128::from(Span::from_proto(interval).as_nanos()) * UNIT
+    };
+    let maximum = scaled(policy.maximum_interval.as_ref());
+    let coefficient = (policy.backoff_coefficient.min(1e9) * UNIT as f64).round() as i128;
+    let mut wait = scaled(policy.initial_interval.as_ref());
     if coefficient > UNIT {
         for _ in 1..attempt {
             if wait >= maximum {
                 break;
             }
-            wait = wait * coefficient / UNIT;
+            wait = wait.saturating_mul(coefficient) / UNIT;
         }
     }
-    Span((wait.min(maximum) / UNIT) as i64)
+    Span::from_nanos((wait.min(maximum) / UNIT) as i64)
 }
 
 /// The name that a timeout has in messages and in lists of types that are not retried.
@@ -245,20 +248,21 @@ mod tests {
 
     fn policy(initial_ms: i64, coefficient: f64, maximum_ms: i64) -> RetryPolicy {
         RetryPolicy {
-            initial_interval: Some(Span(initial_ms).to_proto()),
+            initial_interval: Some(Span::from_millis(initial_ms).to_proto()),
             backoff_coefficient: coefficient,
-            maximum_interval: Some(Span(maximum_ms).to_proto()),
+            maximum_interval: Some(Span::from_millis(maximum_ms).to_proto()),
             ..RetryPolicy::default()
         }
     }
 
     #[test]
     fn backoff_grows_by_the_coefficient_up_to_the_maximum() {
-        let waits = |p: &RetryPolicy| [1, 2, 3, 4, 40].map(|attempt| backoff(p, attempt).0);
+        let waits =
+            |p: &RetryPolicy| [1, 2, 3, 4, 40].map(|attempt| backoff(p, attempt).as_millis());
         assert_eq!(waits(&policy(1000, 2.0, 7000)), [1000, 2000, 4000, 7000, 7000]);
         assert_eq!(waits(&policy(1000, 1.0, 7000)), [1000; 5]);
         assert_eq!(waits(&policy(10, 1.5, 1_000_000))[..4], [10, 15, 22, 33]);
-        assert_eq!(backoff(&policy(1, 1e300, Span::MAX.0), u32::MAX), Span::MAX);
+        assert_eq!(backoff(&policy(1, 1e300, Span::MAX.as_millis()), u32::MAX), Span::MAX);
     }
 
     #[test]

@@ -173,8 +173,8 @@ impl Timeouts {
         let run = fields.span("WorkflowRunTimeout", command.workflow_run_timeout.as_ref())?;
         let task = fields.span("WorkflowTaskTimeout", command.workflow_task_timeout.as_ref())?;
         let run = run.min_given(execution);
-        let default = Span(drawn.limits.workflow_task_timeout_ms as i64);
-        let longest = Span(drawn.limits.workflow_task_timeout_ms_max as i64);
+        let default = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms);
+        let longest = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms_max);
         let task = task.given().unwrap_or(default).min(longest).min_given(run);
         Ok(Self { execution, run, task })
     }

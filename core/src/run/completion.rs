@@ -231,5 +231,5 @@ fn is_heartbeat(answer: &RespondWorkflowTaskCompletedRequest) -> bool {
 }
 
 fn heartbeat_is_over(since: Timestamp, drawn: &Drawn<'_>) -> bool {
-    drawn.now - since > Span(drawn.limits.workflow_task_heartbeat_ms_max as i64)
+    drawn.now - since > Span::of_limit_ms(drawn.limits.workflow_task_heartbeat_ms_max)
 }

@@ -103,8 +103,8 @@ impl RunState {
     fn continue_as_new_backoff(&self, given: Span, drawn: &Drawn<'_>) -> Span {
         let waited = Span::from_proto(self.started.first_workflow_task_backoff.as_ref());
         let lifetime = drawn.now - (self.start_time + waited);
-        let interval = Span(drawn.limits.continue_as_new_interval_ms_min as i64);
-        given.max(Span(interval.0 - lifetime.0.max(0))).max(Span::ZERO)
+        let interval = Span::of_limit_ms(drawn.limits.continue_as_new_interval_ms_min);
+        given.max(interval - lifetime.max(Span::ZERO)).max(Span::ZERO)
     }
 
     /// The Started event of the next run: what the command says, and what the chain keeps. Memo,

@@ -225,8 +225,8 @@ pub(super) fn task_timeout(
     given: Option<&prost_types::Duration>,
     drawn: &Drawn<'_>,
 ) -> prost_types::Duration {
-    let default = Span(drawn.limits.workflow_task_timeout_ms as i64);
-    let longest = Span(drawn.limits.workflow_task_timeout_ms_max as i64);
+    let default = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms);
+    let longest = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms_max);
     Span::from_proto(given).given().unwrap_or(default).min(longest).to_proto()
 }
 

@@ -165,12 +165,11 @@ impl RunState {
 
     /// A stuck worker takes the whole timeout: letting it grow paces the retries.
     fn start_to_close(&self, attempt: u32, drawn: &Drawn<'_>) -> Span {
-        let default = Span(drawn.limits.workflow_task_timeout_ms as i64);
+        let default = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms);
         let given = Span::from_proto(self.started.workflow_task_timeout.as_ref());
         let base = given.given().unwrap_or(default);
         let Some(doublings) = attempt.checked_sub(SLOWER_FROM_ATTEMPT) else { return base };
-        let more = SLOWER_BY.0 << doublings.min(16);
-        Span(base.0 + more.min(SLOWER_BY_MAX.0))
+        base + SLOWER_BY.times(1 << doublings.min(16)).min(SLOWER_BY_MAX)
     }
 
     /// The held task, if the token is its.
@@ -306,7 +305,7 @@ impl RunState {
         }
         if let Some(held) = &self.held {
             // Taken in time. The row stays in case the task comes back, but not due before it may.
-            let later = held.due.max(drawn.now + Span(1));
+            let later = held.due.max(drawn.now + Span::from_millis(1));
             task.schedule_to_start_due = Some(later);
             return;
         }

@@ -52,7 +52,7 @@ impl Flow {
     }
 
     pub fn started(request: StartRequest, limits: Limits) -> (Self, Reply) {
-        let now = Timestamp(1_700_000_000_000);
+        let now = Timestamp::from_millis(1_700_000_000_000);
         let decided = draw(now, 1, &limits, |drawn| decide_start(&key(), None, request, drawn))
             .expect("the first start is never refused");
         let run = decided.successor.expect("a start makes a run");

@@ -23,7 +23,7 @@ mod show;
 pub(crate) use arguments::{Block, Step, blocks};
 
 /// The time at which every scenario begins.
-pub(crate) const BEGINNING: Timestamp = Timestamp(1_700_000_000_000);
+pub(crate) const BEGINNING: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 /// What a shard would have stored of one run.
 #[derive(Default)]
@@ -270,16 +270,17 @@ fn offers(run: &RunState) -> Vec<TaskKey> {
     tasks.collect()
 }
 
-/// `1500ms`, `90s`, `2m`, `1h`.
+/// `20ns`, `1500ms`, `90s`, `2m`, `1h`.
 fn span(text: &str) -> Span {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let number: i64 = number.parse().unwrap_or_else(|_| panic!("{text} is not a span"));
     match unit {
-        "ms" => Span(number),
-        "s" => Span(number * 1000),
-        "m" => Span(number * 60_000),
-        "h" => Span(number * 3_600_000),
+        "ns" => Span::from_nanos(number),
+        "ms" => Span::from_millis(number),
+        "s" => Span::from_secs(number),
+        "m" => Span::from_secs(number * 60),
+        "h" => Span::from_secs(number * 3_600),
         _ => panic!("{text} is not a span"),
     }
 }

@@ -129,14 +129,16 @@ pub(crate) fn record(record: &VisibilityRecord) -> String {
 
 /// A time as seconds since the scenario's beginning.
 fn time(at: Timestamp) -> String {
-    format!("@{}", seconds((at - BEGINNING).0))
+    format!("@{}", seconds((at - BEGINNING).as_nanos()))
 }
 
-fn seconds(millis: i64) -> String {
-    match millis % 1000 {
-        0 => format!("{}s", millis / 1000),
-        _ => format!("{millis}ms"),
+fn seconds(nanos: i64) -> String {
+    for (unit, name) in [(1_000_000_000, "s"), (1_000_000, "ms")] {
+        if nanos % unit == 0 {
+            return format!("{}{name}", nanos / unit);
+        }
     }
+    format!("{nanos}ns")
 }
 
 /// A value as its `Debug` says it, without what is not set.
@@ -171,10 +173,10 @@ fn record_text(name: &str, fields: &[(String, Value)]) -> String {
         fields.iter().find(|(name, _)| name == field).map(|(_, value)| value.to_string())
     };
     let number = |field: &str| get(field).map_or(0, |n| n.parse::<i64>().expect("it is a number"));
-    let millis = || number("seconds") * 1000 + number("nanos") / 1_000_000;
+    let nanos = || number("seconds") * 1_000_000_000 + number("nanos");
     match name {
-        "Duration" => seconds(millis()),
-        "Timestamp" => time(Timestamp(millis())),
+        "Duration" => seconds(nanos()),
+        "Timestamp" => time(Timestamp::from_nanos(nanos())),
         "Payload" => get("data").unwrap_or_default().replace("\\\"", "'"),
         "Payloads" => get("payloads").unwrap_or_else(|| "[]".into()),
         "WorkflowType" | "ActivityType" => get("name").unwrap_or_default(),

@@ -35,10 +35,10 @@ pub(crate) fn check(
     validate::required("WorkflowId", &request.workflow_id, limits)?;
     check_retry_policy(request.retry_policy.as_mut())?;
     let has_delay = Span::from_proto(request.workflow_start_delay.as_ref());
-    if has_delay.0 < 0 {
+    if has_delay < Span::ZERO {
         return Err(ApiError::invalid("An invalid WorkflowStartDelaySeconds is set on request."));
     }
-    if !request.cron_schedule.is_empty() && has_delay.0 > 0 {
+    if !request.cron_schedule.is_empty() && has_delay > Span::ZERO {
         return Err(ApiError::invalid(
             "CronSchedule and WorkflowStartDelay may not be used together.",
         ));
@@ -77,7 +77,7 @@ fn check_timeouts(
 ) -> Result<(), ApiError> {
     let read = |name: &str, given: &Option<Duration>| {
         let span = Span::from_proto(given.as_ref());
-        if span.0 < 0 {
+        if span < Span::ZERO {
             return Err(ApiError::invalid(format!("An invalid {name} is set on request.")));
         }
         Ok(span)
@@ -87,8 +87,8 @@ fn check_timeouts(
     let task = read("WorkflowTaskTimeoutSeconds", &request.workflow_task_timeout)?;
 
     let run = run.min_given(execution);
-    let task = task.given().unwrap_or(Span(limits.workflow_task_timeout_ms as i64));
-    let task = task.min(Span(limits.workflow_task_timeout_ms_max as i64)).min_given(run);
+    let task = task.given().unwrap_or(Span::of_limit_ms(limits.workflow_task_timeout_ms));
+    let task = task.min(Span::of_limit_ms(limits.workflow_task_timeout_ms_max)).min_given(run);
     request.workflow_execution_timeout = Some(execution.to_proto());
     request.workflow_run_timeout = Some(run.to_proto());
     request.workflow_task_timeout = Some(task.to_proto());
@@ -156,7 +156,7 @@ pub(crate) fn check_retry_policy(policy: Option<&mut RetryPolicy>) -> Result<(),
     }
     let mut maximum = Span::from_proto(policy.maximum_interval.as_ref());
     if maximum == Span::ZERO {
-        maximum = Span(initial.0.saturating_mul(MAXIMUM_INTERVAL_FACTOR)).min(Span::MAX);
+        maximum = initial.times(MAXIMUM_INTERVAL_FACTOR).min(Span::MAX);
         policy.maximum_interval = Some(maximum.to_proto());
     }
     if policy.backoff_coefficient == 0.0 {
@@ -165,13 +165,13 @@ pub(crate) fn check_retry_policy(policy: Option<&mut RetryPolicy>) -> Result<(),
     if policy.maximum_attempts == 1 {
         return Ok(());
     }
-    if initial.0 < 0 {
+    if initial < Span::ZERO {
         return refuse("InitialInterval cannot be negative on retry policy.");
     }
     if policy.backoff_coefficient.is_nan() || policy.backoff_coefficient < 1.0 {
         return refuse("BackoffCoefficient cannot be less than 1 on retry policy.");
     }
-    if maximum.0 < 0 {
+    if maximum < Span::ZERO {
         return refuse("MaximumInterval cannot be negative on retry policy.");
     }
     if maximum < initial {
@@ -196,7 +196,7 @@ fn check_timeout_types(types: &[String]) -> Result<(), ApiError> {
 /// silently ran without them would be worse than none.
 fn refuse_not_built(request: &StartWorkflowExecutionRequest) -> Result<(), ApiError> {
     let retries = request.retry_policy.as_ref().is_some_and(|p| p.maximum_attempts != 1);
-    let delayed = Span::from_proto(request.workflow_start_delay.as_ref()).0 > 0;
+    let delayed = Span::from_proto(request.workflow_start_delay.as_ref()) > Span::ZERO;
     let attaches = request
         .on_conflict_options
         .as_ref()

@@ -50,7 +50,7 @@ fn an_entry_of_the_meta_group_survives_hostile_bytes() {
         owner: String::new(),
         data: BTreeMap::from([("key".into(), "value".into())]),
         retention: Span::from_secs(60),
-        created: Timestamp(5),
+        created: Timestamp::from_millis(5),
     };
     let changes = [
         MetaChange::Namespace(namespace),
@@ -137,7 +137,7 @@ fn a_key_survives_hostile_bytes() {
 
 /// The rows of a workflow that has done a few things, as `row` takes them.
 fn rows() -> Vec<Vec<u8>> {
-    let mut driver = Driver::start(TestShard::new(), "order-7", Timestamp(1_000));
+    let mut driver = Driver::start(TestShard::new(), "order-7", Timestamp::from_millis(1_000));
     driver.signal();
     let rows = driver.shard.rows();
     let all = rows.scan(KeyRange::all(), Order::Ascending, usize::MAX).expect("it reads");

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use piton_core::id::{RunId, ShardId, WorkflowKey};
-use piton_core::time::Timestamp;
+use piton_core::time::{Span, Timestamp};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::leader::mailbox::{Mailbox, Refused};
@@ -32,7 +32,7 @@ struct Seat {
     actor: Mutex<Option<ActorRef<Look>>>,
     depth: AtomicU64,
     /// When the oldest waiting task was created; 0: none waits.
-    oldest_ms: AtomicI64,
+    oldest_nanos: AtomicI64,
     /// Shards hold more tasks than the window does.
     is_beyond_window: AtomicBool,
 }
@@ -73,7 +73,7 @@ impl Queues {
             mailbox: Mailbox::new(usize::MAX),
             actor: Mutex::new(None),
             depth: AtomicU64::new(0),
-            oldest_ms: AtomicI64::new(0),
+            oldest_nanos: AtomicI64::new(0),
             is_beyond_window: AtomicBool::new(false),
         });
         let state = Matching::new(shard, queue.clone(), Arc::clone(&seat));
@@ -90,7 +90,9 @@ impl Queues {
         let depth = |(queue, seat): (&QueueKey, &Arc<Seat>)| QueueDepth {
             queue: queue.clone(),
             depth: seat.depth.load(Ordering::Relaxed),
-            oldest: Some(seat.oldest_ms.load(Ordering::Relaxed)).filter(|&t| t > 0).map(Timestamp),
+            oldest: Some(seat.oldest_nanos.load(Ordering::Relaxed))
+                .filter(|&t| t > 0)
+                .map(Timestamp::from_nanos),
             is_beyond_window: seat.is_beyond_window.load(Ordering::Relaxed),
         };
         map.iter().map(depth).collect()
@@ -262,7 +264,7 @@ impl Matching {
             (OfferedTask::Query(_), false) => Some(shard.config.poller_max_age),
             (OfferedTask::Task(_), false) => None,
         };
-        if limit.is_some_and(|limit| age.0 > limit.as_millis() as i64) {
+        if limit.is_some_and(|limit| age > Span::from(limit)) {
             let Offer { key, run_id, task, .. } = offer;
             let call = WorkflowCall::NoPoller { key, run_id, task };
             return shard.cluster.send(offer.origin, call.into());
@@ -362,13 +364,13 @@ impl Matching {
         let mut oldest = i64::MAX;
         let mut next = self.tasks.first_key_value();
         while let Some((&(priority, created, _), _)) = next {
-            oldest = oldest.min(created.0);
+            oldest = oldest.min(created.as_nanos());
             let Some(below) = priority.checked_add(1) else { break };
-            next = self.tasks.range((below, Timestamp(i64::MIN), 0)..).next();
+            next = self.tasks.range((below, Timestamp::MIN, 0)..).next();
         }
         let oldest = if self.tasks.is_empty() { 0 } else { oldest };
         self.seat.is_beyond_window.store(!self.declined.is_empty(), Ordering::Relaxed);
-        self.seat.oldest_ms.store(oldest, Ordering::Relaxed);
+        self.seat.oldest_nanos.store(oldest, Ordering::Relaxed);
     }
 
     /// Nothing waits, nobody has polled for long, and no worker has shut down whose polls may still be
@@ -385,7 +387,7 @@ impl Matching {
 
 /// Polls and shut down workers from before this time are forgotten.
 fn remembered_since(shard: &ShardRuntime) -> Timestamp {
-    Timestamp(shard.clock.now().0 - shard.config.poller_memory.as_millis() as i64)
+    shard.clock.now() - Span::from(shard.config.poller_memory)
 }
 
 fn issue(shard: &ShardRuntime, offer: Offer, poll: PollRequest) {

@@ -12,7 +12,7 @@ use piton_core::effect::TaskKey;
 use piton_core::id::{RunId, ShardId, WorkflowKey};
 use piton_core::placement;
 use piton_core::request::RunRequest;
-use piton_core::time::Timestamp;
+use piton_core::time::{Span, Timestamp};
 use piton_raft::{Group, Leadership};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{oneshot, watch};
@@ -284,9 +284,9 @@ impl ShardRuntime {
 
     /// Passivates what has been idle for long.
     fn sweep(&self) {
-        let now = self.clock.now().0;
+        let now = self.clock.now();
         let [open, closed] =
-            [self.config.idle, self.config.idle_closed()].map(|idle| now - idle.as_millis() as i64);
+            [self.config.idle, self.config.idle_closed()].map(|idle| now - Span::from(idle));
         let mut seats: Vec<_> = self.seats.lock().values().cloned().collect();
         // A burst must not take memory for all of its workflows at once: the longest unused go.
         let too_many = seats.len().saturating_sub(self.seats_max);

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use piton_core::effect::TimerKind;
 use piton_core::id::{RunId, WorkflowKey};
 use piton_core::request::RunRequest;
-use piton_core::time::Timestamp;
+use piton_core::time::{Span, Timestamp};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::AbortHandle;
 
@@ -165,14 +165,14 @@ async fn shard_sleep(until: tokio::time::Instant) {
 
 /// Reads the rows that come due within the next window, when half of the last one is over.
 fn load_window(shard: &ShardRuntime, now: Timestamp) {
-    let window = shard.config.timer_window.as_millis() as i64;
+    let window = shard.config.timer_window;
     let (from, until) = {
         let mut near = shard.timers.near.lock();
-        if near.horizon.0 - now.0 > window / 2 {
+        if near.horizon - now > Span::from(window / 2) {
             return;
         }
         let from = near.horizon;
-        near.horizon = Timestamp(now.0 + window);
+        near.horizon = now + Span::from(window);
         (from, near.horizon)
     };
     // ORDER: the horizon moves before the rows are read. A timer committed meanwhile is armed by
@@ -208,7 +208,7 @@ fn fire(shard: &Arc<ShardRuntime>, now: Timestamp) -> Timestamp {
             }
             due.extend(near.alarms.pop_first());
         }
-        let half_window = Timestamp(now.0 + shard.config.timer_window.as_millis() as i64 / 2);
+        let half_window = now + Span::from(shard.config.timer_window / 2);
         let next =
             near.alarms.first_key_value().map_or(half_window, |(a, ())| a.due.min(half_window));
         near.looks_at = Some(next);

@@ -31,7 +31,7 @@ pub(crate) fn register_namespace(
         }
         return Err(MetaError::NamespaceExists { name: new.name.clone() });
     }
-    let default = Span(i64::try_from(state.limits().retention_ms_default).unwrap_or(i64::MAX));
+    let default = Span::of_limit_ms(state.limits().retention_ms_default);
     Ok(Some(MetaChange::Namespace(Namespace {
         id: id.clone(),
         name: new.name.clone(),

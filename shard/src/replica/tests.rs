@@ -80,8 +80,8 @@ fn current(position: u64) -> Current {
         status: Status::Running,
         first_run_id: RunId::from("run"),
         start_request_id: "request".into(),
-        start_time: Timestamp(1),
-        last_time: Timestamp(2),
+        start_time: Timestamp::from_millis(1),
+        last_time: Timestamp::from_millis(2),
     };
     Current { position: Position(position), run }
 }

@@ -430,13 +430,13 @@ impl Cluster {
                     QueueType::Workflow => "workflow",
                     QueueType::Activity => "activity",
                 };
-                let age = queue.oldest.map_or(0, |oldest: Timestamp| (now - oldest).0.max(0));
+                let age = queue.oldest.map(|oldest: Timestamp| (now - oldest).to_std());
                 let figure = QueueFigure {
                     namespace,
                     task_queue: queue.queue.queue.name.to_string(),
                     kind,
                     depth: queue.depth,
-                    age: std::time::Duration::from_millis(age as u64),
+                    age: age.unwrap_or_default(),
                 };
                 figures.insert(queue.queue, figure);
             }

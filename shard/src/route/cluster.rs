@@ -80,7 +80,7 @@ impl Cluster {
 
     /// How long a namespace keeps closed runs.
     pub(crate) fn retention_of(&self, namespace: &NamespaceId) -> Span {
-        let default = || Span(self.limits().retention_ms_default as i64);
+        let default = || Span::of_limit_ms(self.limits().retention_ms_default);
         self.meta().namespace_by_id(namespace).map_or_else(default, |n| n.retention)
     }
 

@@ -282,8 +282,8 @@ impl WorkflowRows {
         from: Timestamp,
         until: Timestamp,
     ) -> Result<Vec<TimerRow>, LoadError> {
-        let end = keys::timers_after(until.0);
-        let start = from.0.checked_sub(1).map_or_else(keys::timers, keys::timers_after);
+        let end = keys::timers_after(until.as_nanos());
+        let start = from.as_nanos().checked_sub(1).map_or_else(keys::timers, keys::timers_after);
         let mut timers = Vec::new();
         self.each_in(start, end, |row| {
             timers.push(timer_row(&row.key).ok_or_else(|| self.bad_key("timers"))?);
@@ -316,7 +316,7 @@ impl WorkflowRows {
         let (mut count, mut oldest) = (0, None);
         self.each_below(&queue_prefix(queue), |row| {
             let task = keys::parse_task(&row.key).ok_or_else(|| self.bad_key("tasks"))?;
-            let created = Timestamp(task.created);
+            let created = Timestamp::from_nanos(task.created);
             count += 1;
             oldest = Some(oldest.map_or(created, |time: Timestamp| time.min(created)));
             Ok(true)

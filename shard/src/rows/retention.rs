@@ -59,12 +59,12 @@ pub(crate) fn expired(
     now: Timestamp,
     limit: usize,
 ) -> Result<Vec<ExpireRow>, LoadError> {
-    let (start, end) = (keys::expiries(), keys::expiries_after(now.0));
+    let (start, end) = (keys::expiries(), keys::expiries_after(now.as_nanos()));
     let found = rows.scan(KeyRange::new(&start, &end), Order::Ascending, limit)?;
     let parsed = found.into_iter().map(|row| {
         let expire = keys::parse_expire(&row.key).ok_or_else(|| rows.bad_key("expiries"))?;
         Ok(ExpireRow {
-            when: Timestamp(expire.when),
+            when: Timestamp::from_nanos(expire.when),
             key: workflow_key(expire.workflow),
             what: match expire.what {
                 keys::Expires::Run(run_id) => Expired::Run(RunId::new(run_id)),
@@ -90,7 +90,7 @@ pub(crate) fn deletion_writes(
         Expired::Run(run_id) => keys::Expires::Run(run_id.as_str()),
         Expired::Request(id) => keys::Expires::Request(id.as_str()),
     };
-    let row = keys::Expire { when: expired.when.0, workflow, what }.key();
+    let row = keys::Expire { when: expired.when.as_nanos(), workflow, what }.key();
     let Some(value) = rows.get(&row)? else {
         return Ok(Deletion { writes: Vec::new(), done: true });
     };

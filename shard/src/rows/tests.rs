@@ -82,7 +82,7 @@ impl Driver {
 
     /// Decides a request, stores the change, and compares what is stored with the live run.
     pub(crate) fn ask(&mut self, request: RunRequest) -> Reply {
-        self.now = self.now + Span(10);
+        self.now = self.now + Span::from_millis(10);
         let run = self.live.clone().expect("it was started");
         let decided = self.drawn(|drawn| run.decide(request, drawn)).expect("it is accepted");
         let reply = decided.reply.clone().expect("it is answered");
@@ -130,7 +130,7 @@ impl Driver {
 
     fn effects_in_rows(&self) -> Vec<EffectKey> {
         let rows = self.shard.rows();
-        let (first, last) = (Timestamp(i64::MIN), Timestamp(i64::MAX));
+        let (first, last) = (Timestamp::MIN, Timestamp::MAX);
         let timers = rows.timers_between(first, last).expect("they read");
         let mine = timers.into_iter().filter(|row| row.key == self.key);
         let mut effects: Vec<_> = mine.map(|row| EffectKey::Timer(row.due, row.kind)).collect();
@@ -212,7 +212,7 @@ fn signal_external(id: &str) -> Command {
 }
 
 fn driver() -> Driver {
-    Driver::start(TestShard::new(), "order-1", Timestamp(1_700_000_000_000))
+    Driver::start(TestShard::new(), "order-1", Timestamp::from_millis(1_700_000_000_000))
 }
 
 /// [`Driver::check`] runs after every step.
@@ -286,11 +286,12 @@ fn errands_are_found_run_by_run_in_event_order() {
 fn timers_between_two_times_are_those_due_then() {
     let driver = driver();
     let rows = driver.shard.rows();
-    let all = rows.timers_between(Timestamp(i64::MIN), Timestamp(i64::MAX)).expect("they read");
+    let all = rows.timers_between(Timestamp::MIN, Timestamp::MAX).expect("they read");
     assert_eq!(all.len(), 1, "the run's expiry");
     let due = all[0].due;
     let between = |from: i64, until: i64| {
-        rows.timers_between(Timestamp(due.0 + from), Timestamp(due.0 + until)).expect("they read")
+        rows.timers_between(due + Span::from_nanos(from), due + Span::from_nanos(until))
+            .expect("they read")
     };
     assert_eq!(between(-1, 0), all);
     assert_eq!(between(0, 1), all);

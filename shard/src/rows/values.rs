@@ -200,7 +200,7 @@ pub(crate) fn decode_position(value: &[u8]) -> Option<Position> {
 pub(crate) fn timer_row(key: &[u8]) -> Option<TimerRow> {
     let timer = keys::parse_timer(key)?;
     Some(TimerRow {
-        due: Timestamp(timer.due),
+        due: Timestamp::from_nanos(timer.due),
         kind: timer_kind(timer.kind, timer.event_id)?,
         key: workflow_key(timer.workflow),
         run_id: RunId::new(timer.run_id),
@@ -223,7 +223,7 @@ pub(crate) fn task_row(key: &[u8], value: TaskValue) -> Option<TaskRow> {
         run_id: RunId::new(task.run_id),
         task: task_key,
         priority: task.priority,
-        created: Timestamp(task.created),
+        created: Timestamp::from_nanos(task.created),
     })
 }
 

@@ -97,7 +97,7 @@ pub(crate) fn request_writes(
     keep: Span,
 ) -> Result<[Write; 2], CodecError> {
     let what = keys::Expires::Request(id.as_str());
-    let expire = keys::Expire { when: (row.at + keep).0, workflow: workflow(key), what };
+    let expire = keys::Expire { when: (row.at + keep).as_nanos(), workflow: workflow(key), what };
     Ok([
         Write::put(workflow(key).request(id.as_str()), codec::encode(row)?),
         Write::put(expire.key(), Bytes::from_static(&[FORMAT])),
@@ -161,7 +161,7 @@ fn effect_write(key: &WorkflowKey, run_id: &RunId, effect: &Effect) -> Result<Wr
 fn timer_key(key: &WorkflowKey, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Bytes {
     let (kind, event_id) = timer_codes(kind);
     let workflow = workflow(key);
-    keys::Timer { due: due.0, workflow, run_id: run_id.as_str(), kind, event_id }.key()
+    keys::Timer { due: due.as_nanos(), workflow, run_id: run_id.as_str(), kind, event_id }.key()
 }
 
 pub(crate) fn errand_key(key: &WorkflowKey, run_id: &RunId, errand: ErrandKey) -> Bytes {
@@ -176,7 +176,7 @@ fn task_key(key: &WorkflowKey, run_id: &RunId, offer: &TaskOffer) -> Bytes {
         queue_type,
         sticky: offer.queue.is_sticky(),
         priority: offer.priority,
-        created: offer.created.0,
+        created: offer.created.as_nanos(),
         workflow: workflow(key),
         run_id: run_id.as_str(),
         event_id,
@@ -199,7 +199,7 @@ fn visibility_writes(
     let closes = before.is_none_or(|record| record.close_time.is_none());
     if let (true, Some(close_time)) = (closes, after.close_time) {
         let what = keys::Expires::Run(after.run_id.as_str());
-        let when = (close_time + retention).0;
+        let when = (close_time + retention).as_nanos();
         let expire = keys::Expire { when, workflow: workflow(key), what };
         // The value names the visibility row, which only the run's times would lead to.
         let mut value = BytesMut::with_capacity(1 + row.len());
@@ -212,8 +212,8 @@ fn visibility_writes(
 
 fn visibility_key(key: &WorkflowKey, record: &VisibilityRecord) -> Bytes {
     let row = keys::Visibility {
-        closed: record.close_time.map(|time| time.0),
-        started: record.start_time.0,
+        closed: record.close_time.map(Timestamp::as_nanos),
+        started: record.start_time.as_nanos(),
         run_id: record.run_id.as_str(),
         workflow: workflow(key),
     };

@@ -117,7 +117,7 @@ impl ReplyTo {
 pub(crate) struct Seat {
     pub(crate) mailbox: Mailbox<Envelope>,
     actor: Mutex<Option<ActorRef<Look>>>,
-    last_used_ms: AtomicI64,
+    last_used_nanos: AtomicI64,
     /// The workflow has an open run, as far as its actor knows.
     open: AtomicBool,
     /// A worker has its workflow task, whose row stands until the answer.
@@ -135,7 +135,7 @@ impl Seat {
         let seat = Arc::new(Self {
             mailbox: Mailbox::new(shard.config.mailbox_len_max),
             actor: Mutex::new(None),
-            last_used_ms: AtomicI64::new(shard.clock.now().0),
+            last_used_nanos: AtomicI64::new(shard.clock.now().as_nanos()),
             open: AtomicBool::new(true),
             held: AtomicBool::new(false),
         });
@@ -149,14 +149,14 @@ impl Seat {
 
     /// A request was added; tells the actor if it has to be told.
     pub(crate) fn used(&self, now: Timestamp, tell: bool) {
-        self.last_used_ms.store(now.0, Ordering::Relaxed);
+        self.last_used_nanos.store(now.as_nanos(), Ordering::Relaxed);
         if tell {
             self.cast(Look::Now);
         }
     }
 
-    pub(crate) fn last_used(&self) -> i64 {
-        self.last_used_ms.load(Ordering::Relaxed)
+    pub(crate) fn last_used(&self) -> Timestamp {
+        Timestamp::from_nanos(self.last_used_nanos.load(Ordering::Relaxed))
     }
 
     pub(crate) fn is_open(&self) -> bool {

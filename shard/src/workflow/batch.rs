@@ -243,7 +243,7 @@ impl Hosted {
             writes.extend(rows::change_writes(&self.key, change, retention).map_err(unencodable)?);
         }
         for (id, row) in &batch.request_rows {
-            let keep = Span(self.shard.cluster.limits().request_id_ms_min as i64);
+            let keep = Span::of_limit_ms(self.shard.cluster.limits().request_id_ms_min);
             writes.extend(rows::request_writes(&self.key, id, row, keep).map_err(unencodable)?);
         }
         let run_id = self.current_run().expect("a change is of a run, which is or was current");

@@ -374,7 +374,7 @@ impl Hosted {
         let queue = sticky.map_or_else(|| run.normal_queue(), |s| s.queue.clone());
         let run_id = query.run_id.clone();
         if let Some(sticky) = sticky {
-            let wait = std::time::Duration::from_millis(sticky.schedule_to_start.0.max(0) as u64);
+            let wait = sticky.schedule_to_start.to_std();
             self.give_up_sticky_after(wait, &run_id, id);
         }
         let queue =

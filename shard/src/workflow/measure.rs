@@ -1,20 +1,14 @@
 //! Metrics read off what was committed of a run.
 
-use std::time::Duration;
-
 use piton_core::id::EventId;
 use piton_core::note::{Note, NoteKey};
 use piton_core::proto::history::HistoryEvent;
 use piton_core::proto::history::history_event::Attributes;
 use piton_core::run::RunState;
-use piton_core::time::{Span, Timestamp};
+use piton_core::time::Timestamp;
 use piton_core::transition::Change;
 
 use crate::workflow::batch::Hosted;
-
-fn duration(span: Span) -> Duration {
-    Duration::from_millis(span.0.max(0) as u64)
-}
 
 impl Hosted {
     /// Notes how long workflows, workflow tasks and activities took, and how they ended.
@@ -27,14 +21,14 @@ impl Hosted {
         for event in &change.events {
             let at = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or_default();
             if let Some(outcome) = close_outcome(event) {
-                let took = duration(at - run.start_time);
+                let took = (at - run.start_time).to_std();
                 metrics.workflow_closed(namespace, workflow_type, outcome, took);
             }
             if let Some((scheduled, failed)) = activity_end(event) {
                 let activity = before.and_then(|b| b.activities.get(&EventId(scheduled)));
                 if let Some(activity) = activity {
                     let name = activity.attributes.activity_type.as_ref().map_or("", |t| &t.name);
-                    let took = duration(at - activity.scheduled_at);
+                    let took = (at - activity.scheduled_at).to_std();
                     metrics.activity_closed(namespace, name, took, failed);
                 }
             }
@@ -42,7 +36,7 @@ impl Hosted {
             {
                 let scheduled = before.and_then(|b| b.note.workflow_task.as_ref());
                 if let Some(task) = scheduled {
-                    let took = duration(at - task.scheduled_at);
+                    let took = (at - task.scheduled_at).to_std();
                     metrics.workflow_task_done(namespace, workflow_type, took);
                 }
             }

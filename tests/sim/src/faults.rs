@@ -227,7 +227,7 @@ async fn jump_clocks(world: &World, chance: &Chance, node: NodeId) -> bool {
         world.set_wall(*node, off_ms + jump_ms);
     }
     let jumped = |(life, cluster, _): (Arc<Life>, Cluster, Groups)| {
-        let ahead_ms = cluster.host().clock().wall_is_ahead_ms();
+        let ahead_ms = cluster.host().clock().wall_is_ahead().as_millis();
         nodes.contains(&life.node) && (ahead_ms - jump_ms).abs() <= SKEW_MS_MAX
     };
     let has_hit = world.running().into_iter().any(jumped);

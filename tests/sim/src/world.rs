@@ -489,7 +489,9 @@ fn watched(store: LifeStore, failure: watch::Sender<bool>) -> Arc<dyn Store> {
 
 /// Wall time of a node whose clock can be set. A run has a handful of them, and ends its process.
 fn wall_time(trace: Trace, off_ms: Arc<AtomicI64>) -> &'static WallTime {
-    let wall = move || Timestamp(WALL_MS + trace.now_ms() as i64 + off_ms.load(Ordering::Relaxed));
+    let wall = move || {
+        Timestamp::from_millis(WALL_MS + trace.now_ms() as i64 + off_ms.load(Ordering::Relaxed))
+    };
     Box::leak(Box::new(wall))
 }
 

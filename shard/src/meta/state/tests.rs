@@ -64,7 +64,7 @@ fn namespaces_are_registered_once_changed_and_listed_by_name() {
     let id = group.register("payments").expect("it is new");
     group.register("default").expect("it is new");
     let namespace = group.state().namespace("payments").cloned().expect("registered");
-    assert_eq!((&namespace.id, namespace.retention), (&id, Span(86_400_000)));
+    assert_eq!((&namespace.id, namespace.retention), (&id, Span::from_millis(86_400_000)));
 
     let new = NewNamespace { name: "payments".into(), ..NewNamespace::default() };
     let again = group.change(|s| decide::register_namespace(s, &new, &"other".into()));

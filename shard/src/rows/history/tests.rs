@@ -18,7 +18,7 @@ fn page() -> HistoryPage {
 
 /// A run with 20 signals in 20 batches behind its first one.
 fn long_run() -> Driver {
-    let mut driver = Driver::start(TestShard::new(), "w", Timestamp(1_000));
+    let mut driver = Driver::start(TestShard::new(), "w", Timestamp::from_millis(1_000));
     for _ in 0..20 {
         driver.signal();
     }

@@ -42,14 +42,14 @@ fn delete(shard: &mut TestShard, row: &ExpireRow, limit: usize) -> usize {
 
 #[test]
 fn an_expired_run_leaves_no_row_behind() {
-    let mut driver = Driver::start(TestShard::new(), "w", Timestamp(1_000));
+    let mut driver = Driver::start(TestShard::new(), "w", Timestamp::from_millis(1_000));
     for _ in 0..20 {
         driver.signal();
     }
     driver.complete();
     let closed = driver.now;
     let mut shard = driver.shard;
-    let before = Timestamp(closed.0 - 1) + Span::from_secs(60);
+    let before = closed + Span::from_secs(60) - Span::from_nanos(1);
     assert_eq!(expired(&shard.rows(), before, 10).expect("it reads"), []);
     let due = expired(&shard.rows(), closed + Span::from_secs(60), 10).expect("it reads");
     assert_eq!(due.len(), 1);
@@ -68,10 +68,10 @@ fn an_expired_run_leaves_no_row_behind() {
 
 #[test]
 fn a_run_in_deletion_is_not_listed_and_other_runs_stay() {
-    let mut driver = Driver::start(TestShard::new(), "gone", Timestamp(1_000));
+    let mut driver = Driver::start(TestShard::new(), "gone", Timestamp::from_millis(1_000));
     driver.complete();
     let closed = driver.now;
-    let other = Driver::start(driver.shard, "stays", Timestamp(1_000));
+    let other = Driver::start(driver.shard, "stays", Timestamp::from_millis(1_000));
     let mut shard = other.shard;
     let due = expired(&shard.rows(), closed + Span::from_secs(60), 10).expect("it reads");
     delete(&mut shard, &due[0], 1_000);
@@ -84,12 +84,12 @@ fn a_run_in_deletion_is_not_listed_and_other_runs_stay() {
 
 #[test]
 fn an_expired_request_id_is_forgotten_alone() {
-    let driver = Driver::start(TestShard::new(), "w", Timestamp(1_000));
+    let driver = Driver::start(TestShard::new(), "w", Timestamp::from_millis(1_000));
     let (id, key) = (RequestId::from("request"), driver.key.clone());
     let row = crate::rows::RequestRow {
         run_id: driver.run_id(),
         event_id: piton_core::id::EventId(1),
-        at: Timestamp(5_000),
+        at: Timestamp::from_millis(5_000),
         kind: crate::rows::RequestKind::Start,
     };
     let keep = Span::from_secs(1);
@@ -102,11 +102,11 @@ fn an_expired_request_id_is_forgotten_alone() {
     shard.put(&[TransitionRecord { term: 1, key: key.clone(), base, writes }]);
     assert_eq!(shard.rows().request(&key, &id).expect("it reads"), Some(row));
 
-    assert_eq!(expired(&shard.rows(), Timestamp(5_999), 10).expect("it reads"), []);
-    let due = expired(&shard.rows(), Timestamp(6_000), 10).expect("it reads");
+    assert_eq!(expired(&shard.rows(), Timestamp::from_millis(5_999), 10).expect("it reads"), []);
+    let due = expired(&shard.rows(), Timestamp::from_millis(6_000), 10).expect("it reads");
     assert_eq!(due[0].what, Expired::Request(id.clone()));
     assert_eq!(delete(&mut shard, &due[0], 10), 1);
     assert_eq!(shard.rows().request(&key, &id).expect("it reads"), None);
     assert!(shard.rows().current(&key).expect("it reads").is_some());
-    assert_eq!(expired(&shard.rows(), Timestamp(i64::MAX), 10).expect("it reads"), []);
+    assert_eq!(expired(&shard.rows(), Timestamp::MAX, 10).expect("it reads"), []);
 }

@@ -10,7 +10,7 @@ use crate::rows::tests::Driver;
 fn shard() -> TestShard {
     let mut shard = TestShard::new();
     for (n, id) in ["a", "b", "c", "d"].into_iter().enumerate() {
-        let mut driver = Driver::start(shard, id, Timestamp(1_000 * (n as i64 + 1)));
+        let mut driver = Driver::start(shard, id, Timestamp::from_millis(1_000 * (n as i64 + 1)));
         if n < 2 {
             driver.complete();
         }
