@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"go.temporal.io/api/enums/v1"
-	"go.temporal.io/api/history/v1"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/worker"
@@ -324,7 +323,8 @@ func noFailedTask(ctx context.Context, c client.Client, run client.WorkflowRun) 
 		}
 		switch event.GetEventType() {
 		case enums.EVENT_TYPE_WORKFLOW_TASK_FAILED:
-			return fmt.Errorf("event %d: %v", event.GetEventId(), event.GetAttributes().(*history.HistoryEvent_WorkflowTaskFailedEventAttributes).WorkflowTaskFailedEventAttributes.GetFailure().GetMessage())
+			failed := event.GetWorkflowTaskFailedEventAttributes()
+			return fmt.Errorf("event %d: %v %v", event.GetEventId(), failed.GetCause(), failed.GetFailure())
 		case enums.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT:
 			return fmt.Errorf("event %d: a workflow task timed out", event.GetEventId())
 		}

@@ -105,7 +105,8 @@ func Long(ctx workflow.Context, timers int) (int, error) {
 		return 0, err
 	}
 	for left := timers; left > 0; {
-		together := min(left, 200)
+		// Fewer than a server may buffer while a task is out.
+		together := min(left, 80)
 		waits := make([]workflow.Future, together)
 		for i := range waits {
 			waits[i] = workflow.NewTimer(ctx, time.Millisecond)
@@ -122,7 +123,7 @@ func Long(ctx workflow.Context, timers int) (int, error) {
 	return fired, nil
 }
 
-// Failing fails its first attempts and its last one well enough for a retry policy to be seen.
+// Flaky fails as often as it is told, then says which attempt it is.
 func Flaky(ctx context.Context, failures int) (int, error) {
 	attempt := attemptOf(ctx)
 	if attempt <= failures {
