@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use piton_proto::common::Priority;
 use piton_proto::history::{
     RequestCancelExternalWorkflowExecutionInitiatedEventAttributes,
     SignalExternalWorkflowExecutionInitiatedEventAttributes,
@@ -124,10 +125,46 @@ impl Hash for QueueName {
 pub struct TaskOffer {
     pub key: TaskKey,
     pub queue: QueueName,
+    /// The version of the workers that must take it; empty: any that names none.
+    pub version: Arc<str>,
     /// 1 (first) to 5.
     pub priority: u8,
-    /// When it began to wait: the order within a priority.
+    /// Keys of one priority take turns, by weight; empty and 0 where nothing is said.
+    pub fairness_key: Arc<str>,
+    pub fairness_weight: f32,
+    /// When it began to wait: the order within a key.
     pub created: Timestamp,
+}
+
+impl TaskOffer {
+    /// The offer of a task with this priority: 3 where it names none, 5 where it is beyond.
+    pub(crate) fn new(
+        key: TaskKey,
+        queue: QueueName,
+        priority: Option<&Priority>,
+        created: Timestamp,
+    ) -> Self {
+        const DEFAULT: u8 = 3;
+        const LAST: i32 = 5;
+        let fairness_key = priority.map_or("", |p| p.fairness_key.as_str());
+        Self {
+            key,
+            queue,
+            // Where build ids route tasks, the version of the task's run stands here.
+            version: Arc::default(),
+            priority: match priority.map_or(0, |p| p.priority_key) {
+                ..=0 => DEFAULT,
+                given => given.min(LAST) as u8,
+            },
+            fairness_key: if fairness_key.is_empty() {
+                Arc::default()
+            } else {
+                fairness_key.into()
+            },
+            fairness_weight: priority.map_or(0.0, |p| p.fairness_weight),
+            created,
+        }
+    }
 }
 
 /// What to do at another workflow, with all that is needed to do it.

@@ -62,13 +62,11 @@ pub fn key(bytes: &[u8]) {
     same(keys::parse_visibility(bytes).map(|visibility| visibility.key()));
     same(keys::parse_expire(bytes).map(|expire| expire.key()));
     same(keys::meta::parse_search_attributes(bytes).map(|id| keys::meta::search_attributes(&id)));
-    same(keys::parse_workflow_row(bytes).map(|(workflow, row)| match row {
-        keys::WorkflowRow::Current => workflow.current(),
-        keys::WorkflowRow::Request { request_id } => workflow.request(&request_id),
-        keys::WorkflowRow::Event { run_id, first_event_id } => {
-            workflow.event(&run_id, first_event_id)
-        }
-        keys::WorkflowRow::Note { run_id, kind, id } => workflow.note(&run_id, kind, id),
+    same(keys::parse_entity_row(bytes).map(|(entity, row)| match row {
+        keys::EntityRow::Current => entity.current(),
+        keys::EntityRow::Request { request_id } => entity.request(&request_id),
+        keys::EntityRow::Event { run_id, first_event_id } => entity.event(&run_id, first_event_id),
+        keys::EntityRow::Note { run_id, kind, id } => entity.note(&run_id, kind, id),
     }));
 }
 
@@ -80,12 +78,12 @@ pub fn row(bytes: &[u8]) {
 }
 
 fn key_and_value(key: &[u8], value: &[u8]) {
-    if let Some((_, row)) = keys::parse_workflow_row(key) {
+    if let Some((_, row)) = keys::parse_entity_row(key) {
         match row {
-            keys::WorkflowRow::Current => {}
-            keys::WorkflowRow::Request { .. } => drop(codec::decode::<RequestRow>(value)),
-            keys::WorkflowRow::Event { .. } => history_batch(value),
-            keys::WorkflowRow::Note { kind, id, .. } => {
+            keys::EntityRow::Current => {}
+            keys::EntityRow::Request { .. } => drop(codec::decode::<RequestRow>(value)),
+            keys::EntityRow::Event { .. } => history_batch(value),
+            keys::EntityRow::Note { kind, id, .. } => {
                 let _ = note_key(kind, id);
                 drop(codec::decode::<Note>(value));
             }

@@ -27,9 +27,6 @@ use crate::note::{ActivityNote, ActivityStart};
 use crate::request::{ActivityRef, Drawn, Taker};
 use crate::time::Timestamp;
 
-const PRIORITY_DEFAULT: u8 = 3;
-const PRIORITY_LAST: i32 = 5;
-
 /// The part of a large failure that is kept when it is over the limit.
 const OVERSIZED_FAILURE_BYTES: usize = 64 << 10;
 
@@ -348,7 +345,7 @@ impl RunState {
             start_to_close_timeout: a.start_to_close_timeout,
             heartbeat_timeout: a.heartbeat_timeout,
             retry_policy: a.retry_policy.clone(),
-            priority: Some(self.activity_priority(activity).1),
+            priority: Some(self.activity_priority(activity)),
             ..Default::default()
         };
         ActivityTask {
@@ -359,11 +356,10 @@ impl RunState {
         }
     }
 
-    /// The priority of its offers, and as the API says it: what it leaves open is the workflow's.
-    pub(super) fn activity_priority(&self, activity: &Activity) -> (u8, Priority) {
+    /// Its priority: what it leaves open is the workflow's.
+    pub(super) fn activity_priority(&self, activity: &Activity) -> Priority {
         let own = activity.attributes.priority.clone();
-        let priority = inherit_priority(own, self.started.priority.as_ref()).unwrap_or_default();
-        (priority_level(&priority), priority)
+        inherit_priority(own, self.started.priority.as_ref()).unwrap_or_default()
     }
 
     /// This run as the API names it.
@@ -393,14 +389,6 @@ pub(super) fn inherit_priority(
         priority.fairness_weight = inherited.fairness_weight;
     }
     Some(priority)
-}
-
-/// The level of an offer, 1 (first) to 5; 3 where nothing is said.
-pub(super) fn priority_level(priority: &Priority) -> u8 {
-    match priority.priority_key {
-        ..=0 => PRIORITY_DEFAULT,
-        key => key.min(PRIORITY_LAST) as u8,
-    }
 }
 
 /// The folds.

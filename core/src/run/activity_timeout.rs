@@ -153,12 +153,11 @@ impl RunState {
         }
         if activity.is_offered() {
             let queue = activity.attributes.task_queue.as_ref().map_or("", |q| q.name.as_str());
-            out.push(Effect::Task(TaskOffer {
-                key: TaskKey::Activity { scheduled, stamp: activity.note.stamp },
-                queue: QueueName::normal(queue),
-                priority: self.activity_priority(activity).0,
-                created: activity.note.attempt_scheduled_at,
-            }));
+            let key = TaskKey::Activity { scheduled, stamp: activity.note.stamp };
+            let priority = self.activity_priority(activity);
+            let created = activity.note.attempt_scheduled_at;
+            let queue = QueueName::normal(queue);
+            out.push(Effect::Task(TaskOffer::new(key, queue, Some(&priority), created)));
         }
     }
 }

@@ -12,10 +12,6 @@ use crate::time::{Span, Timestamp};
 use piton_proto::enums::ParentClosePolicy;
 use piton_proto::history::history_event::Attributes as A;
 
-/// The priority of a task whose run names none: 1 is first, 5 last.
-const PRIORITY_DEFAULT: i32 = 3;
-const PRIORITY_LAST: i32 = 5;
-
 impl RunState {
     /// The effects that a run has one of each.
     pub(crate) fn single_effects(&self, out: &mut Vec<Effect>) {
@@ -40,14 +36,8 @@ impl RunState {
     }
 
     fn workflow_task_offer(&self, task: &WorkflowTaskNote) -> TaskOffer {
-        let given = self.started.priority.as_ref().map_or(0, |p| p.priority_key);
-        let priority = if given <= 0 { PRIORITY_DEFAULT } else { given.min(PRIORITY_LAST) };
-        TaskOffer {
-            key: TaskKey::Workflow { scheduled: task.scheduled_event_id, stamp: task.stamp },
-            queue: task.queue.clone(),
-            priority: priority as u8,
-            created: task.scheduled_at,
-        }
+        let key = TaskKey::Workflow { scheduled: task.scheduled_event_id, stamp: task.stamp };
+        TaskOffer::new(key, task.queue.clone(), self.started.priority.as_ref(), task.scheduled_at)
     }
 
     fn owed_after_close(&self, key: ErrandKey) -> Option<Effect> {

@@ -18,8 +18,9 @@ fn held(run: &mut dyn FnMut()) -> u64 {
     allocation_counter::measure(run).bytes_max
 }
 
-fn workflow() -> keys::Workflow<&'static str> {
-    keys::Workflow { slot: 300, namespace: "namespace", workflow_id: "order \u{1} 7" }
+fn workflow() -> keys::Entity<&'static str> {
+    let kind = keys::EntityKind::Workflow;
+    keys::Entity { slot: 300, kind, namespace: "namespace", id: "order \u{1} 7" }
 }
 
 #[test]
@@ -101,28 +102,30 @@ fn a_token_survives_hostile_bytes() {
 
 #[test]
 fn a_key_survives_hostile_bytes() {
-    let (workflow, run_id) = (workflow(), "run");
-    let timer = keys::Timer { due: 5, workflow: workflow.clone(), run_id, kind: 1, event_id: 9 };
-    let errand = keys::Errand { workflow: workflow.clone(), run_id, event_id: 9, kind: 1 };
+    let (entity, run_id) = (workflow(), "run");
+    let timer = keys::Timer { due: 5, entity: entity.clone(), run_id, kind: 1, event_id: 9 };
+    let errand = keys::Errand { entity: entity.clone(), run_id, event_id: 9, kind: 1 };
     let task = keys::Task {
         queue: "queue",
         queue_type: 1,
         sticky: true,
+        version: "",
         priority: 3,
+        fairness_key: "tenant",
         created: -5,
-        workflow: workflow.clone(),
+        entity: entity.clone(),
         run_id,
         event_id: 9,
         stamp: 4,
     };
     let visibility =
-        |closed| keys::Visibility { closed, started: 4, run_id, workflow: workflow.clone() };
-    let expire = |what| keys::Expire { when: 3, workflow: workflow.clone(), what };
+        |closed| keys::Visibility { closed, started: 4, run_id, entity: entity.clone() };
+    let expire = |what| keys::Expire { when: 3, entity: entity.clone(), what };
     let samples = [
-        workflow.current(),
-        workflow.request("request"),
-        workflow.event(run_id, 12),
-        workflow.note(run_id, 2, 12),
+        entity.current(),
+        entity.request("request"),
+        entity.event(run_id, 12),
+        entity.note(run_id, 2, 12),
         timer.key(),
         errand.key(),
         task.key(),

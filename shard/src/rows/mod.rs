@@ -11,7 +11,7 @@ pub(crate) mod values;
 pub(crate) mod visibility;
 pub(crate) mod writes;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
 use piton_core::note::{Note, NoteKey};
 use piton_core::proto::history::{History, HistoryEvent};
@@ -160,8 +160,8 @@ impl WorkflowRows {
         }
         let mut notes = Vec::new();
         self.each_below(&workflow.notes(run_id.as_str()), |row| {
-            let parsed = keys::parse_workflow_row(&row.key);
-            let Some((_, keys::WorkflowRow::Note { kind, id, .. })) = parsed else {
+            let parsed = keys::parse_entity_row(&row.key);
+            let Some((_, keys::EntityRow::Note { kind, id, .. })) = parsed else {
                 return Err(self.bad_key("notes"));
             };
             let key = note_key(kind, id).ok_or_else(|| self.bad_key("notes"))?;
@@ -265,8 +265,8 @@ impl WorkflowRows {
     }
 
     fn batch(&self, row: Row) -> Result<HistoryBatch, LoadError> {
-        let parsed = keys::parse_workflow_row(&row.key);
-        let Some((_, keys::WorkflowRow::Event { first_event_id, .. })) = parsed else {
+        let parsed = keys::parse_entity_row(&row.key);
+        let Some((_, keys::EntityRow::Event { first_event_id, .. })) = parsed else {
             return Err(self.bad_key("batches of history"));
         };
         if row.value.first() != Some(&FORMAT) {
@@ -292,7 +292,7 @@ impl WorkflowRows {
         Ok(timers)
     }
 
-    /// The first tasks of a queue that are meant, by priority and age.
+    /// The first tasks of a queue that are meant, by class and age.
     pub(crate) fn tasks(
         &self,
         queue: &QueueKey,
@@ -457,10 +457,8 @@ struct PageBudget {
 
 fn queue_prefix(queue: &QueueKey) -> Bytes {
     let name = &queue.queue.name;
-    let prefix = keys::tasks_of(queue.namespace.as_str(), name, queue_code(queue.kind));
-    let mut bytes = BytesMut::from(&prefix[..]);
-    bytes.put_u8(u8::from(queue.queue.is_sticky()));
-    bytes.freeze()
+    let (kind, is_sticky) = (queue_code(queue.kind), queue.queue.is_sticky());
+    keys::tasks_of(queue.namespace.as_str(), name, kind, is_sticky)
 }
 
 #[cfg(test)]

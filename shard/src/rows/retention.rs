@@ -65,7 +65,7 @@ pub(crate) fn expired(
         let expire = keys::parse_expire(&row.key).ok_or_else(|| rows.bad_key("expiries"))?;
         Ok(ExpireRow {
             when: Timestamp::from_nanos(expire.when),
-            key: workflow_key(expire.workflow),
+            key: workflow_key(expire.entity),
             what: match expire.what {
                 keys::Expires::Run(run_id) => Expired::Run(RunId::new(run_id)),
                 keys::Expires::Request(id) => Expired::Request(RequestId::new(id)),
@@ -85,18 +85,18 @@ pub(crate) fn deletion_writes(
     expired: &ExpireRow,
     limit: usize,
 ) -> Result<Deletion, LoadError> {
-    let workflow = workflow(&expired.key);
+    let entity = workflow(&expired.key);
     let what = match &expired.what {
         Expired::Run(run_id) => keys::Expires::Run(run_id.as_str()),
         Expired::Request(id) => keys::Expires::Request(id.as_str()),
     };
-    let row = keys::Expire { when: expired.when.as_nanos(), workflow, what }.key();
+    let row = keys::Expire { when: expired.when.as_nanos(), entity, what }.key();
     let Some(value) = rows.get(&row)? else {
         return Ok(Deletion { writes: Vec::new(), done: true });
     };
     let mut deletion = match &expired.what {
         Expired::Request(id) => {
-            let request = self::workflow(&expired.key).request(id.as_str());
+            let request = workflow(&expired.key).request(id.as_str());
             Deletion { writes: vec![Write::delete(request)], done: true }
         }
         Expired::Run(run_id) => run_deletion(rows, &expired.key, run_id, limit)?,

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use piton_core::effect::{Effect, EffectKey, ErrandKey, QueueName};
+use piton_core::effect::{Effect, EffectKey, ErrandKey, QueueName, TaskKey, TaskOffer};
 use piton_core::id::RequestId;
 use piton_core::limits::Limits;
 use piton_core::proto::command::command::Attributes as C;
@@ -18,10 +18,13 @@ use piton_core::run::{Decided, Reply, StartedTask, decide_start};
 use piton_core::time::Span;
 use piton_core::transition::Change;
 
+use piton_store::Write;
+
 use super::*;
 use crate::message::QueueType;
 use crate::replica::entry::{TransitionRecord, Verdict};
 use crate::replica::tests::{TestShard, key};
+use crate::rows::writes::effect_write;
 
 struct AllKnown;
 
@@ -264,6 +267,27 @@ fn a_task_row_names_queue_priority_and_age() {
     assert_eq!(rows.tasks(&other, 10, |_| true).expect("they read"), []);
     let other = QueueKey { kind: QueueType::Activity, ..queue };
     assert_eq!(rows.tasks(&other, 10, |_| true).expect("they read"), []);
+}
+
+#[test]
+fn a_task_row_names_version_and_fairness() {
+    let driver = driver();
+    let offer = TaskOffer {
+        key: TaskKey::Activity { scheduled: EventId(5), stamp: 2 },
+        queue: QueueName::sticky("q", "normal"),
+        version: "deployment/build-7".into(),
+        priority: 1,
+        fairness_key: "tenant".into(),
+        fairness_weight: 2.5,
+        created: driver.now,
+    };
+    let write = effect_write(&driver.key, &driver.run_id(), &Effect::Task(offer.clone()));
+    let Ok(Write::Put { key, value }) = write else { panic!("a task is put: {write:?}") };
+    let value = codec::decode(&value).expect("it decodes");
+    let row = task_row(&key, value).expect("it is a task's key");
+    assert_eq!((&row.version, row.priority), (&offer.version, 1));
+    assert_eq!((&row.fairness_key, row.fairness_weight), (&offer.fairness_key, 2.5));
+    assert_eq!((&row.queue.queue.normal, row.created), (&offer.queue.normal, offer.created));
 }
 
 #[test]

@@ -69,13 +69,18 @@ pub(crate) struct TimerRow {
 }
 
 /// A task that waits for a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TaskRow {
     pub(crate) queue: QueueKey,
     pub(crate) key: WorkflowKey,
     pub(crate) run_id: RunId,
     pub(crate) task: TaskKey,
+    /// The version of the workers that must take it; empty: any that names none.
+    pub(crate) version: Arc<str>,
     pub(crate) priority: u8,
+    /// Keys of one priority take turns, by weight; empty and 0 where nothing is said.
+    pub(crate) fairness_key: Arc<str>,
+    pub(crate) fairness_weight: f32,
     pub(crate) created: Timestamp,
 }
 
@@ -84,6 +89,7 @@ pub(crate) struct TaskRow {
 pub(crate) struct TaskValue {
     /// For a sticky queue: the normal queue of the same worker.
     pub(crate) normal: Option<Arc<str>>,
+    pub(crate) fairness_weight: f32,
 }
 
 /// An errand that is not settled. What it carries is in the run's history.
@@ -137,18 +143,22 @@ impl HistoryBatch {
 }
 
 /// A workflow as the key builders want it.
-pub(crate) fn workflow(key: &WorkflowKey) -> keys::Workflow<&str> {
-    keys::Workflow {
+pub(crate) fn workflow(key: &WorkflowKey) -> keys::Entity<&str> {
+    keys::Entity {
         slot: slot_of(key).0,
+        kind: keys::EntityKind::Workflow,
         namespace: key.namespace.as_str(),
-        workflow_id: key.workflow_id.as_str(),
+        id: key.workflow_id.as_str(),
     }
 }
 
-pub(crate) fn workflow_key(workflow: keys::Workflow<String>) -> WorkflowKey {
+/// The workflow that an index row belongs to.
+pub(crate) fn workflow_key(entity: keys::Entity<String>) -> WorkflowKey {
+    // A second kind of entity makes this a question.
+    let keys::EntityKind::Workflow = entity.kind;
     WorkflowKey {
-        namespace: NamespaceId::new(workflow.namespace),
-        workflow_id: WorkflowId::new(workflow.workflow_id),
+        namespace: NamespaceId::new(entity.namespace),
+        workflow_id: WorkflowId::new(entity.id),
     }
 }
 
@@ -202,7 +212,7 @@ pub(crate) fn timer_row(key: &[u8]) -> Option<TimerRow> {
     Some(TimerRow {
         due: Timestamp::from_nanos(timer.due),
         kind: timer_kind(timer.kind, timer.event_id)?,
-        key: workflow_key(timer.workflow),
+        key: workflow_key(timer.entity),
         run_id: RunId::new(timer.run_id),
     })
 }
@@ -216,13 +226,16 @@ pub(crate) fn task_row(key: &[u8], value: TaskValue) -> Option<TaskRow> {
         _ => return None,
     };
     let queue = QueueName { name: task.queue.into(), normal: value.normal };
-    let key = workflow_key(task.workflow);
+    let key = workflow_key(task.entity);
     Some(TaskRow {
         queue: QueueKey { namespace: key.namespace.clone(), queue, kind },
         key,
         run_id: RunId::new(task.run_id),
         task: task_key,
+        version: task.version.into(),
         priority: task.priority,
+        fairness_key: task.fairness_key.into(),
+        fairness_weight: value.fairness_weight,
         created: Timestamp::from_nanos(task.created),
     })
 }
@@ -231,7 +244,7 @@ pub(crate) fn errand_row(key: &[u8]) -> Option<ErrandRow> {
     let errand = keys::parse_errand(key)?;
     Some(ErrandRow {
         errand: errand_key(errand.event_id, errand.kind)?,
-        key: workflow_key(errand.workflow),
+        key: workflow_key(errand.entity),
         run_id: RunId::new(errand.run_id),
     })
 }

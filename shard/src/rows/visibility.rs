@@ -14,6 +14,7 @@ use piton_core::visibility::VisibilityRecord;
 use piton_store::key_after;
 
 use crate::message::CountReply;
+use crate::rows::keys::EntityKind;
 use crate::rows::{LoadError, WorkflowRows, end_of, keys};
 
 /// A run with the key it is sorted by, the same on every shard: open runs by start time, then closed
@@ -31,7 +32,7 @@ pub(crate) fn list(
     after: Option<&[u8]>,
     limit: usize,
 ) -> Result<Vec<ListedRun>, LoadError> {
-    let prefix = keys::visibility_of(namespace.as_str());
+    let prefix = keys::visibility_of(namespace.as_str(), EntityKind::Workflow);
     // The key comes from a client: whatever it is, nothing outside the namespace is read.
     let start = after.map_or_else(|| prefix.clone(), key_after).max(prefix.clone());
     let mut listed = Vec::new();
@@ -57,7 +58,7 @@ pub(crate) fn count(
     namespace: &NamespaceId,
     filter: &ListFilter,
 ) -> Result<CountReply, LoadError> {
-    let prefix: Bytes = keys::visibility_of(namespace.as_str());
+    let prefix: Bytes = keys::visibility_of(namespace.as_str(), EntityKind::Workflow);
     let counts_all = ListFilter::parse("").is_ok_and(|all| all == *filter);
     let mut total = 0;
     let mut groups: BTreeMap<&'static str, u64> = BTreeMap::new();

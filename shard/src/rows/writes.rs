@@ -97,7 +97,7 @@ pub(crate) fn request_writes(
     keep: Span,
 ) -> Result<[Write; 2], CodecError> {
     let what = keys::Expires::Request(id.as_str());
-    let expire = keys::Expire { when: (row.at + keep).as_nanos(), workflow: workflow(key), what };
+    let expire = keys::Expire { when: (row.at + keep).as_nanos(), entity: workflow(key), what };
     Ok([
         Write::put(workflow(key).request(id.as_str()), codec::encode(row)?),
         Write::put(expire.key(), Bytes::from_static(&[FORMAT])),
@@ -146,13 +146,18 @@ fn encode_batch(events: &[Arc<HistoryEvent>]) -> Bytes {
     batch.freeze()
 }
 
-fn effect_write(key: &WorkflowKey, run_id: &RunId, effect: &Effect) -> Result<Write, CodecError> {
+pub(crate) fn effect_write(
+    key: &WorkflowKey,
+    run_id: &RunId,
+    effect: &Effect,
+) -> Result<Write, CodecError> {
     let nothing = Bytes::from_static(&[FORMAT]);
     Ok(match effect {
         Effect::Timer(due, kind) => Write::put(timer_key(key, run_id, *due, kind), nothing),
         Effect::Errand(errand, _) => Write::put(errand_key(key, run_id, *errand), nothing),
         Effect::Task(offer) => {
-            let value = TaskValue { normal: offer.queue.normal.clone() };
+            let fairness_weight = offer.fairness_weight;
+            let value = TaskValue { normal: offer.queue.normal.clone(), fairness_weight };
             Write::put(task_key(key, run_id, offer), codec::encode(&value)?)
         }
     })
@@ -160,13 +165,13 @@ fn effect_write(key: &WorkflowKey, run_id: &RunId, effect: &Effect) -> Result<Wr
 
 fn timer_key(key: &WorkflowKey, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Bytes {
     let (kind, event_id) = timer_codes(kind);
-    let workflow = workflow(key);
-    keys::Timer { due: due.as_nanos(), workflow, run_id: run_id.as_str(), kind, event_id }.key()
+    let entity = workflow(key);
+    keys::Timer { due: due.as_nanos(), entity, run_id: run_id.as_str(), kind, event_id }.key()
 }
 
 pub(crate) fn errand_key(key: &WorkflowKey, run_id: &RunId, errand: ErrandKey) -> Bytes {
     let (event_id, kind) = errand_codes(errand);
-    keys::Errand { workflow: workflow(key), run_id: run_id.as_str(), event_id, kind }.key()
+    keys::Errand { entity: workflow(key), run_id: run_id.as_str(), event_id, kind }.key()
 }
 
 fn task_key(key: &WorkflowKey, run_id: &RunId, offer: &TaskOffer) -> Bytes {
@@ -175,9 +180,11 @@ fn task_key(key: &WorkflowKey, run_id: &RunId, offer: &TaskOffer) -> Bytes {
         queue: &*offer.queue.name,
         queue_type,
         sticky: offer.queue.is_sticky(),
+        version: &*offer.version,
         priority: offer.priority,
+        fairness_key: &*offer.fairness_key,
         created: offer.created.as_nanos(),
-        workflow: workflow(key),
+        entity: workflow(key),
         run_id: run_id.as_str(),
         event_id,
         stamp,
@@ -200,7 +207,7 @@ fn visibility_writes(
     if let (true, Some(close_time)) = (closes, after.close_time) {
         let what = keys::Expires::Run(after.run_id.as_str());
         let when = (close_time + retention).as_nanos();
-        let expire = keys::Expire { when, workflow: workflow(key), what };
+        let expire = keys::Expire { when, entity: workflow(key), what };
         // The value names the visibility row, which only the run's times would lead to.
         let mut value = BytesMut::with_capacity(1 + row.len());
         value.put_u8(FORMAT);
@@ -215,7 +222,7 @@ fn visibility_key(key: &WorkflowKey, record: &VisibilityRecord) -> Bytes {
         closed: record.close_time.map(Timestamp::as_nanos),
         started: record.start_time.as_nanos(),
         run_id: record.run_id.as_str(),
-        workflow: workflow(key),
+        entity: workflow(key),
     };
     row.key()
 }

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes};
 
-use super::{build, parse, put_text, take_tag, take_text};
+use super::parts::{build, parse, put_text, take_tag, take_text};
 
 const NAMESPACE: u8 = b'n';
 const ATTRIBUTES: u8 = b'a';

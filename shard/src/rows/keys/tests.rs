@@ -19,15 +19,15 @@ fn time(random: &mut Random) -> i64 {
     }
 }
 
-fn workflow(random: &mut Random) -> Workflow<String> {
-    let slot = random.random_range(0..4);
-    Workflow { slot, namespace: text(random), workflow_id: text(random) }
+fn workflow(random: &mut Random) -> Entity<String> {
+    let (slot, kind) = (random.random_range(0..4), EntityKind::Workflow);
+    Entity { slot, kind, namespace: text(random), id: text(random) }
 }
 
 fn timer(random: &mut Random) -> Timer<String> {
     Timer {
         due: time(random),
-        workflow: workflow(random),
+        entity: workflow(random),
         run_id: text(random),
         kind: random.random_range(0..3),
         event_id: random.random_range(0..300),
@@ -36,7 +36,7 @@ fn timer(random: &mut Random) -> Timer<String> {
 
 fn errand(random: &mut Random) -> Errand<String> {
     Errand {
-        workflow: workflow(random),
+        entity: workflow(random),
         run_id: text(random),
         event_id: random.next_u64(),
         kind: random.random_range(0..3),
@@ -48,9 +48,11 @@ fn task(random: &mut Random) -> Task<String> {
         queue: text(random),
         queue_type: random.random_range(1..3),
         sticky: random.random(),
+        version: text(random),
         priority: random.random_range(1..6),
+        fairness_key: text(random),
         created: time(random),
-        workflow: workflow(random),
+        entity: workflow(random),
         run_id: text(random),
         event_id: random.random_range(0..300),
         stamp: random.next_u32(),
@@ -62,14 +64,14 @@ fn visibility(random: &mut Random) -> Visibility<String> {
         closed: random.random::<bool>().then(|| time(random)),
         started: time(random),
         run_id: text(random),
-        workflow: workflow(random),
+        entity: workflow(random),
     }
 }
 
 fn expire(random: &mut Random) -> Expire<String> {
     let what = text(random);
     let what = if random.random() { Expires::Run(what) } else { Expires::Request(what) };
-    Expire { when: time(random), workflow: workflow(random), what }
+    Expire { when: time(random), entity: workflow(random), what }
 }
 
 /// Draws many pairs: each key parses back, and two keys sort as their sort tuples do.
@@ -90,22 +92,24 @@ fn check<Row: PartialEq + std::fmt::Debug, Sort: Ord + std::fmt::Debug>(
 #[test]
 fn timers_sort_by_due_time() {
     check(timer, Timer::key, parse_timer, |t| {
-        (t.due, t.workflow.clone(), t.run_id.clone(), t.kind, t.event_id)
+        (t.due, t.entity.clone(), t.run_id.clone(), t.kind, t.event_id)
     });
 }
 
 #[test]
 fn errands_of_a_run_sort_by_event() {
     check(errand, Errand::key, parse_errand, |e| {
-        (e.workflow.clone(), e.run_id.clone(), e.event_id, e.kind)
+        (e.entity.clone(), e.run_id.clone(), e.event_id, e.kind)
     });
 }
 
 #[test]
-fn tasks_of_a_queue_sort_by_priority_and_age() {
+fn tasks_of_a_queue_sort_by_class_and_age() {
     check(task, Task::key, parse_task, |t| {
-        let queue = (t.workflow.namespace.clone(), t.queue.clone(), t.queue_type, t.sticky);
-        (queue, t.priority, t.created, t.workflow.clone(), t.run_id.clone(), t.event_id, t.stamp)
+        let queue = (t.entity.namespace.clone(), t.queue.clone(), t.queue_type, t.sticky);
+        let class = (t.version.clone(), t.priority, t.fairness_key.clone());
+        let entity = t.entity.clone();
+        (queue, class, t.created, entity, t.run_id.clone(), t.event_id, t.stamp)
     });
 }
 
@@ -113,8 +117,8 @@ fn tasks_of_a_queue_sort_by_priority_and_age() {
 fn visibility_shows_open_runs_first_and_the_latest_first() {
     use std::cmp::Reverse;
     check(visibility, Visibility::key, parse_visibility, |v| {
-        let namespace = v.workflow.namespace.clone();
-        let workflow = (v.workflow.slot, v.workflow.workflow_id.clone());
+        let namespace = v.entity.namespace.clone();
+        let workflow = (v.entity.slot, v.entity.id.clone());
         let run_id = v.run_id.clone();
         (namespace, v.closed.is_some(), Reverse(v.closed), Reverse(v.started), run_id, workflow)
     });
@@ -127,30 +131,30 @@ fn expiries_sort_by_time() {
             Expires::Request(id) => (false, id.clone()),
             Expires::Run(id) => (true, id.clone()),
         };
-        (e.when, e.workflow.clone(), what)
+        (e.when, e.entity.clone(), what)
     });
 }
 
 #[test]
-fn workflow_rows_parse_back_and_stay_below_their_prefixes() {
+fn entity_rows_parse_back_and_stay_below_their_prefixes() {
     let random = &mut Random::seed_from_u64(7);
     for _ in 0..20_000 {
         let (w, other, run, id) = (workflow(random), workflow(random), text(random), time(random));
         let id = id.cast_unsigned();
         let rows = [
-            (w.current(), WorkflowRow::Current),
-            (w.request(&run), WorkflowRow::Request { request_id: run.clone() }),
-            (w.event(&run, id), WorkflowRow::Event { run_id: run.clone(), first_event_id: id }),
-            (w.note(&run, 3, id), WorkflowRow::Note { run_id: run.clone(), kind: 3, id }),
+            (w.current(), EntityRow::Current),
+            (w.request(&run), EntityRow::Request { request_id: run.clone() }),
+            (w.event(&run, id), EntityRow::Event { run_id: run.clone(), first_event_id: id }),
+            (w.note(&run, 3, id), EntityRow::Note { run_id: run.clone(), kind: 3, id }),
         ];
         for (key, row) in rows {
-            assert_eq!(parse_workflow_row(&key), Some((w.clone(), row)));
-            assert!(key.starts_with(&w.prefix()) && key < WORKFLOWS_END);
+            assert_eq!(parse_entity_row(&key), Some((w.clone(), row)));
+            assert!(key.starts_with(&w.prefix()) && key < ENTITIES_END);
             assert_eq!(key.starts_with(&other.prefix()), w == other);
         }
         assert!(w.event(&run, id).starts_with(&w.events(&run)));
         assert!(w.note(&run, 3, id).starts_with(&w.notes(&run)));
-        assert!(w.events(&run).starts_with(&w.run(&run)) && w.run(&run).starts_with(&w.runs()));
+        assert!(w.events(&run).starts_with(&w.run(&run)));
     }
 }
 
@@ -163,11 +167,12 @@ fn a_prefix_holds_its_rows_and_no_others() {
         assert!(a.key().starts_with(&timers()));
         let queue = text(random);
         let namespace = text(random);
-        let inside = b.workflow.namespace == namespace && b.queue == queue && b.queue_type == 1;
-        assert_eq!(b.key().starts_with(&tasks_of(&namespace, &queue, 1)), inside);
+        let same_queue = b.entity.namespace == namespace && b.queue == queue;
+        let inside = same_queue && b.queue_type == 1 && !b.sticky;
+        assert_eq!(b.key().starts_with(&tasks_of(&namespace, &queue, 1, false)), inside);
         let v = visibility(random);
-        let closed = visibility_closed(&v.workflow.namespace);
-        assert_eq!(v.key() >= closed, v.closed.is_some());
+        let listed = visibility_of(&namespace, EntityKind::Workflow);
+        assert_eq!(v.key().starts_with(&listed), v.entity.namespace == namespace);
         let e = expire(random);
         assert_eq!(e.key() < expiries_after(now), e.when <= now);
     }
@@ -200,7 +205,7 @@ fn parsers_refuse_bytes_that_are_no_key() {
             parse_expire(&bytes).map(|row| row.key()),
             parse_errand(&bytes).map(|row| row.key()),
         ];
-        let row = parse_workflow_row(&bytes);
+        let row = parse_entity_row(&bytes);
         refused += usize::from(row.is_none() && parsed.iter().all(Option::is_none));
         // What a parser accepts is exactly what the builder would have made.
         for key in parsed.into_iter().flatten() {
@@ -208,6 +213,19 @@ fn parsers_refuse_bytes_that_are_no_key() {
         }
     }
     assert!(refused > 50_000, "{refused}");
+}
+
+#[test]
+fn a_kind_that_is_not_known_is_no_key() {
+    let random = &mut Random::seed_from_u64(17);
+    let (a, b) = (workflow(random).event("run", 1), timer(random).key());
+    for (key, kind_at) in [(a, 2), (b, 11)] {
+        let mut key = key.to_vec();
+        assert_eq!(key[kind_at], EntityKind::Workflow as u8);
+        key[kind_at] += 1;
+        assert_eq!(parse_entity_row(&key), None);
+        assert_eq!(parse_timer(&key), None);
+    }
 }
 
 #[test]
