@@ -33,3 +33,4 @@ mod repeated;
 mod retention;
 mod three_nodes;
 mod transport;
+mod worker_end;
