@@ -34,7 +34,11 @@ use tonic::client::Grpc;
 use tonic::codec::CompressionEncoding;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_prost::ProstCodec;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 const WORKFLOWS: &str = "temporal.api.workflowservice.v1.WorkflowService";
 const OPERATORS: &str = "temporal.api.operatorservice.v1.OperatorService";
@@ -178,7 +182,6 @@ async fn a_node_says_who_it_is_and_what_it_can() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_served_for_the_server_and_for_the_service() {
-    use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
     let (node, client) = node_and_client().await;
     for service in ["", WORKFLOWS, OPERATORS] {
         let request = Request::new(HealthCheckRequest { service: service.to_owned() });
@@ -424,6 +427,22 @@ async fn compressed_requests_are_read() {
     let described: DescribeNamespaceResponse =
         client.send(WORKFLOWS, "DescribeNamespace", Request::new(request), gzip).await.unwrap();
     assert_eq!(described.namespace_info.unwrap().name, "default");
+    // A client has one setting for all services of a connection.
+    let health = Request::new(HealthCheckRequest::default());
+    let health: HealthCheckResponse =
+        client.send("grpc.health.v1.Health", "Check", health, gzip).await.unwrap();
+    assert_eq!(health.status, 1);
+    for version in ["v1", "v1alpha"] {
+        let service = format!("grpc.reflection.{version}.ServerReflection");
+        let asked = ServerReflectionRequest {
+            message_request: Some(MessageRequest::ListServices(String::new())),
+            ..Default::default()
+        };
+        let answer: ServerReflectionResponse =
+            client.send(&service, "ServerReflectionInfo", Request::new(asked), gzip).await.unwrap();
+        let answer = answer.message_response.unwrap();
+        assert!(matches!(answer, MessageResponse::ListServicesResponse(_)), "{answer:?}");
+    }
     node.stop().await;
 }
 

@@ -34,3 +34,4 @@ mod repeated;
 mod retention;
 mod three_nodes;
 mod transport;
+mod worker_end;

@@ -174,6 +174,7 @@ service! {
     reset_sticky_task_queue: ResetStickyTaskQueueRequest -> ResetStickyTaskQueueResponse = workflow::reset_sticky;
 
     poll_workflow_task_queue: PollWorkflowTaskQueueRequest -> PollWorkflowTaskQueueResponse = worker::poll_workflow_task;
+    poll_nexus_task_queue: PollNexusTaskQueueRequest -> PollNexusTaskQueueResponse = worker::poll_nexus_task;
     respond_workflow_task_completed: RespondWorkflowTaskCompletedRequest -> RespondWorkflowTaskCompletedResponse = worker::complete_workflow_task;
     respond_workflow_task_failed: RespondWorkflowTaskFailedRequest -> RespondWorkflowTaskFailedResponse = worker::fail_workflow_task;
     respond_query_task_completed: RespondQueryTaskCompletedRequest -> RespondQueryTaskCompletedResponse = worker::answer_query;

@@ -12,6 +12,7 @@ use prost_types::FileDescriptorSet;
 const HELD: &[&str] = &[
     "PollWorkflowTaskQueue",
     "PollActivityTaskQueue",
+    "PollNexusTaskQueue",
     "GetWorkflowExecutionHistory",
     "QueryWorkflow",
 ];

@@ -22,6 +22,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Headers of one request; SDKs send a few hundred bytes.
 const HEADER_BYTES_MAX: u32 = 64 << 10;
+/// Calls of one connection that their client gave up before this server had looked at them. A worker
+/// that stops gives up all its polls at once, and must not lose its other calls by it; who goes on
+/// like that is a flood (CVE-2023-44487), and its connection is closed.
+const GIVEN_UP_CALLS_MAX: usize = 1_000;
 
 /// Why the API could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,8 @@ pub(crate) async fn serve(
 ) -> Result<(), Served> {
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health).await;
+    let reflection_v1 = reflection().build_v1().map_err(Served::Reflection)?;
+    let reflection_v1alpha = reflection().build_v1alpha().map_err(Served::Reflection)?;
     let workflows = WorkflowServiceServer::new(frontend.clone())
         .max_decoding_message_size(admission.message_bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
@@ -60,10 +66,12 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(GIVEN_UP_CALLS_MAX))
         .layer(Gate::new(admission, metrics))
-        .add_service(health_service)
-        .add_service(reflection().build_v1().map_err(Served::Reflection)?)
-        .add_service(reflection().build_v1alpha().map_err(Served::Reflection)?)
+        // What one service takes, all do: a client has one setting for its connection.
+        .add_service(health_service.accept_compressed(CompressionEncoding::Gzip))
+        .add_service(reflection_v1.accept_compressed(CompressionEncoding::Gzip))
+        .add_service(reflection_v1alpha.accept_compressed(CompressionEncoding::Gzip))
         .add_service(workflows)
         .add_service(operators)
         .serve_with_incoming_shutdown(incoming, async {

@@ -12,11 +12,12 @@ use piton_proto::taskqueue::{
     PollerInfo, TaskQueueStats, TaskQueueStatus, TaskQueueTypeInfo, TaskQueueVersionInfo,
 };
 use piton_proto::workflowservice::{
-    DescribeTaskQueueRequest, DescribeTaskQueueResponse, PollWorkflowTaskQueueRequest,
-    PollWorkflowTaskQueueResponse, RespondQueryTaskCompletedRequest,
-    RespondQueryTaskCompletedResponse, RespondWorkflowTaskCompletedRequest,
-    RespondWorkflowTaskCompletedResponse, RespondWorkflowTaskFailedRequest,
-    RespondWorkflowTaskFailedResponse, ShutdownWorkerRequest, ShutdownWorkerResponse,
+    DescribeTaskQueueRequest, DescribeTaskQueueResponse, PollNexusTaskQueueRequest,
+    PollNexusTaskQueueResponse, PollWorkflowTaskQueueRequest, PollWorkflowTaskQueueResponse,
+    RespondQueryTaskCompletedRequest, RespondQueryTaskCompletedResponse,
+    RespondWorkflowTaskCompletedRequest, RespondWorkflowTaskCompletedResponse,
+    RespondWorkflowTaskFailedRequest, RespondWorkflowTaskFailedResponse, ShutdownWorkerRequest,
+    ShutdownWorkerResponse,
 };
 use piton_shard::{Namespace, Poll, QueueType, TaskQueueView, TaskToken};
 use tokio::time::Instant;
@@ -45,6 +46,31 @@ pub(super) async fn poll_workflow_task(
         deadline,
     };
     let task = frontend.cluster.poll_workflow_task(&namespace, poll);
+    Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
+}
+
+/// Nexus is not built, so no task ever comes; but a worker with a Nexus handler polls and shuts down
+/// like any other.
+pub(super) async fn poll_nexus_task(
+    frontend: &Frontend,
+    call: Call<PollNexusTaskQueueRequest>,
+) -> Result<PollNexusTaskQueueResponse, ApiError> {
+    let request = call.message;
+    let limits = frontend.limits();
+    let deadline = validate::poll_deadline(call.deadline, Instant::now(), &limits)?;
+    let namespace = frontend.namespace(&request.namespace)?;
+    let queue = validate::queue(request.task_queue.as_ref(), &limits)?;
+    validate::optional("Identity", &request.identity, &limits)?;
+    validate::unversioned(request.deployment_options.as_ref())?;
+    #[expect(deprecated, reason = "old workers still send it")]
+    validate::no_version_sets(request.worker_version_capabilities.as_ref())?;
+    let poll = Poll {
+        queue,
+        identity: request.identity,
+        worker_instance_key: request.worker_instance_key,
+        deadline,
+    };
+    let task = frontend.cluster.poll_nexus_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }
 
@@ -178,7 +204,10 @@ fn queues_of_worker(request: &ShutdownWorkerRequest) -> Vec<(QueueName, QueueTyp
         queues.push((normal.clone(), QueueType::Workflow));
     }
     if has(TaskQueueType::Activity) {
-        queues.push((normal, QueueType::Activity));
+        queues.push((normal.clone(), QueueType::Activity));
+    }
+    if has(TaskQueueType::Nexus) {
+        queues.push((normal, QueueType::Nexus));
     }
     queues
 }
@@ -201,7 +230,7 @@ pub(super) async fn describe_task_queue(
         let asked = if asked.is_empty() { &both[..] } else { &asked[..] };
         let mut version = TaskQueueVersionInfo::default();
         for &number in asked {
-            let Some(kind) = queue_type(number)? else { continue };
+            let kind = queue_type(number)?;
             let view =
                 frontend.cluster.describe_task_queue(&namespace, queue.clone(), kind).await?;
             version.types_info.insert(number, type_info(&view, frontend.clock.now()));
@@ -210,7 +239,7 @@ pub(super) async fn describe_task_queue(
         response.versions_info.insert(String::new(), version);
         return Ok(response);
     }
-    let Some(kind) = queue_type(request.task_queue_type)? else { return Ok(response) };
+    let kind = queue_type(request.task_queue_type)?;
     let view = frontend.cluster.describe_task_queue(&namespace, queue.clone(), kind).await?;
     response.pollers = pollers(&view);
     if request.report_stats {
@@ -239,12 +268,11 @@ fn refuse_not_built(request: &DescribeTaskQueueRequest) -> Result<(), ApiError> 
     ])
 }
 
-/// `None`: tasks of a kind that this server does not have, so its queue is empty.
-fn queue_type(number: i32) -> Result<Option<QueueType>, ApiError> {
+fn queue_type(number: i32) -> Result<QueueType, ApiError> {
     match TaskQueueType::try_from(number) {
-        Ok(TaskQueueType::Unspecified | TaskQueueType::Workflow) => Ok(Some(QueueType::Workflow)),
-        Ok(TaskQueueType::Activity) => Ok(Some(QueueType::Activity)),
-        Ok(TaskQueueType::Nexus) => Ok(None),
+        Ok(TaskQueueType::Unspecified | TaskQueueType::Workflow) => Ok(QueueType::Workflow),
+        Ok(TaskQueueType::Activity) => Ok(QueueType::Activity),
+        Ok(TaskQueueType::Nexus) => Ok(QueueType::Nexus),
         Err(_) => Err(ApiError::invalid("TaskQueueType is unknown.")),
     }
 }

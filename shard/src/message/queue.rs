@@ -7,11 +7,12 @@ use piton_raft::NodeId;
 
 use crate::message::delivery::PollId;
 
-/// Workflow or activity tasks.
+/// Workflow, activity or Nexus tasks. Nothing offers Nexus tasks yet: their polls wait and end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QueueType {
     Workflow,
     Activity,
+    Nexus,
 }
 
 /// Names a task queue in the cluster.

@@ -10,7 +10,7 @@ use piton_core::proto::enums::QueryRejectCondition;
 use piton_core::proto::query::WorkflowQuery;
 use piton_core::proto::workflow::WorkflowExecutionInfo;
 use piton_core::proto::workflowservice::{
-    DescribeWorkflowExecutionResponse, PollActivityTaskQueueResponse,
+    DescribeWorkflowExecutionResponse, PollActivityTaskQueueResponse, PollNexusTaskQueueResponse,
     PollWorkflowTaskQueueResponse, QueryWorkflowResponse, RespondQueryTaskCompletedRequest,
     RespondWorkflowTaskCompletedRequest, RespondWorkflowTaskCompletedResponse,
     StartWorkflowExecutionResponse,
@@ -119,6 +119,23 @@ impl Cluster {
             Some(Delivery::ActivityTask(task)) => Ok(*task),
             _ => Ok(PollActivityTaskQueueResponse::default()),
         }
+    }
+
+    /// Waits for a Nexus task, of which there are none yet: until the deadline, or until the worker
+    /// shuts down.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    ///
+    /// # Cancel safety
+    /// As [`Cluster::poll_workflow_task`].
+    pub async fn poll_nexus_task(
+        &self,
+        namespace: &Namespace,
+        poll: Poll,
+    ) -> Result<PollNexusTaskQueueResponse, ShardError> {
+        self.poll(namespace, QueueType::Nexus, poll).await?;
+        Ok(PollNexusTaskQueueResponse::default())
     }
 
     async fn poll(
@@ -429,6 +446,7 @@ impl Cluster {
                 let kind = match queue.queue.kind {
                     QueueType::Workflow => "workflow",
                     QueueType::Activity => "activity",
+                    QueueType::Nexus => "nexus",
                 };
                 let age = queue.oldest.map(|oldest: Timestamp| (now - oldest).to_std());
                 let figure = QueueFigure {

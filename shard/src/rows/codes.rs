@@ -8,11 +8,13 @@ use crate::message::QueueType;
 
 pub(crate) const WORKFLOW_QUEUE: u8 = 1;
 pub(crate) const ACTIVITY_QUEUE: u8 = 2;
+const NEXUS_QUEUE: u8 = 3;
 
 pub(crate) fn queue_code(kind: QueueType) -> u8 {
     match kind {
         QueueType::Workflow => WORKFLOW_QUEUE,
         QueueType::Activity => ACTIVITY_QUEUE,
+        QueueType::Nexus => NEXUS_QUEUE,
     }
 }
 
