@@ -19,6 +19,7 @@ mod metrics;
 mod replica;
 mod route;
 mod rows;
+mod serve;
 mod workflow;
 
 pub use clock::{Clock, WallTime};
@@ -36,5 +37,6 @@ pub use meta::{
     NamespaceUpdate, NewNamespace, Route, SearchAttributeTypes,
 };
 pub use metrics::ShardMetrics;
-pub use route::cluster::{Cluster, Poll, Serving, WorkflowQuery};
+pub use route::cluster::{Cluster, Poll, WorkflowQuery};
 pub use route::host::{HostParts, ShardHost};
+pub use serve::Serving;

@@ -10,8 +10,9 @@ use piton_store::{KeyRange, Order, Write};
 use super::*;
 use crate::message::{ActivityToken, QueryToken, WorkflowTaskToken};
 use crate::meta::state::{MetaChange, MetaCommand, Namespace, NamespaceState, Route};
-use crate::replica::entry::{SlotRange, TransitionRecord};
+use crate::replica::entry::TransitionRecord;
 use crate::replica::tests::TestShard;
+use crate::rows::range::SlotRange;
 use crate::rows::tests::Driver;
 
 fn held(run: &mut dyn FnMut()) -> u64 {

@@ -13,7 +13,8 @@ use piton_core::placement::slot_of;
 use piton_raft::{CommittedEntry, Replica, ReplicaError, SnapshotError, SnapshotRows};
 use piton_store::{Held, Mark, Row, Table, Write};
 
-use crate::replica::entry::{Entry, SlotRange, TransitionRecord, Verdict};
+use crate::replica::entry::{Entry, TransitionRecord, Verdict};
+use crate::rows::range::SlotRange;
 use crate::rows::writes::range_write;
 use crate::rows::{WorkflowRows, decode_position, workflow};
 

@@ -6,6 +6,7 @@
 pub(crate) mod codes;
 pub(crate) mod history;
 pub(crate) mod keys;
+pub(crate) mod range;
 pub(crate) mod retention;
 pub(crate) mod values;
 pub(crate) mod visibility;
@@ -22,8 +23,8 @@ use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
 use prost::Message;
 
 use crate::message::QueueKey;
-use crate::replica::entry::SlotRange;
 use crate::rows::codes::{note_key, queue_code, unsigned};
+use crate::rows::range::SlotRange;
 pub(crate) use crate::rows::values::{
     Current, ErrandRow, FORMAT, HistoryBatch, RequestKind, RequestRow, TaskRow, TaskValue,
     TimerRow, decode_position, end_of, workflow, workflow_key,

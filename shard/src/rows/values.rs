@@ -14,9 +14,9 @@ use piton_store::prefix_end;
 use serde::{Deserialize, Serialize};
 
 use crate::message::{QueueKey, QueueType};
-use crate::replica::entry::{self, SlotRange};
 use crate::rows::codes::{ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, timer_kind};
 use crate::rows::keys;
+use crate::rows::range::SlotRange;
 
 /// First byte of the values laid out by hand.
 pub(crate) const FORMAT: u8 = 1;
@@ -170,7 +170,7 @@ pub(crate) fn end_of(prefix: &[u8]) -> Bytes {
 pub(crate) fn encode_range(range: &SlotRange) -> Bytes {
     let mut value = BytesMut::with_capacity(13);
     value.put_u8(FORMAT);
-    entry::put_range(&mut value, range);
+    range.put(&mut value);
     value.freeze()
 }
 
@@ -181,7 +181,7 @@ pub(crate) fn decode_range(
         return Err("its version is not known".into());
     }
     let mut rest = value.split_off(1);
-    Ok(entry::take_range(&mut rest)?)
+    Ok(SlotRange::take(&mut rest)?)
 }
 
 /// `version(1) position(8) run`: the position is read at each fence, the rest is not.

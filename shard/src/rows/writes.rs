@@ -15,9 +15,9 @@ use piton_store::codec::{self, CodecError};
 use prost::Message;
 
 use crate::message::{Offer, OfferedTask, QueueKey, QueueType};
-use crate::replica::entry::SlotRange;
 use crate::rows::codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
 use crate::rows::keys;
+use crate::rows::range::SlotRange;
 use crate::rows::values::{
     Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow,
 };
