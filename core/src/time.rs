@@ -55,6 +55,13 @@ impl Span {
         self.0.div_euclid(NANOS_PER_MILLI)
     }
 
+    /// Reads a duration of a request: absent is 0, and it is capped at [`Span::MAX`]. `None`: it is
+    /// negative, or its parts are of different signs.
+    pub fn asked(duration: Option<&prost_types::Duration>) -> Option<Self> {
+        let is_valid = duration.is_none_or(|d| d.seconds >= 0 && d.nanos >= 0);
+        is_valid.then(|| Self::from_proto(duration))
+    }
+
     /// `None` where the API's 0 stands for "not set".
     pub fn given(self) -> Option<Self> {
         (self.0 > 0).then_some(self)
@@ -187,6 +194,18 @@ impl fmt::Display for Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_that_is_negative_in_any_part_is_not_taken() {
+        let asked = |seconds, nanos| Span::asked(Some(&prost_types::Duration { seconds, nanos }));
+        assert_eq!(Span::asked(None), Some(Span::ZERO));
+        assert_eq!(asked(0, 0), Some(Span::ZERO));
+        assert_eq!(asked(0, 1), Some(Span::from_nanos(1)));
+        assert_eq!(asked(i64::MAX, 0), Some(Span::MAX));
+        for (seconds, nanos) in [(0, -1), (-1, 0), (5, -1), (-5, 1), (i64::MIN, 0)] {
+            assert_eq!(asked(seconds, nanos), None, "{seconds} s, {nanos} ns");
+        }
+    }
 
     #[test]
     fn no_nanosecond_is_lost_on_the_way_in_and_out() {

@@ -1,13 +1,13 @@
 //! The binary `piton`: flags and variables to a configuration, a node, and an orderly end.
 
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use piton_core::limits::Limits;
 use piton_node::config::{Config, LogFormat, StoreEngine};
 use piton_node::{Devices, Failure, Node, init_tracing};
@@ -59,7 +59,7 @@ enum Command {
 #[derive(Args)]
 struct Flags {
     /// Address to listen on [default: 127.0.0.1].
-    #[arg(long, env = "PITON_IP")]
+    #[arg(long, env = "PITON_IP", value_parser = read_ip)]
     ip: Option<IpAddr>,
     /// Port of the API; 0 takes any free one [default: 7233].
     #[arg(long, env = "PITON_PORT")]
@@ -166,6 +166,44 @@ impl Flags {
     }
 }
 
+/// An address, or the one name that every machine knows.
+fn read_ip(text: &str) -> Result<IpAddr, String> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse().map_err(|_| "an IP address, or localhost, is expected".to_owned())
+}
+
+/// Variables that look as if they were meant for us and mean nothing, each with the one that comes
+/// closest.
+fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<(String, Option<String>)> {
+    let command = Cli::command();
+    let known: Vec<String> = command
+        .get_subcommands()
+        .flat_map(|command| command.get_arguments())
+        .filter_map(|argument| Some(argument.get_env()?.to_str()?.to_owned()))
+        .collect();
+    let closest = |name: &str| {
+        let distance = |known: &&String| strsim::damerau_levenshtein(name, known);
+        known.iter().min_by_key(distance).filter(|known| distance(known) <= 3).cloned()
+    };
+    names
+        .filter(|name| name.starts_with("PITON_") && !known.contains(name))
+        .map(|name| (name.clone(), closest(&name)))
+        .collect()
+}
+
+/// A variable that is misspelt would otherwise be a setting that silently is not made.
+fn warn_of_unknown_variables() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for (name, closest) in unknown_variables(names) {
+        match closest {
+            Some(closest) => tracing::warn!(name, "unknown variable: is {closest} meant?"),
+            None => tracing::warn!(name, "unknown variable"),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -185,6 +223,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     };
     flags.overlay(&mut config)?;
     init_tracing(&config.log);
+    warn_of_unknown_variables();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("piton")
         .enable_all()
@@ -269,8 +308,6 @@ Ctrl-C stops.
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(arguments: &[&str]) -> anyhow::Result<Config> {
@@ -341,6 +378,25 @@ mod tests {
         flags.overlay(&mut file).unwrap();
         assert!(!file.data.ephemeral);
         assert!(parse(&["dev", "--ephemeral=1"]).unwrap().data.ephemeral);
+    }
+
+    #[test]
+    fn localhost_is_an_address_and_other_names_are_refused() {
+        let config = parse(&["dev", "--ip", "localhost"]).unwrap();
+        assert_eq!(config.listen.grpc(), "127.0.0.1:7233".parse().unwrap());
+        let error = parse(&["dev", "--ip", "example.org"]).unwrap_err().to_string();
+        assert!(error.contains("--ip") && error.contains("localhost"), "{error}");
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_named_with_the_one_that_was_meant() {
+        let given = ["PITON_DATADIR", "PITON_PORT", "PITON_SOMETHING_ELSE", "HOME"];
+        let found = unknown_variables(given.into_iter().map(str::to_owned));
+        let wanted = [
+            ("PITON_DATADIR".to_owned(), Some("PITON_DATA_DIR".to_owned())),
+            ("PITON_SOMETHING_ELSE".to_owned(), None),
+        ];
+        assert_eq!(found, wanted);
     }
 
     #[test]

@@ -71,11 +71,8 @@ impl<'a> Fields<'a> {
         field: &str,
         given: Option<&prost_types::Duration>,
     ) -> Result<Span, CommandFailure> {
-        let span = Span::from_proto(given);
-        if span < Span::ZERO || given.is_some_and(|d| d.seconds < 0 || d.nanos < 0) {
-            return Err(self.bad(format!("{field} on {} is negative.", self.command)));
-        }
-        Ok(span)
+        let negative = || self.bad(format!("{field} on {} is negative.", self.command));
+        Span::asked(given).ok_or_else(negative)
     }
 
     /// A run id: empty or a UUID.

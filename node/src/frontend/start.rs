@@ -34,11 +34,10 @@ pub(crate) fn check(
 ) -> Result<(), ApiError> {
     validate::required("WorkflowId", &request.workflow_id, limits)?;
     check_retry_policy(request.retry_policy.as_mut())?;
-    let has_delay = Span::from_proto(request.workflow_start_delay.as_ref());
-    if has_delay < Span::ZERO {
-        return Err(ApiError::invalid("An invalid WorkflowStartDelaySeconds is set on request."));
-    }
-    if !request.cron_schedule.is_empty() && has_delay > Span::ZERO {
+    let delay = Span::asked(request.workflow_start_delay.as_ref()).ok_or_else(|| {
+        ApiError::invalid("An invalid WorkflowStartDelaySeconds is set on request.")
+    })?;
+    if !request.cron_schedule.is_empty() && delay > Span::ZERO {
         return Err(ApiError::invalid(
             "CronSchedule and WorkflowStartDelay may not be used together.",
         ));
@@ -76,11 +75,8 @@ fn check_timeouts(
     limits: &Limits,
 ) -> Result<(), ApiError> {
     let read = |name: &str, given: &Option<Duration>| {
-        let span = Span::from_proto(given.as_ref());
-        if span < Span::ZERO {
-            return Err(ApiError::invalid(format!("An invalid {name} is set on request.")));
-        }
-        Ok(span)
+        let invalid = || ApiError::invalid(format!("An invalid {name} is set on request."));
+        Span::asked(given.as_ref()).ok_or_else(invalid)
     };
     let execution = read("WorkflowExecutionTimeoutSeconds", &request.workflow_execution_timeout)?;
     let run = read("WorkflowRunTimeoutSeconds", &request.workflow_run_timeout)?;

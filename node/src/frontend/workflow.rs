@@ -230,7 +230,7 @@ pub(super) async fn history(
     let wait = validate::held_until(call.deadline, now, hold).saturating_duration_since(now);
     let page = HistoryPage {
         token: request.next_page_token.into(),
-        max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max)?,
+        max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max),
         wait: request.wait_new_event.then_some(wait),
         close_only: filter == HistoryEventFilterType::CloseEvent,
         reverse: false,
@@ -256,7 +256,7 @@ pub(super) async fn history_reverse(
     let (key, run_id) = validate::execution(&namespace.id, request.execution.as_ref(), &limits)?;
     let page = HistoryPage {
         token: request.next_page_token.into(),
-        max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max)?,
+        max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max),
         wait: None,
         close_only: false,
         reverse: true,
