@@ -9,7 +9,7 @@ use piton_store::{KeyRange, Order, Write};
 
 use super::*;
 use crate::message::{ActivityToken, QueryToken, WorkflowTaskToken};
-use crate::meta::state::{MetaChange, MetaCommand, Namespace, NamespaceState, Route};
+use crate::meta::state::{META_COMMAND, MetaChange, MetaCommand, Namespace, NamespaceState, Route};
 use crate::replica::entry::{SlotRange, TransitionRecord};
 use crate::replica::tests::TestShard;
 use crate::rows::tests::Driver;
@@ -65,7 +65,8 @@ fn an_entry_of_the_meta_group_survives_hostile_bytes() {
             Route { shard: ShardId(2), slots: 8_192..SLOTS },
         ]),
     ];
-    let command = |change| codec::encode(&MetaCommand { expected: 0, change }).expect("short");
+    let command =
+        |change| META_COMMAND.encode(&MetaCommand { expected: 0, change }).expect("short");
     let samples = changes.map(|change| command(change).to_vec()).to_vec();
     attack("an entry of the meta group", samples, held, meta_entry);
 }
