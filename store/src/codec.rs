@@ -71,8 +71,11 @@ pub enum CodecError {
 /// A kind of record and its versions.
 pub struct Kind<T: 'static> {
     name: &'static str,
-    older: &'static [fn(Body<'_>) -> Result<T, CodecError>],
+    older: &'static [Older<T>],
 }
+
+/// Reads the body of a version that is not written any more.
+pub type Older<T> = fn(Body<'_>) -> Result<T, CodecError>;
 
 /// What follows the version byte of a record.
 pub struct Body<'a> {
@@ -83,10 +86,7 @@ pub struct Body<'a> {
 impl<T> Kind<T> {
     /// A kind by the name that errors give it. `older` reads the versions that are not written any
     /// more, the first one first: the version that is written is one more than they are.
-    pub const fn new(
-        name: &'static str,
-        older: &'static [fn(Body<'_>) -> Result<T, CodecError>],
-    ) -> Kind<T> {
+    pub const fn new(name: &'static str, older: &'static [Older<T>]) -> Kind<T> {
         assert!(older.len() < u8::MAX as usize, "a version is one byte");
         Kind { name, older }
     }

@@ -57,7 +57,7 @@ pub struct QueryToken {
 /// Workers hold tokens across an upgrade: those of older versions are read, so that an attempt that
 /// runs for hours is still reported. After a downgrade a newer one is refused, as one of another
 /// server is; its attempt then times out and is tried again.
-const TASK_TOKEN: Kind<TaskToken> = Kind::new("a task token", &[]);
+pub(crate) const TASK_TOKEN: Kind<TaskToken> = Kind::new("a task token", &[]);
 
 impl TaskToken {
     pub fn encode(&self) -> Vec<u8> {
