@@ -19,6 +19,9 @@ pub mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod golden;
 pub mod memory;
 pub mod redb;
 pub mod sled;

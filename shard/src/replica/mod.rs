@@ -144,9 +144,8 @@ impl ApplyBatch<'_> {
         let moved = writes.iter().rev().find(|write| *write.key() == current);
         match moved {
             Some(Write::Put { value, .. }) => {
-                let position = decode_position(value).ok_or_else(|| {
-                    ReplicaError::new("read a transition's position", "its row is cut short")
-                })?;
+                let position = decode_position(value)
+                    .map_err(|e| ReplicaError::new("read a transition's position", e))?;
                 self.positions.insert(key, position);
             }
             Some(Write::Delete { .. }) => {
