@@ -2,6 +2,7 @@
 //! together. The binary `piton` is `main.rs`; tests run whole nodes in their own process by
 //! [`Node`]. Knows nothing of what a workflow does.
 
+mod accept_loss;
 pub mod config;
 mod data_directory;
 mod frontend;
@@ -12,6 +13,7 @@ mod storage;
 mod store_upkeep;
 mod telemetry;
 
+pub use accept_loss::{AcceptLossError, accept_loss};
 pub use data_directory::{DataDirectory, DataDirectoryError};
 pub use identity::IdentityError;
 pub use node::{Failure, Node, NodeError};

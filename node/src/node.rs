@@ -117,7 +117,11 @@ impl Node {
         directory: DataDirectory,
     ) -> Result<Self, NodeError> {
         let asked = config.shards.count;
-        let identity = Identity::of(directory.path(), asked.unwrap_or(SHARDS_DEFAULT))?;
+        let disk = Arc::clone(&devices.disk);
+        let shards = asked.unwrap_or(SHARDS_DEFAULT);
+        let mut identity = Identity::of(disk.as_ref(), directory.path(), shards)?;
+        // ORDER: before the store, of which nothing may be thrown away for a log that is missing.
+        identity.check_log(disk.as_ref(), directory.path())?;
         // ORDER: before anything is opened. A shard that is led with another number of them would
         // take up slots that are not its own.
         let kept = identity.shards;
@@ -131,7 +135,12 @@ impl Node {
             shards: kept,
         };
         let (storage, registry) = Storage::open(&place, devices.clone()).await?;
-        if let Err(error) = set_up(&storage, &config, kept).await {
+        let noted = identity.note_log(disk.as_ref(), directory.path()).map_err(NodeError::from);
+        let set_up = match noted {
+            Ok(()) => set_up(&storage, &config, kept).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = set_up {
             storage.close().await;
             return Err(error);
         }

@@ -2,12 +2,14 @@
 //! and takes them apart again in the other order. The composition root's lower half.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use piton_raft::log::RealDisk;
-use piton_raft::{Disk, Groups, MemoryNetwork, NodeConfig, NodeId, RaftError, Tuning};
+use piton_raft::log::{LogError, RealDisk};
+use piton_raft::{
+    Disk, GroupId, Groups, MemoryNetwork, Misfit, NodeConfig, NodeId, RaftError, Tuning,
+};
 use piton_shard::{
     Clock, Cluster, HostParts, Ids, NoPeers, Serving, ShardConfig, ShardError, ShardHost,
     ShardMetrics,
@@ -22,7 +24,7 @@ use crate::store_upkeep::StoreUpkeep;
 use crate::telemetry::Metrics;
 
 /// Where the store lies in the data directory; the log and the snapshots are named by Raft.
-const STORE_DIRECTORY: &str = "store";
+pub(crate) const STORE_DIRECTORY: &str = "store";
 /// How often a node that starts looks whether its shards are led.
 const READY_CHECK: Duration = Duration::from_millis(2);
 /// A node alone that is not ready by then will not be.
@@ -34,7 +36,23 @@ pub enum StorageError {
     #[error("open the store")]
     Store(#[from] StoreError),
     #[error("open the log")]
-    Log(#[from] RaftError),
+    Log(#[source] RaftError),
+    #[error(
+        "something that was acknowledged is gone: {0}; put the data directory back as it was; if that \
+         cannot be, `piton data accept-loss` says what is lost for good"
+    )]
+    Misfit(Box<Misfit>),
+    #[error(
+        "the log is damaged: put it back as it was; if that cannot be, `piton data accept-loss` says \
+         what is lost for good"
+    )]
+    LogDamaged(#[source] RaftError),
+    #[error(
+        "the store in {} is of node {found:016x}, but the data directory is of node {node:016x}: put \
+         there what belongs there; without a store, it is rebuilt from the log",
+        path.display()
+    )]
+    OtherNode { path: PathBuf, node: u64, found: u64 },
     #[error("start the shards")]
     Shards(#[from] ShardError),
     #[error("not all shards were led after {} s", READY_TIME_MAX.as_secs())]
@@ -45,6 +63,19 @@ pub enum StorageError {
     StoreFailed(String),
     #[error("a storage thread ended early")]
     Thread(#[from] tokio::task::JoinError),
+}
+
+impl From<RaftError> for StorageError {
+    fn from(error: RaftError) -> Self {
+        match error {
+            RaftError::Misfit(misfit) => Self::Misfit(misfit),
+            RaftError::OpenLog {
+                source: LogError::Corrupt { .. } | LogError::Missing { .. },
+                ..
+            } => Self::LogDamaged(error),
+            error => Self::Log(error),
+        }
+    }
 }
 
 /// Puts something between a node and its store.
@@ -132,7 +163,7 @@ impl Storage {
                 });
             }),
         ));
-        let groups = match open_groups(place, disk, on_idle).await {
+        let groups = match open_groups(place, disk, on_idle, &store).await {
             Ok(groups) => groups,
             Err(error) => {
                 close_store(store).await;
@@ -287,13 +318,28 @@ async fn open_groups(
     &Place { config, directory, node, .. }: &Place<'_>,
     disk: Arc<dyn Disk>,
     on_idle: fn(),
+    store: &Arc<dyn Store>,
 ) -> Result<Groups, StorageError> {
+    let (asked, path) = (Arc::clone(store), directory.join(STORE_DIRECTORY));
+    let states = move || match piton_store::owner(asked.as_ref())? {
+        Some(found) if found != node.0 => {
+            Err(StorageError::OtherNode { path, node: node.0, found })
+        }
+        owner => {
+            if owner.is_none() {
+                piton_store::set_owner(asked.as_ref(), node.0)?;
+            }
+            Ok(piton_store::marks(asked.as_ref())?)
+        }
+    };
+    let states = tokio::task::spawn_blocking(states).await??;
     let config = NodeConfig {
         node,
         dir: directory.to_owned(),
         disk,
         // A cluster of one sends nothing; a transport to other nodes comes with them.
         transport: MemoryNetwork::new().transport(node),
+        states: states.into_iter().map(|(group, mark)| (GroupId(group), mark)).collect(),
         tuning: Tuning {
             snapshot_log_bytes_min: config.data.snapshot_log_bytes,
             on_idle,

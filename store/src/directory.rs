@@ -77,6 +77,30 @@ pub fn open_or_rebuild(
     })
 }
 
+/// Opens the store in `dir` as it is, whichever engine made it, and discards nothing; `None` where
+/// there is none that can be relied on.
+///
+/// # Errors
+/// When it does not open.
+pub fn open_kept(dir: &Path, cache_bytes: u64) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    let there = |engine: &EngineKind| dir.join(engine.name()).exists();
+    let kept: Result<Arc<dyn Store>, Unkept> = match EngineKind::ALL.into_iter().find(there) {
+        None => return Ok(None),
+        Some(EngineKind::Sled) => {
+            let boot_id = sled::machine_boot_id()?;
+            sled::keep(dir, &boot_id, cache_bytes).map(|kept| Arc::new(Framed::over(kept)) as _)
+        }
+        Some(EngineKind::Redb) => {
+            redb::keep(dir, cache_bytes).map(|kept| Arc::new(Framed::over(kept)) as _)
+        }
+    };
+    match kept {
+        Ok(store) => Ok(Some(store)),
+        Err(Unkept::Failed(error)) => Err(error),
+        Err(Unkept::Stale(_)) => Ok(None),
+    }
+}
+
 fn compacting<E: Beside>(store: Framed<E>) -> Arc<dyn Store> {
     Arc::new(Framed::over(Compacting::over(store.into_engine(), FLOOR_BYTES)))
 }

@@ -28,7 +28,7 @@ mod merge;
 use layer::Layer;
 
 /// The group number under which the store keeps its own records.
-const RESERVED_GROUP: u32 = u32::MAX;
+pub(crate) const RESERVED_GROUP: u32 = u32::MAX;
 /// How often a read goes without the lock before it holds freezes back.
 const READ_ATTEMPTS_MAX: usize = 3;
 
@@ -490,7 +490,7 @@ fn mark_write(group: u32, mark: &Mark) -> Write {
     Write::Put { key: mark_key(group), value: value.freeze() }
 }
 
-fn decode_mark(group: u32, value: &Bytes) -> Result<Mark, StoreError> {
+pub(crate) fn decode_mark(group: u32, value: &Bytes) -> Result<Mark, StoreError> {
     match value.first_chunk() {
         Some(index) => Ok(Mark { index: u64::from_be_bytes(*index), bytes: value.slice(8..) }),
         None => Err(StoreError::Corrupt { key: mark_key(group), what: "the mark is cut short" }),

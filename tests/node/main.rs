@@ -24,6 +24,7 @@ mod worker;
 mod errands;
 mod held_task;
 mod in_memory;
+mod lost_files;
 mod metrics;
 mod panicking;
 mod passivation;

@@ -7,6 +7,7 @@
 //! Read in this order: `record` (bytes of a record), `segment` (files and batches), `index`
 //! (where each group's entries lie), `writer` (group commit), `recovery` (opening).
 
+mod contents;
 mod disk;
 mod error;
 mod fault;
@@ -37,6 +38,7 @@ use index::GroupIndex;
 use shared::{Change, Shared};
 use writer::Writer;
 
+pub use contents::{LogContents, is_there};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::LogError;
 pub use fault::{Faults, FaultyDisk};
