@@ -1,5 +1,5 @@
 //! Who this node is: a random id, kept in its data directory, and the id of its cluster. A node
-//! whose directory was wiped comes back as another one (architecture section 4).
+//! whose directory was wiped comes back as another one.
 //!
 //! `node.toml` says whether there is a log, and the log and the snapshots have a copy of it beside
 //! them. So a log that vanished is missed, and one of another node is not taken for this one's.
