@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::storage::STORE_DIRECTORY;
 
-const FILE: &str = "node.toml";
+pub(crate) const FILE: &str = "node.toml";
 const TEMPORARY_FILE: &str = "node.toml.new";
 /// More than such a file can have.
 const COPY_BYTES_MAX: usize = 64 << 10;

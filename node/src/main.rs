@@ -220,6 +220,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     };
     flags.overlay(&mut config)?;
     init_tracing(&config.log);
+    piton_node::raise_file_handle_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("piton")
         .enable_all()
@@ -249,6 +250,7 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
                 Failure::Log(reason) => anyhow::bail!(
                     "stopped, since nothing can be made durable any more: {reason}"
                 ),
+                Failure::Directory(reason) => anyhow::bail!("stopped: {reason}"),
                 Failure::Group(reason) => anyhow::bail!("stopped, to start anew: {reason}"),
                 Failure::Store(reason) => {
                     tracing::error!(reason, "the store failed and is rebuilt from the log");

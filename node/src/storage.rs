@@ -11,7 +11,7 @@ use piton_raft::{
     Disk, GroupId, Groups, MemoryNetwork, Misfit, NodeConfig, NodeId, RaftError, Tuning,
 };
 use piton_shard::{
-    Clock, Cluster, HostParts, Ids, NoPeers, Serving, ShardConfig, ShardError, ShardHost,
+    Clock, Cluster, HostParts, Ids, NoPeers, Room, Serving, ShardConfig, ShardError, ShardHost,
     ShardMetrics,
 };
 use piton_store::{Opened, Store, StoreError, Watched};
@@ -19,12 +19,15 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::disk_watch::{self, MeasureSpace};
 use crate::log_metrics::LogCollector;
 use crate::store_upkeep::StoreUpkeep;
 use crate::telemetry::Metrics;
 
 /// Where the store lies in the data directory; the log and the snapshots are named by Raft.
 pub(crate) const STORE_DIRECTORY: &str = "store";
+/// Bytes of proposals under way, over all groups.
+const PROPOSED_BYTES_MAX: usize = 64 << 20;
 /// How often a node that starts looks whether its shards are led.
 const READY_CHECK: Duration = Duration::from_millis(2);
 /// A node alone that is not ready by then will not be.
@@ -90,12 +93,19 @@ pub struct Devices {
     pub wrap_store: WrapStore,
     /// Called by threads that have nothing to do; see [`Tuning::on_idle`].
     pub on_idle: fn(),
+    /// How much room there is.
+    pub measure_space: MeasureSpace,
 }
 
 impl Default for Devices {
     /// The real disk, the store as it is, and idle threads that rest.
     fn default() -> Self {
-        Self { disk: Arc::new(RealDisk), wrap_store: Arc::new(|store| store), on_idle: || {} }
+        Self {
+            disk: Arc::new(RealDisk),
+            wrap_store: Arc::new(|store| store),
+            on_idle: || {},
+            measure_space: Arc::new(disk_watch::measure),
+        }
     }
 }
 
@@ -106,6 +116,7 @@ pub(crate) struct Place<'a> {
     pub(crate) directory: &'a Path,
     pub(crate) node: NodeId,
     pub(crate) shards: u32,
+    pub(crate) room: &'a Room,
 }
 
 /// A node's state, led and ready for requests.
@@ -150,8 +161,8 @@ impl Storage {
         failure: watch::Sender<Option<String>>,
     ) -> Result<(Self, Registry), StorageError> {
         let mut registry = Metrics::registry();
-        let Place { config, directory, node, shards } = *place;
-        let Devices { disk, wrap_store, on_idle } = devices;
+        let Place { config, directory, node, shards, room } = *place;
+        let Devices { disk, wrap_store, on_idle, .. } = devices;
         let store_failed = failure.subscribe();
         let store = open_store(config, directory).await?;
         let store: Arc<dyn Store> = Arc::new(Watched::over(
@@ -175,7 +186,7 @@ impl Storage {
         let parts = HostParts {
             node,
             members: BTreeSet::from([node]),
-            config: shard_config(config, shards),
+            config: ShardConfig { room: room.clone(), ..shard_config(config, shards) },
             groups: groups.clone(),
             store: Arc::clone(&store),
             clock,
@@ -315,7 +326,7 @@ async fn open_store(config: &Config, directory: &Path) -> Result<Arc<dyn Store>,
 }
 
 async fn open_groups(
-    &Place { config, directory, node, .. }: &Place<'_>,
+    &Place { config, directory, node, shards, .. }: &Place<'_>,
     disk: Arc<dyn Disk>,
     on_idle: fn(),
     store: &Arc<dyn Store>,
@@ -342,6 +353,8 @@ async fn open_groups(
         states: states.into_iter().map(|(group, mark)| (GroupId(group), mark)).collect(),
         tuning: Tuning {
             snapshot_log_bytes_min: config.data.snapshot_log_bytes,
+            // All groups together may have that much under way: the log's queue holds it.
+            proposed_bytes_max: (PROPOSED_BYTES_MAX / (shards as usize + 1)).max(1 << 20),
             on_idle,
             ..Tuning::default()
         },

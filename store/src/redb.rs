@@ -210,6 +210,20 @@ impl Drop for RedbEngine {
     }
 }
 
+/// What the file system said, if that is in an error of redb's.
+pub(crate) fn io_error<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a std::io::Error> {
+    use redb::{DatabaseError, StorageError};
+    if let Some(DatabaseError::Storage(StorageError::Io(io))) = error.downcast_ref() {
+        return Some(io);
+    }
+    match (error.downcast_ref::<redb::Error>(), error.downcast_ref::<StorageError>()) {
+        (Some(redb::Error::Io(io)), _) | (_, Some(StorageError::Io(io))) => Some(io),
+        _ => None,
+    }
+}
+
 /// Where a copy is made.
 fn fresh(path: &Path) -> PathBuf {
     path.with_extension("redb.new")

@@ -188,6 +188,16 @@ impl Drop for SledEngine {
     }
 }
 
+/// What the file system said, if that is in an error of sled's.
+pub(crate) fn io_error<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a std::io::Error> {
+    match error.downcast_ref::<sled::Error>() {
+        Some(sled::Error::Io(io)) => Some(io),
+        _ => None,
+    }
+}
+
 /// sled tells a taken lock only by its message.
 fn says_in_use(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(

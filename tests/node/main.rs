@@ -22,6 +22,7 @@ mod refusal;
 mod worker;
 
 mod errands;
+mod full_disk;
 mod held_task;
 mod in_memory;
 mod lost_files;
