@@ -54,7 +54,37 @@ enum Command {
         #[command(flatten)]
         flags: Flags,
     },
+    /// Looks after the data directory of a node that does not run.
+    #[command(subcommand)]
+    Data(DataCommand),
 }
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// Says what a data directory has lost, and lets the node start on the rest.
+    #[command(after_long_help = ACCEPT_LOSS)]
+    AcceptLoss {
+        /// The node's data directory [default: ./piton-data].
+        #[arg(long, value_name = "DIR", env = "PITON_DATA_DIR")]
+        data_dir: Option<PathBuf>,
+        /// Accept what is said to be lost. Without it nothing is changed.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+const ACCEPT_LOSS: &str = "\
+A node does not start where its log lacks something that it had acknowledged: a log that is missing,
+cut short or damaged. Put it back from where it went, if there is a way. Where there is none, this
+has the log begin at the best that the store and the snapshots hold; what came later is lost for
+good. A node of a cluster of several is not asked: the others have what it lost.
+
+Example:
+  piton data accept-loss --data-dir /var/lib/piton
+      Says what is lost, and changes nothing.
+  piton data accept-loss --data-dir /var/lib/piton --yes
+      Accepts it; a damaged log is kept beside the new one.
+";
 
 #[derive(Args)]
 struct Flags {
@@ -217,6 +247,11 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let (mut config, flags) = match cli.command {
+        Command::Data(DataCommand::AcceptLoss { data_dir, yes }) => {
+            let data_dir = data_dir.unwrap_or_else(|| Config::default().data.directory);
+            let said = piton_node::accept_loss(&data_dir, yes)?;
+            return std::io::stdout().write_all(said.as_bytes()).context("say what is lost");
+        }
         Command::Dev(flags) => (dev_config(), flags),
         Command::Server { config: Some(path), flags } => (Config::read(&path)?, flags),
         Command::Server { config: None, flags } => (Config::default(), flags),
@@ -224,6 +259,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     flags.overlay(&mut config)?;
     init_tracing(&config.log);
     warn_of_unknown_variables();
+    piton_node::raise_file_handle_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("piton")
         .enable_all()
@@ -253,6 +289,7 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
                 Failure::Log(reason) => anyhow::bail!(
                     "stopped, since nothing can be made durable any more: {reason}"
                 ),
+                Failure::Directory(reason) => anyhow::bail!("stopped: {reason}"),
                 Failure::Group(reason) => anyhow::bail!("stopped, to start anew: {reason}"),
                 Failure::Store(reason) => {
                     tracing::error!(reason, "the store failed and is rebuilt from the log");
@@ -313,7 +350,9 @@ mod tests {
     fn parse(arguments: &[&str]) -> anyhow::Result<Config> {
         let cli = Cli::try_parse_from([&["piton"], arguments].concat())?;
         let mut config = Config::default();
-        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command;
+        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command else {
+            panic!("it runs no node");
+        };
         flags.overlay(&mut config)?;
         Ok(config)
     }
@@ -374,7 +413,9 @@ mod tests {
         let mut file = Config::default();
         file.data.ephemeral = true;
         let cli = Cli::try_parse_from(["piton", "dev", "--data-dir", "here"]).unwrap();
-        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command;
+        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command else {
+            panic!("it runs no node");
+        };
         flags.overlay(&mut file).unwrap();
         assert!(!file.data.ephemeral);
         assert!(parse(&["dev", "--ephemeral=1"]).unwrap().data.ephemeral);

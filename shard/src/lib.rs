@@ -17,6 +17,7 @@ mod message;
 mod meta;
 mod metrics;
 mod replica;
+mod room;
 mod route;
 mod rows;
 mod workflow;
@@ -36,5 +37,6 @@ pub use meta::{
     NamespaceUpdate, NewNamespace, Route, SearchAttributeTypes,
 };
 pub use metrics::ShardMetrics;
+pub use room::Room;
 pub use route::cluster::{Cluster, Poll, Serving, WorkflowQuery};
 pub use route::host::{HostParts, ShardHost};

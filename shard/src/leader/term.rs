@@ -70,6 +70,13 @@ pub(crate) struct ShardRuntime {
 impl ShardRuntime {
     /// Answers one call to this shard's leader.
     pub(crate) async fn answer(self: &Arc<Self>, call: Call) -> Result<Answer, ShardError> {
+        if let Call::Workflow(call) = &call
+            && call.writes()
+            && self.config.room.is_short()
+        {
+            let text = "the server's disk is nearly full: nothing new is taken until there is room";
+            return Err(ShardError::Overloaded(text.to_owned()));
+        }
         let (reply, answer) = oneshot::channel();
         let reply = ReplyTo::new(reply);
         match call {
