@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::replica::entry::ENTRY_BYTES_MAX;
 use crate::room::Room;
 
 /// Every bound and interval of this crate.
@@ -75,7 +74,7 @@ impl Default for ShardConfig {
             poll_renewal: Duration::from_secs(15),
             poller_memory: Duration::from_secs(300),
             timer_window: Duration::from_secs(120),
-            entry_bytes_max: ENTRY_BYTES_MAX,
+            entry_bytes_max: 4 << 20,
             proposals_in_flight_max: 64,
             errand_retry_min: Duration::from_millis(20),
             errand_retry_max: Duration::from_secs(5),

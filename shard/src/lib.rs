@@ -20,6 +20,7 @@ mod replica;
 mod room;
 mod route;
 mod rows;
+mod serve;
 mod workflow;
 
 pub use clock::{Clock, WallTime};
@@ -38,5 +39,6 @@ pub use meta::{
 };
 pub use metrics::ShardMetrics;
 pub use room::Room;
-pub use route::cluster::{Cluster, Poll, Serving, WorkflowQuery};
+pub use route::cluster::{Cluster, Poll, WorkflowQuery};
 pub use route::host::{HostParts, ShardHost};
+pub use serve::Serving;

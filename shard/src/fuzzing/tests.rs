@@ -12,8 +12,9 @@ use super::*;
 use crate::message::token::TASK_TOKEN;
 use crate::message::{ActivityToken, QueryToken, WorkflowTaskToken};
 use crate::meta::state::{META_COMMAND, MetaChange, MetaCommand, Namespace, NamespaceState, Route};
-use crate::replica::entry::{SlotRange, TransitionRecord, Verdict};
+use crate::replica::entry::{TransitionRecord, Verdict};
 use crate::replica::tests::TestShard;
+use crate::rows::range::SlotRange;
 use crate::rows::tests::Driver;
 
 fn held(run: &mut dyn FnMut()) -> u64 {

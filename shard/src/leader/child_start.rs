@@ -12,7 +12,7 @@ use piton_core::proto::workflowservice::StartWorkflowExecutionRequest;
 use piton_core::request::{Parent, StartRequest};
 
 use crate::error::ShardError;
-use crate::leader::term::ShardRuntime;
+use crate::leader::runtime::ShardRuntime;
 use crate::message::{Answer, WorkflowCall};
 
 /// What a child takes over from its parent beside the Initiated event.
@@ -24,7 +24,7 @@ pub(crate) struct ParentState {
 }
 
 impl ParentState {
-    /// Asks the parent, which is of this shard.
+    /// Asks the parent.
     ///
     /// # Errors
     /// When the parent cannot be described.
@@ -34,7 +34,7 @@ impl ParentState {
         run_id: &RunId,
     ) -> Result<Self, ShardError> {
         let call = WorkflowCall::Describe { key: key.clone(), run_id: Some(run_id.clone()) };
-        let described = match shard.answer(call.into()).await? {
+        let described = match shard.cluster.call(call).await? {
             Answer::Describe(described) => described,
             _ => {
                 return Err(ShardError::Internal(

@@ -4,129 +4,31 @@
 //! the queue's name hashes to, so a queue has one owner and one order. Payloads never come here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use piton_core::id::{RunId, ShardId, WorkflowKey};
 use piton_core::time::{Span, Timestamp};
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 
-use crate::leader::mailbox::{Mailbox, Refused};
-use crate::leader::term::ShardRuntime;
+use crate::leader::mailbox::Notice;
+use crate::leader::queues::QueueHandle;
+use crate::leader::runtime::ShardRuntime;
 use crate::message::{
     Answer, Call, Delivery, Offer, OfferedTask, PollRequest, Poller, QueueCall, QueueKey,
     TaskQueueView, Ticket, WorkflowCall,
 };
-use crate::workflow::actor::ReplyTo;
 
-/// The queues whose owner is this shard.
-#[derive(Default)]
-pub(crate) struct Queues {
-    map: Mutex<BTreeMap<QueueKey, Arc<Seat>>>,
-}
-
-/// A queue's place: its requests, its actor and what it shows to metrics.
-struct Seat {
-    mailbox: Mailbox<(QueueCall, ReplyTo)>,
-    actor: Mutex<Option<ActorRef<Look>>>,
-    depth: AtomicU64,
-    /// When the oldest waiting task was created; 0: none waits.
-    oldest_nanos: AtomicI64,
-    /// Shards hold more tasks than the window does.
-    is_beyond_window: AtomicBool,
-}
-
-pub(crate) struct Look;
-
-/// One queue as metrics show it.
-pub(crate) struct QueueDepth {
-    pub(crate) queue: QueueKey,
-    pub(crate) depth: u64,
-    pub(crate) oldest: Option<Timestamp>,
-    /// It is deeper than that, and maybe older: the shards' rows say how much.
-    pub(crate) is_beyond_window: bool,
-}
-
-impl Queues {
-    /// Hands a call to the queue's actor, which is started if there is none.
-    pub(crate) fn tell(&self, shard: &Arc<ShardRuntime>, call: QueueCall, reply: ReplyTo) {
-        let mut asked = (call, reply);
-        loop {
-            let seat = self.seat(shard, asked.0.queue());
-            match seat.mailbox.push(asked, true) {
-                Ok(true) => return seat.look(),
-                Ok(false) => return,
-                Err(Refused::Closed(back)) => asked = back,
-                // Polls are bounded by admission, offers by what the shards' actors decide.
-                Err(Refused::Full(_)) => unreachable!("a push that must not be refused is not"),
-            }
-        }
-    }
-
-    fn seat(&self, shard: &Arc<ShardRuntime>, queue: &QueueKey) -> Arc<Seat> {
-        let mut map = self.map.lock();
-        if let Some(seat) = map.get(queue) {
-            return Arc::clone(seat);
-        }
-        let seat = Arc::new(Seat {
-            mailbox: Mailbox::new(usize::MAX),
-            actor: Mutex::new(None),
-            depth: AtomicU64::new(0),
-            oldest_nanos: AtomicI64::new(0),
-            is_beyond_window: AtomicBool::new(false),
-        });
-        let state = Matching::new(shard, queue.clone(), Arc::clone(&seat));
-        match ractor::ActorRuntime::spawn_instant(None, MatchingActor, state) {
-            Ok((actor, _)) => *seat.actor.lock() = Some(actor),
-            Err(error) => tracing::error!(%error, "cannot start a matching actor"),
-        }
-        map.insert(queue.clone(), Arc::clone(&seat));
-        seat
-    }
-
-    pub(crate) fn depths(&self) -> Vec<QueueDepth> {
-        let map = self.map.lock();
-        let depth = |(queue, seat): (&QueueKey, &Arc<Seat>)| QueueDepth {
-            queue: queue.clone(),
-            depth: seat.depth.load(Ordering::Relaxed),
-            oldest: Some(seat.oldest_nanos.load(Ordering::Relaxed))
-                .filter(|&t| t > 0)
-                .map(Timestamp::from_nanos),
-            is_beyond_window: seat.is_beyond_window.load(Ordering::Relaxed),
-        };
-        map.iter().map(depth).collect()
-    }
-
-    /// Ends all actors. Polls that wait are told to try again, at the next owner.
-    pub(crate) fn stop(&self) {
-        let map = std::mem::take(&mut *self.map.lock());
-        for seat in map.into_values() {
-            if let Some(actor) = seat.actor.lock().take() {
-                actor.stop(None);
-            }
-        }
-    }
-
-    /// Has each actor look whether its queue is still used.
-    pub(crate) fn sweep(&self) {
-        let seats: Vec<_> = self.map.lock().values().cloned().collect();
-        for seat in seats {
-            seat.look();
-        }
-    }
-
-    fn remove(&self, queue: &QueueKey) {
-        self.map.lock().remove(queue);
-    }
-}
-
-impl Seat {
-    fn look(&self) {
-        if let Some(actor) = &*self.actor.lock() {
-            let _ = actor.cast(Look);
-        }
-    }
+/// Starts a queue's actor.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn start(
+    shard: &Arc<ShardRuntime>,
+    queue: QueueKey,
+    handle: Arc<QueueHandle>,
+) -> Result<ActorRef<Notice>, SpawnErr> {
+    let state = Matching::new(shard, queue, handle);
+    ractor::ActorRuntime::spawn_instant(None, MatchingActor, state).map(|(actor, _)| actor)
 }
 
 struct MatchingActor;
@@ -139,7 +41,7 @@ type Rank = (u8, Timestamp, u64);
 struct Matching {
     shard: Weak<ShardRuntime>,
     queue: QueueKey,
-    seat: Arc<Seat>,
+    handle: Arc<QueueHandle>,
     tasks: BTreeMap<Rank, Offer>,
     ranks: HashMap<Identity, Rank>,
     arrivals: u64,
@@ -153,13 +55,13 @@ struct Matching {
 }
 
 impl Actor for MatchingActor {
-    type Msg = Look;
+    type Msg = Notice;
     type State = Matching;
     type Arguments = Matching;
 
     async fn pre_start(
         &self,
-        _: ActorRef<Look>,
+        _: ActorRef<Notice>,
         m: Matching,
     ) -> Result<Matching, ActorProcessingErr> {
         Ok(m)
@@ -167,8 +69,8 @@ impl Actor for MatchingActor {
 
     async fn handle(
         &self,
-        myself: ActorRef<Look>,
-        Look: Look,
+        myself: ActorRef<Notice>,
+        _: Notice,
         matching: &mut Matching,
     ) -> Result<(), ActorProcessingErr> {
         let Some(shard) = matching.shard.upgrade() else {
@@ -176,7 +78,7 @@ impl Actor for MatchingActor {
             return Ok(());
         };
         loop {
-            let calls = matching.seat.mailbox.take();
+            let calls = matching.handle.mailbox.take();
             if calls.is_empty() {
                 break;
             }
@@ -186,7 +88,7 @@ impl Actor for MatchingActor {
         }
         matching.ask_for_more(&shard);
         matching.show();
-        if matching.is_abandoned(&shard) && matching.seat.mailbox.close_if_empty() {
+        if matching.is_abandoned(&shard) && matching.handle.mailbox.close_if_empty() {
             shard.queues.remove(&matching.queue);
             myself.stop(None);
         }
@@ -195,11 +97,11 @@ impl Actor for MatchingActor {
 
     async fn post_stop(
         &self,
-        _: ActorRef<Look>,
+        _: ActorRef<Notice>,
         matching: &mut Matching,
     ) -> Result<(), ActorProcessingErr> {
         let Some(shard) = matching.shard.upgrade() else { return Ok(()) };
-        let late = matching.seat.mailbox.close();
+        let late = matching.handle.mailbox.close();
         let late = late.into_iter().filter_map(|(call, _)| match call {
             QueueCall::Poll(poll) => Some(poll),
             _ => None,
@@ -212,11 +114,11 @@ impl Actor for MatchingActor {
 }
 
 impl Matching {
-    fn new(shard: &Arc<ShardRuntime>, queue: QueueKey, seat: Arc<Seat>) -> Self {
+    fn new(shard: &Arc<ShardRuntime>, queue: QueueKey, handle: Arc<QueueHandle>) -> Self {
         Self {
             shard: Arc::downgrade(shard),
             queue,
-            seat,
+            handle,
             tasks: BTreeMap::new(),
             ranks: HashMap::new(),
             arrivals: 0,
@@ -359,18 +261,15 @@ impl Matching {
     }
 
     fn show(&self) {
-        self.seat.depth.store(self.tasks.len() as u64, Ordering::Relaxed);
         // Ranked by priority first: the first task of each priority is its oldest.
-        let mut oldest = i64::MAX;
+        let mut oldest = None;
         let mut next = self.tasks.first_key_value();
         while let Some((&(priority, created, _), _)) = next {
-            oldest = oldest.min(created.as_nanos());
+            oldest = oldest.into_iter().chain([created]).min();
             let Some(below) = priority.checked_add(1) else { break };
             next = self.tasks.range((below, Timestamp::MIN, 0)..).next();
         }
-        let oldest = if self.tasks.is_empty() { 0 } else { oldest };
-        self.seat.is_beyond_window.store(!self.declined.is_empty(), Ordering::Relaxed);
-        self.seat.oldest_nanos.store(oldest, Ordering::Relaxed);
+        self.handle.show(self.tasks.len(), oldest, !self.declined.is_empty());
     }
 
     /// Nothing waits, nobody has polled for long, and no worker has shut down whose polls may still be

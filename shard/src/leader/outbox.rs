@@ -2,12 +2,9 @@
 //! again after a failover: the rows are the truth, and doing an errand twice is harmless, since
 //! its request id is derived from its event (architecture D7).
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use piton_core::effect::{Errand, ErrandKey, ParentLink};
 use piton_core::error::Rejection;
 use piton_core::id::{EventId, NamespaceId, RunId, WorkflowId, WorkflowKey};
@@ -25,27 +22,12 @@ use piton_core::run::Reply;
 
 use crate::error::ShardError;
 use crate::leader::child_start;
-use crate::leader::term::ShardRuntime;
+use crate::leader::errand_lines::Line;
+use crate::leader::runtime::ShardRuntime;
 use crate::message::{Answer, WorkflowCall};
 
 /// What events say of requests that the server itself makes, as on the official server.
 const SERVER_IDENTITY: &str = "history-service";
-
-/// The errands of a shard's runs that are under way.
-#[derive(Default)]
-pub(crate) struct Outbox {
-    /// Of one run to one target, in event order; the first is being carried out.
-    lines: Mutex<BTreeMap<Line, VecDeque<(ErrandKey, Errand)>>>,
-    stopped: AtomicBool,
-}
-
-/// From a run to a target: errands of one line never overtake each other.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Line {
-    key: WorkflowKey,
-    run_id: RunId,
-    target: WorkflowKey,
-}
 
 /// Who has an errand carried out.
 struct Sender {
@@ -54,49 +36,20 @@ struct Sender {
     run_id: RunId,
 }
 
-impl Outbox {
+impl ShardRuntime {
     /// Carries an errand out, after those of the same run to the same target.
-    pub(crate) fn run(
-        &self,
-        shard: &Arc<ShardRuntime>,
+    pub(crate) fn run_errand(
+        self: &Arc<Self>,
         key: &WorkflowKey,
         run_id: &RunId,
         errand_key: ErrandKey,
         errand: Errand,
     ) {
         let line = Line { key: key.clone(), run_id: run_id.clone(), target: target_of(&errand) };
-        let is_first = {
-            let mut lines = self.lines.lock();
-            let waiting = lines.entry(line.clone()).or_default();
-            if waiting.iter().any(|(known, _)| *known == errand_key) {
-                return;
-            }
-            waiting.push_back((errand_key, errand));
-            waiting.len() == 1
-        };
-        if is_first {
+        if self.errands.add(&line, errand_key, errand) {
             let sender =
-                Sender { shard: Arc::clone(shard), key: key.clone(), run_id: run_id.clone() };
+                Sender { shard: Arc::clone(self), key: key.clone(), run_id: run_id.clone() };
             tokio::spawn(async move { sender.work_off(line).await });
-        }
-    }
-
-    pub(crate) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-        self.lines.lock().clear();
-    }
-
-    fn first(&self, line: &Line) -> Option<(ErrandKey, Errand)> {
-        self.lines.lock().get(line).and_then(|waiting| waiting.front().cloned())
-    }
-
-    fn done(&self, line: &Line) {
-        let mut lines = self.lines.lock();
-        if let Some(waiting) = lines.get_mut(line) {
-            waiting.pop_front();
-            if waiting.is_empty() {
-                lines.remove(line);
-            }
         }
     }
 }
@@ -133,17 +86,17 @@ fn parent_key(parent: &ParentLink) -> WorkflowKey {
 
 impl Sender {
     async fn work_off(self, line: Line) {
-        while let Some((key, errand)) = self.shard.outbox.first(&line) {
+        while let Some((key, errand)) = self.shard.errands.first(&line) {
             let mut wait = self.shard.config.errand_retry_min;
             while let Err(error) = self.carry_out(&line.target, key, &errand).await {
-                if self.shard.outbox.stopped.load(Ordering::Acquire) {
+                if self.shard.errands.is_stopped() {
                     return;
                 }
                 tracing::debug!(shard = %self.shard.id, %error, ?key, "an errand is tried again");
                 pause(wait).await;
                 wait = (wait * 2).min(self.shard.config.errand_retry_max);
             }
-            self.shard.outbox.done(&line);
+            self.shard.errands.done(&line);
         }
     }
 

@@ -1,33 +1,24 @@
-//! What a shard's leader answers from rows: pages of history, lists, counts; and the deletion of
-//! what has expired. Reads wait for the actor's undecided transitions and for a read-index round
+//! What a shard's leader answers from rows: pages of history, lists, counts. Reads wait for the actor's undecided transitions and for a read-index round
 //! (architecture D5a).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use piton_core::error::Rejection;
-use piton_core::id::{EventId, RunId, WorkflowKey};
-use piton_core::proto::history::{History, HistoryEvent};
+use piton_core::id::{RunId, WorkflowKey};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::ShardError;
-use crate::leader::term::ShardRuntime;
+use crate::leader::hosting::Subscription;
+use crate::leader::runtime::ShardRuntime;
 use crate::message::{Answer, HistoryPage, HistoryPageReply, ReadCall, TaskQueueView};
-use crate::replica::entry::{SlotRange, TransitionRecord};
-use crate::replica::proposer::Outcome;
+use crate::rows::LoadError;
 use crate::rows::history::{self, HistoryError, PageOutcome, RunView};
-use crate::rows::retention::{self, ExpireRow, Expired};
 use crate::rows::visibility;
-use crate::rows::{self, LoadError};
-use crate::workflow::actor::Subscription;
-use crate::workflow::batch::Hosted;
-
-/// Rows deleted by one transition.
-const DELETED_ROWS_MAX: usize = 256;
 
 /// What a caller hears of rows that cannot be read. A store that fails is rebuilt (architecture
-/// D13), so it is worth to try again; what does not decode will not decode the next time either.
+/// D13), so it is worth trying again; what does not decode will not decode the next time either.
 pub(crate) fn unreadable(error: LoadError) -> ShardError {
     match error {
         LoadError::Store { .. } | LoadError::Unsteady { .. } => {
@@ -48,7 +39,7 @@ pub(crate) fn not_found(key: &WorkflowKey) -> ShardError {
     Rejection::NotFound(format!("workflow not found for ID: {}", key.workflow_id)).into()
 }
 
-fn refused(error: HistoryError) -> ShardError {
+pub(crate) fn refused(error: HistoryError) -> ShardError {
     match error {
         HistoryError::Token(text) => Rejection::InvalidArgument(text.into()).into(),
         HistoryError::Load(error) => unreadable(error),
@@ -57,7 +48,7 @@ fn refused(error: HistoryError) -> ShardError {
 
 impl ShardRuntime {
     /// Answers a call from rows.
-    pub(crate) async fn read(self: &Arc<Self>, call: ReadCall) -> Result<Answer, ShardError> {
+    pub(crate) async fn read_rows(self: &Arc<Self>, call: ReadCall) -> Result<Answer, ShardError> {
         match call {
             ReadCall::History { key, run_id, page } => {
                 self.read_history(key, run_id, page).await.map(Answer::History)
@@ -83,7 +74,7 @@ impl ShardRuntime {
     }
 
     fn covered(&self) -> Result<Vec<std::ops::Range<u16>>, ShardError> {
-        let range: Option<SlotRange> = self.rows.range().map_err(unreadable)?;
+        let range = self.rows.range().map_err(unreadable)?;
         Ok(range.into_iter().map(|r| r.slots).collect())
     }
 
@@ -149,73 +140,5 @@ async fn wait_for_more(
         Ok(Ok(_)) => Ok(true),
         Ok(Err(_)) => Err(ShardError::Unavailable("the workflow is moving to another node".into())),
         Err(_) => Ok(false),
-    }
-}
-
-impl Hosted {
-    /// Committed events of a run from `from` up to `end`, then `suffix`; the token goes on where
-    /// the first page ends.
-    pub(crate) fn history_of(
-        &self,
-        run_id: &RunId,
-        from: EventId,
-        end: EventId,
-        suffix: &[HistoryEvent],
-    ) -> Result<(History, Vec<u8>), ShardError> {
-        let limits = self.shard.cluster.limits();
-        let page =
-            history::task_page(&self.shard.rows, &self.key, run_id, from..end, suffix, &limits);
-        let (events, token) = page.map_err(refused)?;
-        Ok((History { events }, token))
-    }
-
-    /// Deletes what expired, unless the run it belongs to is open again or followed.
-    pub(crate) async fn delete_expired(&mut self, row: &ExpireRow) -> Result<(), ShardError> {
-        if let Expired::Run(run_id) = &row.what {
-            let is_open = self.runs.get(run_id).is_some_and(|run| run.status.is_open());
-            if is_open {
-                return Ok(());
-            }
-        }
-        loop {
-            let deletion = retention::deletion_writes(&self.shard.rows, row, DELETED_ROWS_MAX);
-            let deletion = deletion.map_err(unreadable)?;
-            if deletion.writes.is_empty() && deletion.done {
-                return Ok(());
-            }
-            let mut writes = deletion.writes;
-            let is_last = matches!((&row.what, self.current_run()), (Expired::Run(gone), Some(current))
-                if deletion.done && *gone == current);
-            let next = piton_core::id::Position(self.position.0 + 1);
-            match &mut self.current {
-                Some(current) if !is_last => {
-                    current.position = next;
-                    let write = rows::current_write(&self.key, current);
-                    writes.push(write.map_err(|e| ShardError::Internal(e.to_string()))?);
-                }
-                _ => writes.push(rows::current_delete(&self.key)),
-            }
-            let transition = TransitionRecord {
-                term: self.shard.term,
-                key: self.key.clone(),
-                base: self.position,
-                writes,
-            };
-            if let Outcome::Failed(why) = self.shard.proposer.propose(transition).await {
-                return Err(ShardError::Unavailable(why));
-            }
-            if is_last {
-                (self.position, self.current) = (piton_core::id::Position(0), None);
-                self.runs.clear();
-            } else {
-                self.position = next;
-            }
-            if let Expired::Run(run_id) = &row.what {
-                self.runs.remove(run_id);
-            }
-            if deletion.done {
-                return Ok(());
-            }
-        }
     }
 }

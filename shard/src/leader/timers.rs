@@ -1,92 +1,17 @@
-//! Turns due timers into requests. One actor per shard; it holds the near window of the shard's
-//! timer rows, and the deadlines of workflow tasks that are held (which have no row).
+//! Turns due timers into requests. One actor per shard; it loads the near window of the shard's timer
+//! rows into `wakeups`, and sleeps until the first of those.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
-use piton_core::effect::TimerKind;
-use piton_core::id::{RunId, WorkflowKey};
 use piton_core::request::RunRequest;
 use piton_core::time::{Span, Timestamp};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::AbortHandle;
 
-use crate::leader::term::ShardRuntime;
+use crate::leader::runtime::ShardRuntime;
+use crate::leader::wakeups::{Cause, TimerMessage, Wakeup};
 
-/// What wakes a workflow.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Alarm {
-    pub(crate) due: Timestamp,
-    pub(crate) key: WorkflowKey,
-    pub(crate) run_id: RunId,
-    pub(crate) what: Wake,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Wake {
-    /// A timer row is due.
-    Row(TimerKind),
-    /// The held workflow task of this number has taken too long.
-    HeldTask(u64),
-}
-
-/// The timers of a shard that are near. Shared by its actors and its timer actor.
-#[derive(Default)]
-pub(crate) struct Timers {
-    near: Mutex<Near>,
-    actor: Mutex<Option<ActorRef<TimerMessage>>>,
-}
-
-#[derive(Default)]
-struct Near {
-    alarms: BTreeMap<Alarm, ()>,
-    /// Rows due from here on are not in memory.
-    horizon: Timestamp,
-    /// When the actor will look by itself.
-    looks_at: Option<Timestamp>,
-}
-
-pub(crate) enum TimerMessage {
-    Look,
-}
-
-impl Timers {
-    /// Adds a timer whose row is committed, or a held task's deadline.
-    pub(crate) fn arm(&self, alarm: Alarm) {
-        let due = alarm.due;
-        let tell = {
-            let mut near = self.near.lock();
-            if matches!(alarm.what, Wake::Row(_)) && due >= near.horizon {
-                return;
-            }
-            near.alarms.insert(alarm, ());
-            near.looks_at.is_none_or(|at| due < at)
-        };
-        if tell {
-            self.look();
-        }
-    }
-
-    pub(crate) fn disarm(&self, alarm: &Alarm) {
-        self.near.lock().alarms.remove(alarm);
-    }
-
-    fn look(&self) {
-        if let Some(actor) = &*self.actor.lock() {
-            // A stopped actor has nothing to look at.
-            let _ = actor.cast(TimerMessage::Look);
-        }
-    }
-
-    pub(crate) fn stop(&self) {
-        if let Some(actor) = self.actor.lock().take() {
-            actor.stop(None);
-        }
-    }
-}
-
-/// The actor that waits for the nearest alarm.
+/// The actor that waits for the nearest wakeup.
 pub(crate) struct TimerActor;
 
 pub(crate) struct TimerState {
@@ -100,7 +25,7 @@ impl TimerActor {
         match ractor::ActorRuntime::spawn_instant(None, TimerActor, state) {
             Ok((actor, _)) => {
                 let _ = actor.cast(TimerMessage::Look);
-                *shard.timers.actor.lock() = Some(actor);
+                shard.wakeups.attach(actor);
             }
             Err(error) => {
                 tracing::error!(shard = %shard.id, %error, "cannot start the timer actor")
@@ -163,7 +88,7 @@ impl Actor for TimerActor {
 fn load_window(shard: &ShardRuntime, now: Timestamp) {
     let window = shard.config.timer_window;
     let (from, until) = {
-        let mut near = shard.timers.near.lock();
+        let mut near = shard.wakeups.near();
         if near.horizon - now > Span::from(window / 2) {
             return;
         }
@@ -172,59 +97,52 @@ fn load_window(shard: &ShardRuntime, now: Timestamp) {
         (from, near.horizon)
     };
     // ORDER: the horizon moves before the rows are read. A timer committed meanwhile is armed by
-    // its actor or seen by the scan, or both, which is the same alarm.
+    // its actor or seen by the scan, or both, which is the same wakeup.
     match shard.rows.timers_between(from, until) {
         Ok(rows) => {
-            let mut near = shard.timers.near.lock();
+            let mut near = shard.wakeups.near();
             for row in rows {
-                let alarm = Alarm {
-                    due: row.due,
-                    key: row.key,
-                    run_id: row.run_id,
-                    what: Wake::Row(row.kind),
-                };
-                near.alarms.insert(alarm, ());
+                let cause = Cause::Timer(row.kind);
+                let wakeup = Wakeup { due: row.due, key: row.key, run_id: row.run_id, cause };
+                near.wakeups.insert(wakeup);
             }
         }
         Err(error) => {
             tracing::error!(shard = %shard.id, %error, "cannot read timer rows");
-            shard.timers.near.lock().horizon = from;
+            shard.wakeups.near().horizon = from;
         }
     }
 }
 
-/// Sends a request for each due alarm; answers when to look again.
+/// Sends a request for each wakeup that is due; answers when to look again.
 fn fire(shard: &Arc<ShardRuntime>, now: Timestamp) -> Timestamp {
     let mut due = Vec::new();
     let next = {
-        let mut near = shard.timers.near.lock();
-        while let Some((alarm, ())) = near.alarms.first_key_value() {
-            if alarm.due > now {
+        let mut near = shard.wakeups.near();
+        while let Some(wakeup) = near.wakeups.first() {
+            if wakeup.due > now {
                 break;
             }
-            due.extend(near.alarms.pop_first());
+            due.extend(near.wakeups.pop_first());
         }
         let half_window = now + Span::from(shard.config.timer_window / 2);
-        let next =
-            near.alarms.first_key_value().map_or(half_window, |(a, ())| a.due.min(half_window));
+        let next = near.wakeups.first().map_or(half_window, |wakeup| wakeup.due.min(half_window));
         near.looks_at = Some(next);
         next
     };
     // INVARIANT: a row that is due wakes its run once in this term; several of one run at once
     // wake it once, as it fires everything that is due.
     let mut woken = None;
-    for (alarm, ()) in due {
-        let request = match alarm.what {
-            Wake::Row(_) if woken.as_ref() == Some(&(alarm.key.clone(), alarm.run_id.clone())) => {
-                continue;
-            }
-            Wake::Row(_) => RunRequest::Due,
-            Wake::HeldTask(number) => RunRequest::WorkflowTaskTimedOut { number },
+    for Wakeup { key, run_id, cause, .. } in due {
+        let request = match cause {
+            Cause::Timer(_) if woken.as_ref() == Some(&(key.clone(), run_id.clone())) => continue,
+            Cause::Timer(_) => RunRequest::Due,
+            Cause::HeldTask(number) => RunRequest::WorkflowTaskTimedOut { number },
         };
         if matches!(request, RunRequest::Due) {
-            woken = Some((alarm.key.clone(), alarm.run_id.clone()));
+            woken = Some((key.clone(), run_id.clone()));
         }
-        shard.tell(&alarm.key, &alarm.run_id, request);
+        shard.tell(&key, &run_id, request);
     }
     next
 }

@@ -6,26 +6,22 @@
 //! transitions  count(4), then of each:
 //!              term(8) base(8) entity's kind(1) namespace-id id, count of writes(4), then of each:
 //!              kind(1): 0 = delete, key | 1 = put, key, value
-//! range        range version(8) first slot(2) end slot(2)
+//! range        see `rows::range`
 //! strings, keys and values: length(4), bytes. Numbers are big endian.
 //! verdicts     one byte for each transition (one for a range)
 //! ```
 
-use std::ops::Range;
-
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use piton_core::id::{NamespaceId, Position, WorkflowId, WorkflowKey};
-use piton_core::placement::{SLOTS, Slot};
 use piton_store::Write;
 
 use crate::rows::keys::EntityKind;
+use crate::rows::range::{RangeError, SlotRange};
 
 /// Events of one transition; a larger request is several transitions.
 pub(crate) const TRANSITION_EVENTS_MAX: usize = 256;
 /// Bytes of one transition that shares an entry; a larger one travels alone.
 pub(crate) const TRANSITION_BYTES_MAX: usize = 1 << 20;
-/// Bytes of an entry that carries more than one transition.
-pub(crate) const ENTRY_BYTES_MAX: usize = 4 << 20;
 
 const FORMAT: u8 = 1;
 const TRANSITIONS: u8 = 1;
@@ -46,14 +42,6 @@ pub(crate) struct TransitionRecord {
     /// INVARIANT: one of them puts the workflow's `current` row with position `base + 1`, or
     /// deletes it. Without it the next transition on the same base would be applied too.
     pub(crate) writes: Vec<Write>,
-}
-
-/// The slots that a shard owns. Fences every transition inside the group (architecture D1).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SlotRange {
-    /// Grows with each change; an older range is refused.
-    pub(crate) version: u64,
-    pub(crate) slots: Range<u16>,
 }
 
 /// A decoded entry.
@@ -84,14 +72,10 @@ pub(crate) enum EntryError {
     Version { found: u8 },
     #[error("decode an entry: {what} is not valid")]
     Invalid { what: &'static str },
+    #[error("decode an entry")]
+    Range(#[from] RangeError),
     #[error("decode an entry: {bytes} bytes are left over")]
     Trailing { bytes: usize },
-}
-
-impl SlotRange {
-    pub(crate) fn contains(&self, slot: Slot) -> bool {
-        self.slots.contains(&slot.0)
-    }
 }
 
 impl TransitionRecord {
@@ -132,14 +116,8 @@ pub(crate) fn encode_entry(transitions: &[TransitionRecord]) -> Bytes {
 /// Encodes the entry that gives a shard its slots; the first one that a new shard proposes.
 pub(crate) fn encode_range(range: &SlotRange) -> Bytes {
     let mut bytes = begin(RANGE, 14);
-    put_range(&mut bytes, range);
+    range.put(&mut bytes);
     bytes.freeze()
-}
-
-pub(crate) fn put_range(bytes: &mut BytesMut, range: &SlotRange) {
-    bytes.put_u64(range.version);
-    bytes.put_u16(range.slots.start);
-    bytes.put_u16(range.slots.end);
 }
 
 fn begin(kind: u8, capacity: usize) -> BytesMut {
@@ -184,7 +162,7 @@ pub(crate) fn decode_entry(mut bytes: Bytes) -> Result<Entry, EntryError> {
     }
     let entry = match take_u8(rest, "the kind")? {
         TRANSITIONS => Entry::Transitions(take_transitions(rest)?),
-        RANGE => Entry::Range(take_range(rest)?),
+        RANGE => Entry::Range(SlotRange::take(rest)?),
         _ => return Err(EntryError::Invalid { what: "the kind" }),
     };
     match rest.len() {
@@ -226,16 +204,6 @@ fn take_writes(rest: &mut Bytes) -> Result<Vec<Write>, EntryError> {
     Ok(writes)
 }
 
-pub(crate) fn take_range(rest: &mut Bytes) -> Result<SlotRange, EntryError> {
-    let version = take_u64(rest, "the range version")?;
-    let start = take_u16(rest, "the first slot")?;
-    let end = take_u16(rest, "the end slot")?;
-    if start > end || end > SLOTS {
-        return Err(EntryError::Invalid { what: "the range of slots" });
-    }
-    Ok(SlotRange { version, slots: start..end })
-}
-
 fn take_text(rest: &mut Bytes, what: &'static str) -> Result<String, EntryError> {
     let bytes = take_bytes(rest, what)?;
     String::from_utf8(bytes.into()).map_err(|_| EntryError::Invalid { what })
@@ -251,10 +219,6 @@ fn take_bytes(rest: &mut Bytes, what: &'static str) -> Result<Bytes, EntryError>
 
 fn take_u8(rest: &mut Bytes, what: &'static str) -> Result<u8, EntryError> {
     rest.try_get_u8().map_err(|_| EntryError::Short { what })
-}
-
-fn take_u16(rest: &mut Bytes, what: &'static str) -> Result<u16, EntryError> {
-    rest.try_get_u16().map_err(|_| EntryError::Short { what })
 }
 
 fn take_u32(rest: &mut Bytes, what: &'static str) -> Result<u32, EntryError> {

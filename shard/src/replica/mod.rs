@@ -14,7 +14,8 @@ use piton_raft::{CommittedEntry, Replica, ReplicaError, SnapshotError, SnapshotR
 use piton_store::{Held, Mark, Row, Table, Write};
 
 use crate::replica::checkpoint::Checkpoints;
-use crate::replica::entry::{Entry, SlotRange, TransitionRecord, Verdict};
+use crate::replica::entry::{Entry, TransitionRecord, Verdict};
+use crate::rows::range::SlotRange;
 use crate::rows::writes::range_write;
 use crate::rows::{WorkflowRows, decode_position, workflow};
 

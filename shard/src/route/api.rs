@@ -21,7 +21,6 @@ use piton_core::time::Timestamp;
 use tokio::time::Instant;
 
 use crate::error::ShardError;
-use crate::leader::matching::QueueDepth;
 use crate::message::{
     Answer, CountReply, Delivery, HistoryPage, HistoryPageReply, PollId, PollRequest, QueryToken,
     QueueCall, QueueKey, QueueType, ReadCall, TaskQueueView, TaskToken, WorkflowCall,
@@ -30,6 +29,7 @@ use crate::message::{
 use crate::meta::Namespace;
 use crate::metrics::QueueFigure;
 use crate::route::cluster::{Cluster, Poll};
+use crate::route::shard_leader::QueueDepth;
 use crate::rows::visibility;
 
 impl Cluster {
@@ -432,8 +432,8 @@ impl Cluster {
         let now = self.host().clock().now();
         let mut figures = BTreeMap::new();
         for shard in self.host().shard_ids() {
-            let Some(runtime) = self.host().serving(shard) else { continue };
-            for mut queue in runtime.queues.depths() {
+            let Some(leader) = self.host().serving(shard) else { continue };
+            for mut queue in leader.queue_depths() {
                 // Sticky queues come and go with workers; their names would pile up.
                 if queue.queue.queue.is_sticky() {
                     continue;

@@ -14,7 +14,6 @@ use piton_raft::NodeId;
 use tokio::time::Instant;
 
 use crate::error::ShardError;
-use crate::leader::term::{ShardActor, ShardMessage, ShardState};
 use crate::message::{
     Answer, Call, Delivery, Offer, Peer, PollId, QueueCall, QueueKey, Receipt, WorkflowCall,
 };
@@ -48,22 +47,6 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(host: Arc<ShardHost>, peer: Arc<dyn Peer>) -> Self {
         Self { host, peer }
-    }
-
-    /// Takes up the duties of the shards that this node leads, now and from now on.
-    ///
-    /// # Errors
-    /// When an actor cannot be started.
-    pub async fn serve(&self) -> Result<Serving, ShardError> {
-        let mut actors = Vec::new();
-        for id in self.host.shard_ids() {
-            let state = ShardState { id, cluster: self.clone(), serving: None };
-            let started = ractor::Actor::spawn(None, ShardActor, state).await;
-            let (actor, stopped) =
-                started.map_err(|e| ShardError::Internal(format!("start shard {id}: {e}")))?;
-            actors.push((actor, stopped));
-        }
-        Ok(Serving { actors })
     }
 
     pub fn host(&self) -> &Arc<ShardHost> {
@@ -105,14 +88,14 @@ impl Cluster {
     /// Asks the leader of a shard: here, or at most one hop away. Waits for a leader if there is
     /// none.
     pub(crate) async fn ask(&self, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
-        if let Some(runtime) = self.host.serving(shard) {
-            return runtime.answer(call).await;
+        if let Some(leader) = self.host.serving(shard) {
+            return leader.answer(call).await;
         }
         let mut leadership = self.host.group(shard).leadership();
         let until = Instant::now() + self.host.config().leader_wait;
         loop {
-            if let Some(runtime) = self.host.serving(shard) {
-                return runtime.answer(call).await;
+            if let Some(leader) = self.host.serving(shard) {
+                return leader.answer(call).await;
             }
             let leader = leadership.borrow_and_update().leader;
             if let Some(leader) = leader.filter(|&l| l != self.host.node()) {
@@ -137,7 +120,7 @@ impl Cluster {
     /// What the shard answers; `Unavailable` when this node does not lead it.
     pub async fn answer_peer(&self, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
         match self.host.serving(shard) {
-            Some(runtime) => runtime.answer(call).await,
+            Some(leader) => leader.answer(call).await,
             None => Err(ShardError::Unavailable(format!("this node does not lead shard {shard}"))),
         }
     }
@@ -150,12 +133,12 @@ impl Cluster {
     /// Tells a shard's leader something whose loss costs latency only.
     pub(crate) fn send(&self, shard: ShardId, call: Call) {
         match self.host.serving(shard) {
-            Some(runtime) => runtime.post(call),
+            Some(leader) => leader.post(call),
             None => self.insist(shard, call),
         }
     }
 
-    /// Tells a shard's leader something that nothing else makes good for.
+    /// Tells a shard's leader something whose loss nothing else would repair.
     pub(crate) fn insist(&self, shard: ShardId, call: Call) {
         let cluster = self.clone();
         tokio::spawn(async move { cluster.send_until_taken(shard, call).await });
@@ -264,23 +247,5 @@ impl Cluster {
 
     pub(crate) fn wrong_answer<T>(&self) -> Result<T, ShardError> {
         Err(ShardError::Internal("a call was answered with something else".into()))
-    }
-}
-
-/// The shards' actors of a node that serves.
-pub struct Serving {
-    actors: Vec<(ractor::ActorRef<ShardMessage>, tokio::task::JoinHandle<()>)>,
-}
-
-impl Serving {
-    /// Lays down all duties: actors stop, polls are answered, nothing is decided any more.
-    pub async fn stop(self) {
-        for (actor, _) in &self.actors {
-            actor.stop(None);
-        }
-        for (_, stopped) in self.actors {
-            // An actor that panicked has stopped too.
-            let _ = stopped.await;
-        }
     }
 }

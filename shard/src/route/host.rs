@@ -1,4 +1,4 @@
-//! All shards on this node: their groups, their tables, and the runtimes of those it leads.
+//! All shards on this node: their groups, their tables, and the leaders of those it leads.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::clock::Clock;
 use crate::config::ShardConfig;
 use crate::error::{ShardError, with_causes};
 use crate::ids::Ids;
-use crate::leader::term::ShardRuntime;
 use crate::meta::state::MetaReplica;
 use crate::meta::{META_GROUP, Meta};
 use crate::metrics::ShardMetrics;
 use crate::replica::ShardReplica;
 use crate::replica::checkpoint::{CheckpointConfig, Checkpoints};
 use crate::route::polls::Polls;
+use crate::route::shard_leader::ShardLeader;
 use crate::rows::WorkflowRows;
 
 /// What a host is made of; the composition root brings it.
@@ -52,7 +52,7 @@ pub struct ShardHost {
 struct Shard {
     group: Group,
     rows: WorkflowRows,
-    serving: RwLock<Option<Arc<ShardRuntime>>>,
+    serving: RwLock<Option<Arc<dyn ShardLeader>>>,
 }
 
 /// The Raft group of a shard; group 0 is the meta group.
@@ -172,13 +172,13 @@ impl ShardHost {
         self.shard(shard).rows.clone()
     }
 
-    /// The duties of a shard that this node leads; `None` if it does not.
-    pub(crate) fn serving(&self, shard: ShardId) -> Option<Arc<ShardRuntime>> {
+    /// The leader of a shard, if it is this node.
+    pub(crate) fn serving(&self, shard: ShardId) -> Option<Arc<dyn ShardLeader>> {
         self.shard(shard).serving.read().clone()
     }
 
-    pub(crate) fn set_serving(&self, shard: ShardId, runtime: Option<Arc<ShardRuntime>>) {
-        *self.shard(shard).serving.write() = runtime;
+    pub(crate) fn set_serving(&self, shard: ShardId, leader: Option<Arc<dyn ShardLeader>>) {
+        *self.shard(shard).serving.write() = leader;
     }
 
     fn shard(&self, shard: ShardId) -> &Shard {

@@ -4,3 +4,4 @@ pub(crate) mod api;
 pub(crate) mod cluster;
 pub(crate) mod host;
 pub(crate) mod polls;
+pub(crate) mod shard_leader;

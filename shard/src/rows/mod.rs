@@ -6,6 +6,7 @@
 pub(crate) mod codes;
 pub(crate) mod history;
 pub(crate) mod keys;
+pub(crate) mod range;
 pub(crate) mod records;
 pub(crate) mod retention;
 pub(crate) mod values;
@@ -23,8 +24,8 @@ use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
 use prost::Message;
 
 use crate::message::QueueKey;
-use crate::replica::entry::SlotRange;
 use crate::rows::codes::{note_key, queue_code, unsigned};
+use crate::rows::range::SlotRange;
 use crate::rows::records::decode_note;
 pub(crate) use crate::rows::values::{
     Current, ErrandRow, HistoryBatch, RequestKind, RequestRow, TaskRow, TimerRow, decode_position,

@@ -14,8 +14,8 @@ use piton_store::prefix_end;
 use serde::{Deserialize, Serialize};
 
 use crate::message::{QueueKey, QueueType};
-use crate::replica::entry::{self, SlotRange};
 use crate::rows::codes::{ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, timer_kind};
+use crate::rows::range::SlotRange;
 use crate::rows::{keys, records};
 
 /// The workflow's current run, and the position that fences its transitions.
@@ -167,7 +167,7 @@ pub(crate) fn end_of(prefix: &[u8]) -> Bytes {
 
 pub(crate) fn encode_range(range: &SlotRange) -> Bytes {
     let mut value = records::RANGE.begin(12);
-    entry::put_range(&mut value, range);
+    range.put(&mut value);
     value.freeze()
 }
 
@@ -175,7 +175,7 @@ pub(crate) fn decode_range(
     value: Bytes,
 ) -> Result<SlotRange, Box<dyn std::error::Error + Send + Sync>> {
     let mut rest = value.slice_ref(records::RANGE.body(&value)?);
-    Ok(entry::take_range(&mut rest)?)
+    Ok(SlotRange::take(&mut rest)?)
 }
 
 /// `version(1) position(8) run`: the position is read at each fence, the rest is not.

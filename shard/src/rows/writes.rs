@@ -15,8 +15,8 @@ use piton_store::codec::CodecError;
 use prost::Message;
 
 use crate::message::{Offer, OfferedTask, QueueKey, QueueType};
-use crate::replica::entry::SlotRange;
 use crate::rows::codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
+use crate::rows::range::SlotRange;
 use crate::rows::values::{Current, RequestRow, TaskValue, encode_current, encode_range, workflow};
 use crate::rows::{keys, records};
 

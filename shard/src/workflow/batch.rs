@@ -15,22 +15,22 @@ use piton_core::transition::Change;
 use tokio::sync::watch;
 
 use crate::error::ShardError;
+use crate::leader::hosting::{Ask, Envelope, Lost, Subscription, WorkflowHandle, refuse_all};
 use crate::leader::reads::unreadable;
-use crate::leader::recovery::Lost;
-use crate::leader::term::ShardRuntime;
-use crate::leader::timers::{Alarm, Wake};
+use crate::leader::runtime::ShardRuntime;
+use crate::leader::wakeups::{Cause, Wakeup};
 use crate::message::{Answer, Offer, QueueCall, WorkflowCall};
 use crate::replica::entry::{self, TransitionRecord};
 use crate::replica::proposer::Outcome;
+use crate::route::shard_leader::ReplyTo;
 use crate::rows::{self, Current, RequestKind, RequestRow};
-use crate::workflow::actor::{Ask, Envelope, ReplyTo, Seat, Subscription, refuse_all};
+use crate::workflow::pending::Pending;
 use crate::workflow::query::Queries;
-use crate::workflow::settle::Pending;
 
 /// One workflow in memory: the state of its actor.
 pub(crate) struct Hosted {
     pub(crate) shard: Arc<ShardRuntime>,
-    pub(crate) seat: Arc<Seat>,
+    pub(crate) handle: Arc<WorkflowHandle>,
     pub(crate) key: WorkflowKey,
     loaded: bool,
     /// The committed `current` row.
@@ -43,8 +43,8 @@ pub(crate) struct Hosted {
     watchers: BTreeMap<RunId, watch::Sender<Subscription>>,
     /// The last accepted workflow task answer: its repetition gets the same reply.
     pub(crate) last_accepted: Option<(WorkflowTaskRef, RespondWorkflowTaskCompletedResponse)>,
-    /// The alarm of the held workflow task.
-    held_alarm: Option<Alarm>,
+    /// When the held workflow task has taken too long.
+    held_deadline: Option<Wakeup>,
 }
 
 /// What the requests of one batch come to, before it is committed.
@@ -73,10 +73,14 @@ impl Batch {
 }
 
 impl Hosted {
-    pub(crate) fn new(shard: Arc<ShardRuntime>, seat: Arc<Seat>, key: WorkflowKey) -> Self {
+    pub(crate) fn new(
+        shard: Arc<ShardRuntime>,
+        handle: Arc<WorkflowHandle>,
+        key: WorkflowKey,
+    ) -> Self {
         Self {
             shard,
-            seat,
+            handle,
             key,
             loaded: false,
             current: None,
@@ -85,7 +89,7 @@ impl Hosted {
             queries: Queries::default(),
             watchers: BTreeMap::new(),
             last_accepted: None,
-            held_alarm: None,
+            held_deadline: None,
         }
     }
 
@@ -114,7 +118,7 @@ impl Hosted {
             }
         }
         if !waiting.is_empty() {
-            self.seat.mailbox.put_back(waiting);
+            self.handle.mailbox.put_back(waiting);
         }
         self.commit(batch).await
     }
@@ -275,32 +279,32 @@ impl Hosted {
     /// Keeps the held task's deadline with the timers; it has no row.
     fn watch_held_task(&mut self) {
         let held = self.runs.values().find_map(|run| run.held.as_ref().map(|h| (&run.run_id, h)));
-        let alarm = held.map(|(run_id, held)| Alarm {
+        let deadline = held.map(|(run_id, held)| Wakeup {
             due: held.due,
             key: self.key.clone(),
             run_id: run_id.clone(),
-            what: Wake::HeldTask(held.number),
+            cause: Cause::HeldTask(held.number),
         });
-        if alarm == self.held_alarm {
+        if deadline == self.held_deadline {
             return;
         }
-        if let Some(old) = self.held_alarm.take() {
-            self.shard.timers.disarm(&old);
+        if let Some(old) = self.held_deadline.take() {
+            self.shard.wakeups.disarm(&old);
             self.queries.detach();
         }
-        if let Some(new) = &alarm {
-            self.shard.timers.arm(new.clone());
+        if let Some(new) = &deadline {
+            self.shard.wakeups.arm(new.clone());
         }
         // ORDER: before the next task is offered, which may come back here as declined.
-        self.seat.set_held(alarm.is_some());
-        self.held_alarm = alarm;
+        self.handle.set_held(deadline.is_some());
+        self.held_deadline = deadline;
     }
 
     /// Carries out the effects of a committed change.
     fn carry_out(&mut self, before: Option<&RunState>, change: &Change, taken: &BTreeSet<TaskKey>) {
         for key in &change.settled {
             if let EffectKey::Timer(due, kind) = key {
-                self.shard.timers.disarm(&self.alarm(&change.run_id, *due, kind));
+                self.shard.wakeups.disarm(&self.wakeup(&change.run_id, *due, kind));
             }
         }
         for offer in change.settled_tasks.iter().filter(|o| !taken.contains(&o.key)) {
@@ -326,21 +330,21 @@ impl Hosted {
     pub(crate) fn take_care_of(&self, run_id: &RunId, effect: &Effect) {
         let shard = &self.shard;
         match effect {
-            Effect::Timer(due, kind) => shard.timers.arm(self.alarm(run_id, *due, kind)),
+            Effect::Timer(due, kind) => shard.wakeups.arm(self.wakeup(run_id, *due, kind)),
             // Held since the same batch: its worker has it already.
             Effect::Task(offer) if self.is_held(run_id, &offer.key) => {}
             Effect::Task(offer) => {
                 shard.cluster.offer(rows::offer_of(shard.id, &self.key, run_id, offer));
             }
             Effect::Errand(key, errand) => {
-                shard.outbox.run(shard, &self.key, run_id, *key, errand.clone());
+                shard.run_errand(&self.key, run_id, *key, errand.clone());
             }
         }
     }
 
-    fn alarm(&self, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Alarm {
-        let what = Wake::Row(kind.clone());
-        Alarm { due, key: self.key.clone(), run_id: run_id.clone(), what }
+    fn wakeup(&self, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Wakeup {
+        let cause = Cause::Timer(kind.clone());
+        Wakeup { due, key: self.key.clone(), run_id: run_id.clone(), cause }
     }
 
     fn is_held(&self, run_id: &RunId, task: &TaskKey) -> bool {
@@ -375,7 +379,7 @@ impl Hosted {
         self.queries.forget_abandoned(tokio::time::Instant::now());
         let current = self.current_run();
         self.runs.retain(|id, run| Some(id) == current.as_ref() || run.status.is_open());
-        self.seat.set_open(self.current.as_ref().is_some_and(|c| c.run.status.is_open()));
+        self.handle.set_open(self.current.as_ref().is_some_and(|c| c.run.status.is_open()));
     }
 
     /// Whether nothing of this workflow lives only in memory (architecture D6).
@@ -393,7 +397,7 @@ impl Hosted {
             runs: self.runs.keys().cloned().collect(),
             requests: Vec::new(),
         };
-        for envelope in self.seat.mailbox.close() {
+        for envelope in self.handle.mailbox.close() {
             let is_ticket = matches!(envelope.ask, Ask::Call(WorkflowCall::Ticket(_)));
             if envelope.reply.is_nobody() && !is_ticket {
                 lost.requests.push(envelope.ask);
@@ -402,11 +406,11 @@ impl Hosted {
             }
         }
         if !self.shard.is_stopped() {
-            self.shard.recovery.add(&self.shard, lost);
+            self.shard.recover(lost);
         }
         self.queries.fail_all(why);
-        if let Some(alarm) = self.held_alarm.take() {
-            self.shard.timers.disarm(&alarm);
+        if let Some(deadline) = self.held_deadline.take() {
+            self.shard.wakeups.disarm(&deadline);
         }
         self.watchers.clear();
         self.runs.clear();

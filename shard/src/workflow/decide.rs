@@ -18,16 +18,17 @@ use piton_core::run::{self, QueryRoute, Reply};
 use tokio::time::Instant;
 
 use crate::error::ShardError;
+use crate::leader::hosting::{Ask, Envelope};
 use crate::message::{
     Answer, Offer, OfferedTask, QueryToken, QueueKey, QueueType, Ticket, WorkflowCall,
     WorkflowTaskToken,
 };
 use crate::meta::{Namespace, NamespaceAttributes};
+use crate::route::shard_leader::ReplyTo;
 use crate::rows::RequestKind;
-use crate::workflow::actor::{Ask, Envelope, ReplyTo};
 use crate::workflow::batch::{Batch, Hosted};
+use crate::workflow::pending::Pending;
 use crate::workflow::query::{self, Place, WaitingQuery};
-use crate::workflow::settle::Pending;
 
 /// What a decision needs from outside, owned.
 struct Draw {

@@ -3,6 +3,8 @@
 pub(crate) mod actor;
 pub(crate) mod batch;
 pub(crate) mod decide;
+pub(crate) mod expire;
 pub(crate) mod measure;
+pub(crate) mod pending;
 pub(crate) mod query;
 pub(crate) mod settle;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::error::ShardError;
 use crate::message::Answer;
-use crate::workflow::actor::ReplyTo;
+use crate::route::shard_leader::ReplyTo;
 
 /// A query that has no answer yet.
 pub(crate) struct WaitingQuery {

@@ -1,13 +1,13 @@
 //! What a hosted workflow does once a batch is committed: answers, hands tasks to polls, resolves
-//! queries, deletes what expired. Steps 6 and 9 of a request's way.
+//! queries. Steps 6 and 9 of a request's way.
 
 use std::collections::BTreeMap;
 
 use piton_core::error::Rejection;
-use piton_core::id::RunId;
+use piton_core::id::{EventId, RunId};
 use piton_core::proto::common::{WorkflowExecution, WorkflowType};
-use piton_core::proto::history::History;
-use piton_core::proto::query::{WorkflowQuery, WorkflowQueryResult};
+use piton_core::proto::history::{History, HistoryEvent};
+use piton_core::proto::query::WorkflowQuery;
 use piton_core::proto::taskqueue::TaskQueue;
 use piton_core::proto::workflowservice::{
     PollActivityTaskQueueResponse, PollWorkflowTaskQueueResponse,
@@ -17,99 +17,15 @@ use piton_core::request::{RunRequest, WorkflowTaskRef};
 use piton_core::run::{ActivityTask, QueryRoute, Reply, StartedTask};
 
 use crate::error::ShardError;
+use crate::leader::reads::refused;
 use crate::message::{
     ActivityToken, Answer, Delivery, QueryToken, Receipt, TaskToken, Ticket, WorkflowCall,
     WorkflowTaskToken,
 };
-use crate::route::cluster::Cluster;
-use crate::rows::retention::{ExpireRow, Turn};
-use crate::workflow::actor::{ReplyTo, Tell};
+use crate::rows::history;
 use crate::workflow::batch::Hosted;
+use crate::workflow::pending::{Pending, QueryResults};
 use crate::workflow::query::Place;
-
-type QueryResults = std::collections::HashMap<String, WorkflowQueryResult>;
-
-/// Something to be done once the batch is committed.
-pub(crate) enum Pending {
-    Answer(ReplyTo, Result<Answer, ShardError>),
-    Reply(ReplyTo, Result<Reply, ShardError>),
-    Started(ReplyTo, Reply),
-    Completed {
-        reply: ReplyTo,
-        reference: WorkflowTaskRef,
-        run_id: RunId,
-        results: QueryResults,
-        completed: Result<Reply, ShardError>,
-    },
-    DeliverWorkflowTask(Ticket, Box<StartedTask>),
-    DeliverActivity(Ticket, Box<ActivityTask>),
-    DeliverQuery(Ticket, u64),
-    DeliverNothing(Ticket),
-    SendQuery(u64, Place),
-    Subscribe(RunId, Tell),
-    Resume(RunId),
-    Expire(ExpireRow, Turn),
-}
-
-impl Pending {
-    /// The commit failed: whoever waits hears so.
-    pub(crate) fn refuse(self, error: &ShardError) {
-        match self {
-            Self::Answer(reply, _)
-            | Self::Reply(reply, _)
-            | Self::Started(reply, _)
-            | Self::Completed { reply, .. } => reply.send(Err(error.clone())),
-            Self::Subscribe(_, tell) => {
-                // The reader may have gone away.
-                let _ = tell.send(Err(error.clone()));
-            }
-            Self::DeliverWorkflowTask(..)
-            | Self::DeliverActivity(..)
-            | Self::DeliverQuery(..)
-            | Self::DeliverNothing(_)
-            | Self::SendQuery(..)
-            | Self::Resume(_)
-            | Self::Expire(..) => {}
-        }
-    }
-
-    /// Somebody takes it for the state of things, so it must not come from a leader that is none
-    /// any more (architecture D5a). A task that is handed out carries its term.
-    pub(crate) fn tells_state(&self) -> bool {
-        match self {
-            Self::Answer(..)
-            | Self::Started(..)
-            | Self::Completed { .. }
-            | Self::SendQuery(..)
-            | Self::Subscribe(..) => true,
-            Self::Reply(reply, _) => !reply.is_nobody(),
-            Self::DeliverWorkflowTask(..)
-            | Self::DeliverActivity(..)
-            | Self::DeliverQuery(..)
-            | Self::DeliverNothing(_)
-            | Self::Resume(_)
-            | Self::Expire(..) => false,
-        }
-    }
-
-    /// The commit failed, or nobody knows: the poll of a ticket must not wait for ever.
-    pub(crate) fn give_up_ticket(&self, cluster: &Cluster) {
-        match self {
-            // The attempt may be recorded, now or later, and then nobody but this poll may have it:
-            // whoever leads is asked again, with the same ticket (architecture D8).
-            Self::DeliverActivity(ticket, _) => {
-                let shard = cluster.shard_of(&ticket.offer.key);
-                cluster.insist_again(shard, WorkflowCall::Ticket(ticket.clone()).into());
-            }
-            Self::DeliverWorkflowTask(ticket, _)
-            | Self::DeliverQuery(ticket, _)
-            | Self::DeliverNothing(ticket) => {
-                cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
-            }
-            _ => {}
-        }
-    }
-}
 
 impl Hosted {
     pub(crate) async fn settle(&mut self, pending: Pending) {
@@ -292,7 +208,7 @@ impl Hosted {
         let (history, next_page_token) = if sticky {
             (History::default(), Vec::new())
         } else {
-            self.history_of(&run_id, piton_core::id::EventId::FIRST, run.next_event_id, &[])?
+            self.history_of(&run_id, EventId::FIRST, run.next_event_id, &[])?
         };
         let run = &self.runs[&run_id];
         Ok(Some(PollWorkflowTaskQueueResponse {
@@ -375,11 +291,20 @@ impl Hosted {
         }
     }
 
-    /// Deletes what expired, in bounded transitions, unless it is in use.
-    async fn expire(&mut self, row: &ExpireRow) {
-        if let Err(error) = self.delete_expired(row).await {
-            tracing::warn!(key = ?self.key, %error, "cannot delete what expired; tried again later");
-        }
+    /// Committed events of a run from `from` up to `end`, then `suffix`; the token goes on where
+    /// the first page ends.
+    pub(crate) fn history_of(
+        &self,
+        run_id: &RunId,
+        from: EventId,
+        end: EventId,
+        suffix: &[HistoryEvent],
+    ) -> Result<(History, Vec<u8>), ShardError> {
+        let limits = self.shard.cluster.limits();
+        let page =
+            history::task_page(&self.shard.rows, &self.key, run_id, from..end, suffix, &limits);
+        let (events, token) = page.map_err(refused)?;
+        Ok((History { events }, token))
     }
 }
 

@@ -1,3 +1,5 @@
+use piton_core::placement::SLOTS;
+
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 

@@ -1,0 +1,122 @@
+//! Hands what a shard is asked to whom it is for: a workflow's actor, a queue's actor, or the rows.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use piton_core::id::{RunId, WorkflowKey};
+use piton_core::request::RunRequest;
+use tokio::sync::{oneshot, watch};
+
+use crate::error::ShardError;
+use crate::leader::hosting::{Ask, Envelope, Subscription, WorkflowHandle};
+use crate::leader::mailbox::Refused;
+use crate::leader::matching;
+use crate::leader::runtime::ShardRuntime;
+use crate::message::{Answer, Delivery, QueueCall, QueueKey, ReadCall, WorkflowCall};
+use crate::route::shard_leader::{QueueDepth, ReplyTo, ShardLeader};
+
+impl ShardLeader for ShardRuntime {
+    fn call_workflow(self: Arc<Self>, call: WorkflowCall, reply: ReplyTo) {
+        // What nobody waits for is of our own; it ends what is under way.
+        if !reply.is_nobody() && call.writes() && self.config.room.is_short() {
+            let text = "the server's disk is nearly full: nothing new is taken until there is room";
+            return reply.send(Err(ShardError::Overloaded(text.to_owned())));
+        }
+        self.ask(&call.key(), Envelope { ask: Ask::Call(call), reply });
+    }
+
+    fn call_queue(self: Arc<Self>, call: QueueCall, reply: ReplyTo) {
+        if !self.is_stopped() {
+            let start = |queue, handle| matching::start(&self, queue, handle);
+            return self.queues.tell(call, reply, start);
+        }
+        // The queue belongs to another by now.
+        if let QueueCall::Poll(poll) = &call {
+            self.cluster.deliver(poll.node, poll.poll, Delivery::Again);
+        }
+        reply.send(Err(self.gone()));
+    }
+
+    fn read(self: Arc<Self>, call: ReadCall) -> BoxFuture<'static, Result<Answer, ShardError>> {
+        Box::pin(async move {
+            if self.is_stopped() {
+                return Err(self.gone());
+            }
+            self.read_rows(call).await
+        })
+    }
+
+    fn queue_has_room(self: Arc<Self>, queue: &QueueKey) {
+        if !self.is_stopped() {
+            self.offer_again(queue);
+        }
+    }
+
+    fn unanswered(&self) -> ShardError {
+        if self.is_stopped() {
+            return self.gone();
+        }
+        ShardError::Unavailable("the workflow's actor ended before it answered".into())
+    }
+
+    fn queue_depths(&self) -> Vec<QueueDepth> {
+        self.queues.depths()
+    }
+}
+
+impl ShardRuntime {
+    /// Puts a request into a workflow's mailbox; its actor is started if there is none.
+    pub(crate) fn ask(self: &Arc<Self>, key: &WorkflowKey, envelope: Envelope) {
+        // What nobody waits for is of our own (a due timer, an errand's result) and must not be
+        // lost; it is bounded by what caused it.
+        let is_own = envelope.reply.is_nobody();
+        let mut envelope = envelope;
+        loop {
+            if self.is_stopped() {
+                return envelope.refuse(&self.cluster, self.gone());
+            }
+            let workflow = self.host(key);
+            workflow.used(self.clock.now());
+            match workflow.mailbox.push(envelope, is_own) {
+                Ok(()) => return,
+                Err(Refused::Closed(back)) => envelope = back,
+                Err(Refused::Full(back)) => {
+                    let text = "too many requests wait for this workflow".to_owned();
+                    return back.refuse(&self.cluster, ShardError::Overloaded(text));
+                }
+            }
+        }
+    }
+
+    /// A request of our own to a run; whoever sends it does not wait for an answer.
+    pub(crate) fn tell(self: &Arc<Self>, key: &WorkflowKey, run: &RunId, request: RunRequest) {
+        let call = WorkflowCall::Run { key: key.clone(), run_id: Some(run.clone()), request };
+        self.ask(key, Envelope { ask: Ask::Call(call), reply: ReplyTo::nobody() });
+    }
+
+    /// Follows a run's history; the actor stays in memory as long as somebody does.
+    pub(crate) async fn subscribe(
+        self: &Arc<Self>,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<watch::Receiver<Subscription>, ShardError> {
+        let (tell, told) = oneshot::channel();
+        let ask = Ask::Subscribe { run_id: run_id.clone(), tell };
+        self.ask(key, Envelope { ask, reply: ReplyTo::nobody() });
+        told.await.unwrap_or_else(|_| Err(self.unanswered()))
+    }
+
+    fn host(self: &Arc<Self>, key: &WorkflowKey) -> Arc<WorkflowHandle> {
+        self.workflows.get_or_host(key, self.config.mailbox_len_max, self.clock.now(), |handle| {
+            self.metrics.actors(1);
+            (self.start_workflow)(Arc::clone(self), key.clone(), handle)
+        })
+    }
+
+    /// An actor goes: the next request hosts the workflow anew.
+    pub(crate) fn leave(&self, key: &WorkflowKey, handle: &Arc<WorkflowHandle>) {
+        if self.workflows.remove(key, handle) {
+            self.metrics.actors(-1);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The workflows of a shard that are in memory: of each its mailbox, what others may know of its
+//! actor, and what its actor can be asked. What the actor does is the workflow wing's.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use parking_lot::Mutex;
+use piton_core::id::{EventId, RunId, WorkflowKey};
+use piton_core::run::HeldTask;
+use piton_core::time::Timestamp;
+use ractor::{ActorRef, SpawnErr};
+use tokio::sync::{oneshot, watch};
+
+use crate::error::ShardError;
+use crate::leader::mailbox::{Mailbox, Notice};
+use crate::message::{Delivery, WorkflowCall};
+use crate::route::cluster::Cluster;
+use crate::route::shard_leader::ReplyTo;
+use crate::rows::retention::{ExpireRow, Turn};
+
+/// A request and who waits for its answer.
+pub(crate) struct Envelope {
+    pub(crate) ask: Ask,
+    pub(crate) reply: ReplyTo,
+}
+
+/// What an actor may be asked: a call from outside, or something of the shard's own.
+#[expect(clippy::large_enum_variant, reason = "almost all are calls")]
+pub(crate) enum Ask {
+    Call(WorkflowCall),
+    /// Follow a run's history.
+    Subscribe {
+        run_id: RunId,
+        tell: Tell,
+    },
+    /// Carry out what a run owes, which an earlier leader or actor left.
+    Resume {
+        run_id: RunId,
+    },
+    /// The sticky queue's worker had its time to take this query.
+    StickyWaitOver {
+        run_id: RunId,
+        query: u64,
+    },
+    /// Remove a closed run whose retention is over, or a request id that is old enough.
+    Expire(ExpireRow, Turn),
+}
+
+/// Where a follower of a run's history waits for its view.
+pub(crate) type Tell = oneshot::Sender<Result<watch::Receiver<Subscription>, ShardError>>;
+
+/// How far a run's history is committed, and the task that a worker holds beyond that.
+#[derive(Clone, Debug)]
+pub(crate) struct Subscription {
+    pub(crate) next_event_id: EventId,
+    pub(crate) open: bool,
+    pub(crate) held: Option<Arc<HeldTask>>,
+}
+
+/// A workflow in memory, as others see it.
+pub(crate) struct WorkflowHandle {
+    pub(crate) mailbox: Mailbox<Envelope>,
+    last_used_nanos: AtomicI64,
+    /// The workflow has an open run, as far as its actor knows.
+    open: AtomicBool,
+    /// A worker has its workflow task, whose row stands until the answer.
+    held: AtomicBool,
+}
+
+/// All workflows of a shard that are in memory.
+pub(crate) struct Workflows {
+    handles: Mutex<BTreeMap<WorkflowKey, Arc<WorkflowHandle>>>,
+    /// This shard's part of the workflows that may be in memory.
+    pub(crate) len_max: usize,
+}
+
+/// A workflow whose actor gave up.
+pub(crate) struct Lost {
+    pub(crate) key: WorkflowKey,
+    /// The runs that it had in memory.
+    pub(crate) runs: Vec<RunId>,
+    /// Requests of our own that it did not come to.
+    pub(crate) requests: Vec<Ask>,
+}
+
+/// The workflows of a shard that wait for their recovery.
+#[derive(Default)]
+pub(crate) struct LostWorkflows {
+    state: Mutex<LostState>,
+}
+
+#[derive(Default)]
+struct LostState {
+    waiting: Vec<Lost>,
+    in_recovery: bool,
+}
+
+impl Subscription {
+    /// Whether the committed history is the same.
+    pub(crate) fn is_as_far_as(&self, other: &Subscription) -> bool {
+        (self.next_event_id, self.open) == (other.next_event_id, other.open)
+    }
+}
+
+impl Envelope {
+    /// Not carried out: whoever waits hears why, and the poll of a ticket goes on.
+    pub(crate) fn refuse(self, cluster: &Cluster, why: ShardError) {
+        match self.ask {
+            Ask::Call(WorkflowCall::Ticket(ticket)) => {
+                cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
+            }
+            Ask::Subscribe { tell, .. } => {
+                // The reader may have gone away.
+                let _ = tell.send(Err(why.clone()));
+            }
+            Ask::Call(_) | Ask::Resume { .. } | Ask::Expire(..) | Ask::StickyWaitOver { .. } => {}
+        }
+        self.reply.send(Err(why));
+    }
+}
+
+pub(crate) fn refuse_all(waiting: VecDeque<Envelope>, cluster: &Cluster, why: &ShardError) {
+    for envelope in waiting {
+        envelope.refuse(cluster, why.clone());
+    }
+}
+
+impl WorkflowHandle {
+    fn new(mailbox_len_max: usize, now: Timestamp) -> Self {
+        Self {
+            mailbox: Mailbox::new(mailbox_len_max),
+            last_used_nanos: AtomicI64::new(now.as_nanos()),
+            open: AtomicBool::new(true),
+            held: AtomicBool::new(false),
+        }
+    }
+
+    /// A request was added.
+    pub(crate) fn used(&self, now: Timestamp) {
+        self.last_used_nanos.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_used(&self) -> Timestamp {
+        Timestamp::from_nanos(self.last_used_nanos.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_open(&self, open: bool) {
+        self.open.store(open, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
+    }
+
+    /// Ends the actor at once; whoever waits hears `why`.
+    pub(crate) fn stop(&self, cluster: &Cluster, why: &ShardError) {
+        refuse_all(self.mailbox.close(), cluster, why);
+        self.mailbox.stop_actor();
+    }
+}
+
+impl Workflows {
+    pub(crate) fn new(len_max: usize) -> Self {
+        Self { handles: Mutex::default(), len_max }
+    }
+
+    /// The workflow's handle; `start` starts its actor if there is none.
+    pub(crate) fn get_or_host(
+        &self,
+        key: &WorkflowKey,
+        mailbox_len_max: usize,
+        now: Timestamp,
+        start: impl FnOnce(Arc<WorkflowHandle>) -> Result<ActorRef<Notice>, SpawnErr>,
+    ) -> Arc<WorkflowHandle> {
+        let mut handles = self.handles.lock();
+        if let Some(handle) = handles.get(key) {
+            return Arc::clone(handle);
+        }
+        let handle = Arc::new(WorkflowHandle::new(mailbox_len_max, now));
+        match start(Arc::clone(&handle)) {
+            Ok(actor) => handle.mailbox.attach(actor),
+            Err(error) => tracing::error!(%error, "cannot start a workflow's actor"),
+        }
+        handles.insert(key.clone(), Arc::clone(&handle));
+        handle
+    }
+
+    /// Forgets a workflow, unless another actor has taken its place. True: it was there.
+    pub(crate) fn remove(&self, key: &WorkflowKey, handle: &Arc<WorkflowHandle>) -> bool {
+        let mut handles = self.handles.lock();
+        let is_this = handles.get(key).is_some_and(|known| Arc::ptr_eq(known, handle));
+        is_this && handles.remove(key).is_some()
+    }
+
+    /// Whether a worker has a workflow task of this workflow.
+    pub(crate) fn is_held(&self, key: &WorkflowKey) -> bool {
+        self.handles.lock().get(key).is_some_and(|handle| handle.is_held())
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<WorkflowHandle>> {
+        self.handles.lock().values().cloned().collect()
+    }
+
+    /// All of them, in key order; none is left.
+    pub(crate) fn take_all(&self) -> Vec<Arc<WorkflowHandle>> {
+        std::mem::take(&mut *self.handles.lock()).into_values().collect()
+    }
+}
+
+impl LostWorkflows {
+    /// True: nobody recovers them yet, so the caller must.
+    pub(crate) fn add(&self, lost: Lost) -> bool {
+        let mut state = self.state.lock();
+        state.waiting.push(lost);
+        !std::mem::replace(&mut state.in_recovery, true)
+    }
+
+    /// All that wait; `None`: nobody does, and whoever is added next must be recovered anew.
+    pub(crate) fn take(&self) -> Option<Vec<Lost>> {
+        let mut state = self.state.lock();
+        state.in_recovery = !state.waiting.is_empty();
+        state.in_recovery.then(|| std::mem::take(&mut state.waiting))
+    }
+}

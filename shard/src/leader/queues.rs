@@ -1,0 +1,116 @@
+//! The queues that a shard owns: of each its mailbox and what it shows to metrics. What the actor
+//! behind it does is in `matching`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use piton_core::time::Timestamp;
+use ractor::{ActorRef, SpawnErr};
+
+use crate::leader::mailbox::{Mailbox, Notice, Refused};
+use crate::message::{QueueCall, QueueKey};
+use crate::route::shard_leader::{QueueDepth, ReplyTo};
+
+/// The queues whose owner is this shard.
+#[derive(Default)]
+pub(crate) struct Queues {
+    handles: Mutex<BTreeMap<QueueKey, Arc<QueueHandle>>>,
+}
+
+/// A queue as others see it.
+pub(crate) struct QueueHandle {
+    pub(crate) mailbox: Mailbox<(QueueCall, ReplyTo)>,
+    depth: AtomicU64,
+    /// When the oldest waiting task was created; 0: none waits.
+    oldest_nanos: AtomicI64,
+    /// Shards hold more tasks than the window does.
+    is_beyond_window: AtomicBool,
+}
+
+impl Queues {
+    /// Hands a call to the queue's actor; `start` starts it if there is none.
+    pub(crate) fn tell(
+        &self,
+        call: QueueCall,
+        reply: ReplyTo,
+        start: impl Fn(QueueKey, Arc<QueueHandle>) -> Result<ActorRef<Notice>, SpawnErr>,
+    ) {
+        let mut asked = (call, reply);
+        loop {
+            let handle = self.get_or_start(asked.0.queue(), &start);
+            match handle.mailbox.push(asked, true) {
+                Ok(()) => return,
+                Err(Refused::Closed(back)) => asked = back,
+                // Polls are bounded by admission, offers by what the shards' actors decide.
+                Err(Refused::Full(_)) => unreachable!("a push that must not be refused is not"),
+            }
+        }
+    }
+
+    fn get_or_start(
+        &self,
+        queue: &QueueKey,
+        start: impl Fn(QueueKey, Arc<QueueHandle>) -> Result<ActorRef<Notice>, SpawnErr>,
+    ) -> Arc<QueueHandle> {
+        let mut handles = self.handles.lock();
+        if let Some(handle) = handles.get(queue) {
+            return Arc::clone(handle);
+        }
+        let handle = Arc::new(QueueHandle {
+            mailbox: Mailbox::new(usize::MAX),
+            depth: AtomicU64::new(0),
+            oldest_nanos: AtomicI64::new(0),
+            is_beyond_window: AtomicBool::new(false),
+        });
+        match start(queue.clone(), Arc::clone(&handle)) {
+            Ok(actor) => handle.mailbox.attach(actor),
+            Err(error) => tracing::error!(%error, "cannot start a matching actor"),
+        }
+        handles.insert(queue.clone(), Arc::clone(&handle));
+        handle
+    }
+
+    pub(crate) fn depths(&self) -> Vec<QueueDepth> {
+        let handles = self.handles.lock();
+        let depth = |(queue, handle): (&QueueKey, &Arc<QueueHandle>)| QueueDepth {
+            queue: queue.clone(),
+            depth: handle.depth.load(Ordering::Relaxed),
+            oldest: Some(handle.oldest_nanos.load(Ordering::Relaxed))
+                .filter(|&t| t > 0)
+                .map(Timestamp::from_nanos),
+            is_beyond_window: handle.is_beyond_window.load(Ordering::Relaxed),
+        };
+        handles.iter().map(depth).collect()
+    }
+
+    /// Ends all actors. Polls that wait are told to try again, at the next owner.
+    pub(crate) fn stop(&self) {
+        let handles = std::mem::take(&mut *self.handles.lock());
+        for handle in handles.into_values() {
+            handle.mailbox.stop_actor();
+        }
+    }
+
+    /// Has each actor look whether its queue is still used.
+    pub(crate) fn sweep(&self) {
+        let handles: Vec<_> = self.handles.lock().values().cloned().collect();
+        for handle in handles {
+            handle.mailbox.notify(Notice::Leave);
+        }
+    }
+
+    pub(crate) fn remove(&self, queue: &QueueKey) {
+        self.handles.lock().remove(queue);
+    }
+}
+
+impl QueueHandle {
+    /// Shows to metrics what waits.
+    pub(crate) fn show(&self, depth: usize, oldest: Option<Timestamp>, is_beyond_window: bool) {
+        self.depth.store(depth as u64, Ordering::Relaxed);
+        self.oldest_nanos.store(oldest.map_or(0, Timestamp::as_nanos), Ordering::Relaxed);
+        self.is_beyond_window.store(is_beyond_window, Ordering::Relaxed);
+    }
+}
