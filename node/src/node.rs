@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use piton_core::time::Span;
 use piton_proto::enums::IndexedValueType;
+use piton_raft::Disk;
 use piton_shard::{Cluster, Meta, MetaError, Namespace, NewNamespace, Room};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -125,18 +126,9 @@ impl Node {
         Listeners { grpc, http }: Listeners,
         directory: DataDirectory,
     ) -> Result<Self, NodeError> {
-        let asked = config.shards.count;
         let disk = Arc::clone(&devices.disk);
-        let shards = asked.unwrap_or(SHARDS_DEFAULT);
-        let mut identity = Identity::of(disk.as_ref(), directory.path(), shards)?;
-        // ORDER: before the store, of which nothing may be thrown away for a log that is missing.
-        identity.check_log(disk.as_ref(), directory.path())?;
-        // ORDER: before anything is opened. A shard that is led with another number of them would
-        // take up slots that are not its own.
+        let mut identity = identify(disk.as_ref(), &directory, config.shards.count)?;
         let kept = identity.shards;
-        if let Some(asked) = asked.filter(|&asked| asked != kept) {
-            return Err(NodeError::Shards { kept, asked });
-        }
         let room = Room::default();
         let place = Place {
             config: &config,
@@ -286,6 +278,24 @@ impl Node {
         }
         self.storage.close().await;
         self.directory
+    }
+}
+
+/// Whose the directory is, and whether it may be opened.
+fn identify(
+    disk: &dyn Disk,
+    directory: &DataDirectory,
+    asked: Option<u32>,
+) -> Result<Identity, NodeError> {
+    let identity = Identity::of(disk, directory.path(), asked.unwrap_or(SHARDS_DEFAULT))?;
+    // ORDER: before the store, of which nothing may be thrown away for a log that is missing.
+    identity.check_log(disk, directory.path())?;
+    // ORDER: before anything is opened. A shard that is led with another number of them would
+    // take up slots that are not its own.
+    let kept = identity.shards;
+    match asked.filter(|&asked| asked != kept) {
+        Some(asked) => Err(NodeError::Shards { kept, asked }),
+        None => Ok(identity),
     }
 }
 

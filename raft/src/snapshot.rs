@@ -285,14 +285,14 @@ impl Snapshots {
     }
 }
 
+/// Whose a snapshot is, where it stands, and its file.
+pub(crate) type Head = (GroupId, Mark, PathBuf);
+
 /// The heads of all snapshots in a directory, by group; nothing is written.
 ///
 /// # Errors
 /// When one cannot be read, which is named.
-pub(crate) fn heads(
-    disk: &dyn Disk,
-    dir: &Path,
-) -> Result<Vec<(GroupId, Mark, PathBuf)>, (GroupId, SnapshotError)> {
+pub(crate) fn heads(disk: &dyn Disk, dir: &Path) -> Result<Vec<Head>, (GroupId, SnapshotError)> {
     let names = match disk.list(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         names => names.map_err(|error| (GroupId(0), disk_error("list", dir)(error)))?,
