@@ -91,10 +91,7 @@ fn timed_out(scheduled: EventId, started: EventId, kind: TimeoutType) -> Attribu
 fn server_failure(message: String) -> Failure {
     Failure {
         message,
-        source: "Server".into(),
-        failure_info: Some(FailureInfo::ServerFailureInfo(ServerFailureInfo {
-            non_retryable: true,
-        })),
+        failure_info: Some(FailureInfo::ServerFailureInfo(ServerFailureInfo::default())),
         ..Failure::default()
     }
 }

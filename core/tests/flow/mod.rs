@@ -253,6 +253,7 @@ pub fn schedule_activity(id: &str) -> Command {
     let attributes = command::ScheduleActivityTaskCommandAttributes {
         activity_id: id.into(),
         activity_type: Some(ActivityType { name: "Charge".into() }),
+        task_queue: Some(Default::default()),
         start_to_close_timeout: Some(Span::from_secs(10).to_proto()),
         ..Default::default()
     };

@@ -34,9 +34,7 @@ pub(crate) fn check(
 ) -> Result<(), ApiError> {
     validate::required("WorkflowId", &request.workflow_id, limits)?;
     check_retry_policy(request.retry_policy.as_mut())?;
-    let delay = Span::asked(request.workflow_start_delay.as_ref()).ok_or_else(|| {
-        ApiError::invalid("An invalid WorkflowStartDelaySeconds is set on request.")
-    })?;
+    let delay = read_span("WorkflowStartDelaySeconds", request.workflow_start_delay.as_ref())?;
     if !request.cron_schedule.is_empty() && delay > Span::ZERO {
         return Err(ApiError::invalid(
             "CronSchedule and WorkflowStartDelay may not be used together.",
@@ -70,14 +68,17 @@ fn check_queue(
     Ok(())
 }
 
+fn read_span(name: &str, given: Option<&Duration>) -> Result<Span, ApiError> {
+    Span::asked(given).map_err(|cause| {
+        ApiError::invalid(format!("An invalid {name} is set on request. cause: {cause}"))
+    })
+}
+
 fn check_timeouts(
     request: &mut StartWorkflowExecutionRequest,
     limits: &Limits,
 ) -> Result<(), ApiError> {
-    let read = |name: &str, given: &Option<Duration>| {
-        let invalid = || ApiError::invalid(format!("An invalid {name} is set on request."));
-        Span::asked(given.as_ref()).ok_or_else(invalid)
-    };
+    let read = |name: &str, given: &Option<Duration>| read_span(name, given.as_ref());
     let execution = read("WorkflowExecutionTimeoutSeconds", &request.workflow_execution_timeout)?;
     let run = read("WorkflowRunTimeoutSeconds", &request.workflow_run_timeout)?;
     let task = read("WorkflowTaskTimeoutSeconds", &request.workflow_task_timeout)?;

@@ -172,10 +172,11 @@ pub(super) async fn terminate(
     validate::optional("Identity", &request.identity, &limits)?;
     validate::blob(request.details.as_ref(), &limits)?;
     validate::links(&request.links)?;
+    let given = |text: String, default: &str| if text.is_empty() { default.into() } else { text };
     let terminate = TerminateRequest {
-        reason: request.reason,
+        reason: given(request.reason, "terminated by user via frontend"),
         details: request.details,
-        identity: request.identity,
+        identity: given(request.identity, "frontend-service"),
         first_run_id: request.first_execution_run_id,
         links: request.links,
     };

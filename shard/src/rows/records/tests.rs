@@ -11,7 +11,7 @@ use piton_core::visibility::{Figures, ParentExecution};
 use piton_store::golden::Golden;
 
 use super::*;
-use crate::replica::entry::SlotRange;
+use crate::rows::range::SlotRange;
 use crate::rows::values::{Current, RequestKind, encode_current, encode_range};
 
 const GOLDEN: &str = include_str!("../../../testdata/records.txt");
