@@ -2,7 +2,6 @@
 //! in `activity`.
 
 use piton_proto::command::ScheduleActivityTaskCommandAttributes;
-use piton_proto::common::{Payload, Payloads};
 use piton_proto::enums::{TaskQueueKind, WorkflowTaskFailedCause};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
@@ -11,15 +10,16 @@ use piton_proto::history::{
 };
 use piton_proto::taskqueue::TaskQueue;
 
-use super::activity_retry::filled;
 use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
 use super::field::Fields;
 use super::{ActivityTask, RunState};
 use crate::id::EventId;
+use crate::message::json_text;
 use crate::note::ActivityStart;
 use crate::request::Drawn;
+use crate::retry_policy;
 use crate::time::Span;
 
 /// The timeouts of an activity as its Scheduled event says them; 0 is none.
@@ -114,7 +114,8 @@ impl RunState {
         fields.required("ActivityType", activity_type)?;
         let queue = fields.task_queue(command.task_queue.as_ref(), self.task_queue_name())?;
         fields.blob("Input", command.input.as_ref())?;
-        let retry_policy = filled(command.retry_policy).map_err(|text| fields.bad(text))?;
+        let retry_policy =
+            retry_policy::filled(command.retry_policy).map_err(|text| fields.bad(text))?;
         let timeouts = Timeouts {
             schedule_to_close: fields
                 .span("ScheduleToCloseTimeout", command.schedule_to_close_timeout.as_ref())?,
@@ -246,17 +247,5 @@ impl RunState {
 
     pub(super) fn task_queue_name(&self) -> &str {
         self.started.task_queue.as_ref().map_or("", |queue| queue.name.as_str())
-    }
-}
-
-/// A text as the JSON payload that SDKs read.
-fn json_text(text: &'static str) -> Payloads {
-    let encoding = ("encoding".to_owned(), bytes::Bytes::from_static(b"json/plain"));
-    Payloads {
-        payloads: vec![Payload {
-            metadata: [encoding].into(),
-            data: format!("\"{text}\"").into(),
-            ..Default::default()
-        }],
     }
 }
