@@ -2,7 +2,6 @@
 //! in `activity`.
 
 use piton_proto::command::ScheduleActivityTaskCommandAttributes;
-use piton_proto::common::{Payload, Payloads};
 use piton_proto::enums::{TaskQueueKind, WorkflowTaskFailedCause};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
@@ -11,15 +10,16 @@ use piton_proto::history::{
 };
 use piton_proto::taskqueue::TaskQueue;
 
-use super::activity_retry::filled;
 use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
 use super::field::{Fields, refused_by_state};
 use super::{ActivityTask, RunState};
 use crate::id::EventId;
+use crate::message::json_text;
 use crate::note::ActivityStart;
 use crate::request::Drawn;
+use crate::retry_policy;
 use crate::time::Span;
 
 /// The timeouts of an activity as its Scheduled event says them; 0 is none.
@@ -134,7 +134,8 @@ impl RunState {
         if let Some((name, _)) = named.iter().find(|(_, text)| text.is_empty()) {
             return Err(fields.bad(format!("{name} is not set")));
         }
-        let retry_policy = filled(command.retry_policy.clone()).map_err(|text| fields.bad(text))?;
+        let retry_policy =
+            retry_policy::filled(command.retry_policy.clone()).map_err(|text| fields.bad(text))?;
         let limit = drawn.limits.id_bytes_max;
         if let Some((name, text)) = named.iter().find(|(_, text)| text.len() as u64 > limit) {
             let length = text.len();
@@ -268,17 +269,5 @@ impl RunState {
 
     pub(super) fn task_queue_name(&self) -> &str {
         self.started.task_queue.as_ref().map_or("", |queue| queue.name.as_str())
-    }
-}
-
-/// A text as the JSON payload that SDKs read.
-fn json_text(text: &'static str) -> Payloads {
-    let encoding = ("encoding".to_owned(), bytes::Bytes::from_static(b"json/plain"));
-    Payloads {
-        payloads: vec![Payload {
-            metadata: [encoding].into(),
-            data: format!("\"{text}\"").into(),
-            ..Default::default()
-        }],
     }
 }

@@ -202,9 +202,7 @@ impl Timeouts {
         let run = fields.span("WorkflowRunTimeout", command.workflow_run_timeout.as_ref())?;
         let task = fields.span("WorkflowTaskTimeout", command.workflow_task_timeout.as_ref())?;
         let run = run.min_given(execution);
-        let default = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms);
-        let longest = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms_max);
-        let task = task.given().unwrap_or(default).min(longest).min_given(run);
+        let task = drawn.limits.task_timeout(task).min_given(run);
         Ok(Self { execution, run, task })
     }
 }

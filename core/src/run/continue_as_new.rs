@@ -11,7 +11,7 @@ use super::command::CommandFailure;
 use super::event::Annotations;
 use super::field::Fields;
 use super::property::{set_attributes, set_memo};
-use super::start::{Birth, task_timeout};
+use super::start::Birth;
 use super::workflow_task::queue_to_proto;
 use super::{RunState, Status};
 use crate::effect::QueueName;
@@ -75,8 +75,8 @@ impl RunState {
         if given.given().is_none() {
             command.workflow_task_timeout = self.started.workflow_task_timeout;
         }
-        let task_timeout = task_timeout(command.workflow_task_timeout.as_ref(), drawn);
-        let task_timeout = Span::from_proto(Some(&task_timeout)).min_given(run_timeout);
+        let task_timeout = Span::from_proto(command.workflow_task_timeout.as_ref());
+        let task_timeout = drawn.limits.task_timeout(task_timeout).min_given(run_timeout);
         command.workflow_task_timeout = Some(task_timeout.to_proto());
 
         let backoff =

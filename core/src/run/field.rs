@@ -5,9 +5,9 @@ use piton_proto::common::RetryPolicy;
 use piton_proto::enums::WorkflowTaskFailedCause;
 use prost::Message;
 
-use super::activity_retry::filled;
 use super::command::CommandFailure;
 use crate::limits::Limits;
+use crate::retry_policy::filled;
 use crate::time::Span;
 
 /// The fields of one command.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use piton_proto::common::{Link, Payload, Payloads, WorkflowExecution};
+use piton_proto::common::{Link, WorkflowExecution};
 use piton_proto::enums::{WorkflowIdConflictPolicy, WorkflowIdReusePolicy};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{HistoryEvent, WorkflowExecutionStartedEventAttributes};
@@ -15,6 +15,7 @@ use super::{Decided, Reply, RunState, StartedTask, Status};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::{EventId, RequestId, RunId, WorkflowKey};
+use crate::message::json_text;
 use crate::request::{Drawn, Parent, RunRequest, Signal, StartRequest, Taker};
 use crate::time::{Span, Timestamp};
 
@@ -184,6 +185,8 @@ fn started_attributes(
     let run_timeout = given.min_given(execution_timeout);
     // What nobody set stays open.
     let shows_run_timeout = start.workflow_run_timeout.is_some() || run_timeout != given;
+    let task_timeout = Span::from_proto(start.workflow_task_timeout.as_ref());
+    let task_timeout = drawn.limits.task_timeout(task_timeout);
     let expiration = execution_timeout.given().map(|timeout| (drawn.now + timeout).to_proto());
     let queue = start.task_queue.as_ref().map_or("", |queue| &queue.name);
     let run_id = drawn.run_id.as_str().to_owned();
@@ -195,7 +198,7 @@ fn started_attributes(
             .workflow_execution_timeout
             .map(|_| execution_timeout.to_proto()),
         workflow_run_timeout: shows_run_timeout.then(|| run_timeout.to_proto()),
-        workflow_task_timeout: Some(task_timeout(start.workflow_task_timeout.as_ref(), drawn)),
+        workflow_task_timeout: Some(task_timeout.to_proto()),
         original_execution_run_id: run_id.clone(),
         first_execution_run_id: run_id,
         identity: start.identity.clone(),
@@ -226,22 +229,6 @@ fn started_attributes(
         attributes.root_workflow_execution = Some(root);
     }
     attributes
-}
-
-/// The workflow task timeout with its default, within its limit.
-pub(super) fn task_timeout(
-    given: Option<&prost_types::Duration>,
-    drawn: &Drawn<'_>,
-) -> prost_types::Duration {
-    let default = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms);
-    let longest = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms_max);
-    Span::from_proto(given).given().unwrap_or(default).min(longest).to_proto()
-}
-
-fn json_text(text: &str) -> Payloads {
-    let metadata = [("encoding".to_owned(), "json/plain".into())].into();
-    let data = format!("\"{text}\"").into();
-    Payloads { payloads: vec![Payload { metadata, data, ..Default::default() }] }
 }
 
 /// What a run begins with.
