@@ -19,6 +19,7 @@ use crate::message::{QueryToken, WorkflowTaskToken};
 
 /// A request to the leader of a shard.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are calls to a workflow, the largest")]
 pub enum Call {
     /// To a workflow of the shard.
     Workflow(WorkflowCall),

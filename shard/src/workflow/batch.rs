@@ -28,6 +28,20 @@ use crate::workflow::pending::Pending;
 use crate::workflow::query::Queries;
 
 /// One workflow in memory: the state of its actor.
+///
+/// It owns what is committed of the workflow (`current`, `position`, `runs`) and what lives only here:
+/// the held task's deadline, queries, followers. A batch of requests passes through these steps:
+///
+/// 1. `load`, once in an actor's life: the rows as they are committed.
+/// 2. `decide_*`, for each request: core decides on the state, `accept` takes the outcome into `runs`
+///    ahead of the commit, and what is to be answered is noted in the batch. Nothing leaves here.
+/// 3. `commit`: all changes as one transition, or a confirmation that this node still leads. If it
+///    fails, the state here is ahead of the rows, so the actor must go.
+/// 4. `carry_out`, for each change: timers, offers, errands, followers, metrics.
+/// 5. `settle`, for each answer noted: replies, deliveries, queries.
+/// 6. `forget_unneeded`: whatever nobody waits for leaves memory.
+///
+/// `abandon` is called instead of all that follows when a step fails.
 pub(crate) struct Hosted {
     pub(crate) shard: Arc<ShardRuntime>,
     pub(crate) handle: Arc<WorkflowHandle>,

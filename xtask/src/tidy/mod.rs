@@ -8,6 +8,7 @@ mod manifest;
 mod mutations;
 mod rust;
 mod tree;
+mod wings;
 
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,7 @@ fn check(files: &[File]) -> Vec<Finding> {
     for file in files {
         if file.path.ends_with(".rs") {
             rust::check(file, &mut findings);
+            wings::check(file, &mut findings);
         } else if file.path.ends_with("Cargo.toml") {
             manifest::check(file, &mut findings);
         }
