@@ -249,7 +249,9 @@ impl Hosted {
         let names = answer.commands.iter().filter_map(|c| named_namespace(c.attributes.as_ref()));
         let names: Vec<String> = names.collect();
         let meta = self.shard.cluster.meta();
-        if let Some(name) = names.iter().find(|name| meta.namespace(name).is_none()) {
+        // None stands for the run's own.
+        let is_unknown = |name: &&String| !name.is_empty() && meta.namespace(name).is_none();
+        if let Some(name) = names.iter().find(is_unknown) {
             // Nothing is recorded, and the task stays the worker's.
             let name = name.clone();
             return batch.answer(reply, Err(ShardError::NamespaceNotFound { name }));

@@ -17,7 +17,7 @@ pub(super) fn check(file: &File, findings: &mut Vec<Finding>) {
         return;
     }
     let wing = path.split_once('/').map(|(wing, _)| wing);
-    let Some(height) = wing.map_or(Some(WINGS.len()), |wing| height_of(wing)) else {
+    let Some(height) = wing.map_or(Some(WINGS.len()), height_of) else {
         let what = format!("no wing of shard goes by this name: {}", WINGS.join(", "));
         return findings.push(Finding::new(&file.path, 0, what));
     };
