@@ -28,7 +28,7 @@ pub use ids::Ids;
 pub use message::{
     ActivityToken, Answer, Call, CountReply, Delivery, HeldEvents, HistoryPage, HistoryPageReply,
     NoPeers, Offer, OfferedTask, Peer, PollId, PollRequest, Poller, QueryToken, QueueCall,
-    QueueKey, QueueType, ReadCall, Receipt, TaskQueueView, TaskToken, Ticket, TokenError,
+    QueueKey, QueueType, ReadCall, Receipt, Room, TaskQueueView, TaskToken, Ticket, TokenError,
     WorkflowCall, WorkflowTaskToken,
 };
 pub use meta::{

@@ -21,7 +21,7 @@ use polls::Polls;
 
 /// Tasks that are equal before all others of their queue: within a class the oldest goes first.
 /// Ordered by priority first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Class {
     /// 1 (first) to 5.
     pub priority: u8,

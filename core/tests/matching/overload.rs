@@ -15,12 +15,15 @@ enum Message {
     Want(Want),
 }
 
+/// A shard's rows by class, the oldest first.
+type Rows = BTreeMap<Class, BTreeMap<(Timestamp, u64), Task<u64>>>;
+
 /// Shards with rows, and a queue whose window is too small for them.
 struct Cluster {
     random: Random,
     queue: Queue,
     bounds: Bounds,
-    rows: BTreeMap<ShardId, BTreeMap<Class, BTreeMap<(Timestamp, u64), Task<u64>>>>,
+    rows: BTreeMap<ShardId, Rows>,
     under_way: BTreeMap<ShardId, VecDeque<Message>>,
     next: u64,
     given: Vec<Task<u64>>,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use piton_core::effect::TaskKey;
 use piton_core::id::{RunId, ShardId, WorkflowKey};
+use piton_core::matching::{self, Bounds};
 use piton_core::placement;
 use piton_core::request::RunRequest;
 use piton_core::time::{Span, Timestamp};
@@ -24,10 +25,10 @@ use crate::leader::mailbox::Refused;
 use crate::leader::matching::Queues;
 use crate::leader::outbox::Outbox;
 use crate::leader::reads::unreadable;
-use crate::leader::recovery::Recovery;
+use crate::leader::recovery::LostWorkflows;
 use crate::leader::timers::{TimerActor, Timers};
 use crate::message::{
-    Answer, Call, Delivery, Offer, OfferedTask, QueueCall, QueueKey, WorkflowCall,
+    Answer, Call, Delivery, Offer, OfferedTask, QueueCall, QueueKey, Room, WorkflowCall,
 };
 use crate::metrics::ShardMetrics;
 use crate::replica::entry::{SlotRange, encode_range};
@@ -35,6 +36,7 @@ use crate::replica::proposer::Proposer;
 use crate::route::cluster::Cluster;
 use crate::route::host::ShardHost;
 use crate::rows::retention;
+use crate::rows::tasks::FirstTasks;
 use crate::rows::{LoadError, TaskRow, WorkflowRows};
 use crate::workflow::actor::{Ask, Envelope, ReplyTo, Seat, Subscription};
 
@@ -56,7 +58,7 @@ pub(crate) struct ShardRuntime {
     pub(crate) timers: Timers,
     pub(crate) queues: Queues,
     pub(crate) outbox: Outbox,
-    pub(crate) recovery: Recovery,
+    pub(crate) lost: LostWorkflows,
     seats: Mutex<BTreeMap<WorkflowKey, Arc<Seat>>>,
     /// This shard's part of the workflows that may be in memory.
     seats_max: usize,
@@ -77,8 +79,8 @@ impl ShardRuntime {
             Call::Queue(call) => self.call_queue(call, reply),
             Call::Read(_) if self.is_stopped() => return Err(self.gone()),
             Call::Read(call) => return self.read(call).await,
-            Call::Room(queue) => {
-                self.offer_again(&queue);
+            Call::Room(room) => {
+                self.offer_again(&room);
                 return Ok(Answer::Done);
             }
         }
@@ -90,7 +92,7 @@ impl ShardRuntime {
         match call {
             Call::Workflow(call) => self.call_workflow(call, ReplyTo::nobody()),
             Call::Queue(call) => self.call_queue(call, ReplyTo::nobody()),
-            Call::Room(queue) => self.offer_again(&queue),
+            Call::Room(room) => self.offer_again(&room),
             // Nobody would see what it reads.
             Call::Read(_) => {}
         }
@@ -197,30 +199,46 @@ impl ShardRuntime {
         self.group.read_index().await.map_err(|e| ShardError::Unavailable(e.to_string()))
     }
 
-    /// Offers a queue's first tasks of this shard, as the queue has room.
-    pub(crate) fn offer_again(self: &Arc<Self>, queue: &QueueKey) {
+    /// Offers the first tasks that a queue has room for.
+    pub(crate) fn offer_again(&self, room: &Room) {
         if self.is_stopped() {
             return;
         }
-        match self.rows.tasks(queue, self.config.matching_window, |row| !self.is_held(row)) {
-            Ok(rows) => self.offer_in_order(&rows),
-            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
+        let Room { queue, class, limit } = room;
+        let is_meant = |row: &TaskRow| !self.is_held(row);
+        let offered = match class {
+            Some(class) => self
+                .rows
+                .first_of_class(queue, class, *limit, is_meant)
+                .map(|first| self.offer_in_order(first)),
+            None => self.offer_each_class(queue, *limit),
+        };
+        if let Err(error) = offered {
+            tracing::error!(shard = %self.id, %error, "cannot read task rows");
         }
     }
 
     /// Offers what waits here in the queues of these owners. What they hold already, or have given
     /// to a worker, they or the task's workflow drop.
     fn offer_first_tasks(&self, is_meant: impl Fn(ShardId) -> bool) {
-        match self.rows.first_tasks(self.config.matching_window, |row| !self.is_held(row)) {
-            Ok(rows) => {
-                for rows in rows.chunk_by(|one, next| one.queue == next.queue) {
-                    if is_meant(self.cluster.shard_of_queue(&rows[0].queue)) {
-                        self.offer_in_order(rows);
-                    }
-                }
-            }
-            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
+        // All shards together fill a window; its owner asks for the rest.
+        let shards = self.cluster.host().shard_ids().count().max(1);
+        let limit = (self.config.matching_window / shards).max(Bounds::LANE_MIN);
+        let offered = self.rows.queues_with_tasks().and_then(|queues| {
+            let mut meant = queues.iter().filter(|q| is_meant(self.cluster.shard_of_queue(q)));
+            meant.try_for_each(|queue| self.offer_each_class(queue, limit))
+        });
+        if let Err(error) = offered {
+            tracing::error!(shard = %self.id, %error, "cannot read task rows");
         }
+    }
+
+    fn offer_each_class(&self, queue: &QueueKey, limit: usize) -> Result<(), LoadError> {
+        let is_meant = |row: &TaskRow| !self.is_held(row);
+        for first in self.rows.first_of_each_class(queue, limit, is_meant)? {
+            self.offer_in_order(first);
+        }
+        Ok(())
     }
 
     /// Whether a worker has this task. Such rows must not stand among the first ones: behind a
@@ -259,24 +277,24 @@ impl ShardRuntime {
         });
     }
 
-    /// Offers the first tasks of one queue. Where they are as many as its owner holds, others may
-    /// wait behind them: if all of these found room there, nobody would ask for the others.
-    fn offer_in_order(&self, rows: &[TaskRow]) {
-        let has_more = rows.len() >= self.config.matching_window;
-        for (left, row) in (0..rows.len()).rev().zip(rows) {
-            let more_behind = has_more && left == 0;
-            self.cluster.offer(Offer { more_behind, ..self.offer_of(row.clone()) });
+    /// Offers the first tasks of one class; with the last one goes whether there are more.
+    fn offer_in_order(&self, first: FirstTasks) {
+        let last = first.rows.len();
+        for (row, place) in first.rows.into_iter().zip(1..) {
+            let more_behind = first.has_more && place == last;
+            self.cluster.offer(Offer { more_behind, ..self.offer_of(row) });
         }
     }
 
     fn offer_of(&self, row: TaskRow) -> Offer {
         Offer {
+            class: row.class(),
+            stride: matching::stride(row.fairness_weight),
             queue: row.queue,
             origin: self.id,
             key: row.key,
             run_id: row.run_id,
             task: OfferedTask::Task(row.task),
-            priority: row.priority,
             created: row.created,
             more_behind: false,
         }
@@ -499,7 +517,7 @@ fn take_up(host: &Arc<ShardHost>, cluster: &Cluster, id: ShardId, term: u64) -> 
         timers: Timers::default(),
         queues: Queues::default(),
         outbox: Outbox::default(),
-        recovery: Recovery::default(),
+        lost: LostWorkflows::default(),
         seats: Mutex::new(BTreeMap::new()),
         seats_max: host.config().in_memory_max / host.shard_ids().count().max(1),
         stopped: AtomicBool::new(false),

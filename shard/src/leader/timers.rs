@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use piton_core::effect::TimerKind;
@@ -12,7 +13,11 @@ use piton_core::time::{Span, Timestamp};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::AbortHandle;
 
+use crate::leader::panics::caught;
 use crate::leader::term::ShardRuntime;
+
+/// Wait before rows are read again that could not be read, or after a bug of ours.
+const BEGIN_ANEW_PAUSE: Duration = Duration::from_millis(100);
 
 /// What wakes a workflow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +75,15 @@ impl Timers {
 
     pub(crate) fn disarm(&self, alarm: &Alarm) {
         self.near.lock().alarms.remove(alarm);
+    }
+
+    /// What is in memory may be half of the rows: all of them are read again. Answers when.
+    fn begin_anew(&self, now: Timestamp) -> Timestamp {
+        let next = now + Span::from(BEGIN_ANEW_PAUSE);
+        let mut near = self.near.lock();
+        near.horizon = Timestamp::default();
+        near.looks_at = Some(next);
+        next
     }
 
     fn look(&self) {
@@ -133,8 +147,12 @@ impl Actor for TimerActor {
             return Ok(());
         };
         let now = shard.clock.now();
-        load_window(&shard, now);
-        let next = fire(&shard, now);
+        let next = caught(shard.id, "timers", || {
+            let is_loaded = load_window(&shard, now);
+            let next = fire(&shard, now);
+            is_loaded.then_some(next)
+        });
+        let next = next.flatten().unwrap_or_else(|| shard.timers.begin_anew(now));
         if let Some(sleeper) = state.sleeper.take() {
             sleeper.abort();
         }
@@ -163,13 +181,14 @@ async fn shard_sleep(until: tokio::time::Instant) {
     tokio::time::sleep_until(until).await;
 }
 
-/// Reads the rows that come due within the next window, when half of the last one is over.
-fn load_window(shard: &ShardRuntime, now: Timestamp) {
+/// Reads the rows that come due within the next window, when half of the last one is over. False:
+/// they cannot be read now.
+fn load_window(shard: &ShardRuntime, now: Timestamp) -> bool {
     let window = shard.config.timer_window;
     let (from, until) = {
         let mut near = shard.timers.near.lock();
         if near.horizon - now > Span::from(window / 2) {
-            return;
+            return true;
         }
         let from = near.horizon;
         near.horizon = now + Span::from(window);
@@ -189,10 +208,11 @@ fn load_window(shard: &ShardRuntime, now: Timestamp) {
                 };
                 near.alarms.insert(alarm, ());
             }
+            true
         }
         Err(error) => {
             tracing::error!(shard = %shard.id, %error, "cannot read timer rows");
-            shard.timers.near.lock().horizon = from;
+            false
         }
     }
 }

@@ -14,11 +14,12 @@ use piton_core::request::{RunRequest, StartRequest};
 use piton_raft::NodeId;
 
 use crate::message::delivery::PollId;
-use crate::message::queue::{Offer, OfferedTask, PollRequest, QueueKey, Ticket};
+use crate::message::queue::{Offer, OfferedTask, PollRequest, QueueKey, Room, Ticket};
 use crate::message::{QueryToken, WorkflowTaskToken};
 
 /// A request to the leader of a shard.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "short-lived, and most are of the largest kind")]
 pub enum Call {
     /// To a workflow of the shard.
     Workflow(WorkflowCall),
@@ -27,7 +28,7 @@ pub enum Call {
     /// To the shard's rows.
     Read(ReadCall),
     /// To a shard whose tasks a queue has declined: it has room again.
-    Room(QueueKey),
+    Room(Room),
 }
 
 /// A call to a workflow's actor.

@@ -16,7 +16,7 @@ pub use call::{Call, HeldEvents, HistoryPage, QueueCall, ReadCall, WorkflowCall}
 pub use delivery::{Delivery, PollId, Receipt};
 pub use peer::{NoPeers, Peer};
 pub use queue::{
-    Offer, OfferedTask, PollRequest, Poller, QueueKey, QueueType, TaskQueueView, Ticket,
+    Offer, OfferedTask, PollRequest, Poller, QueueKey, QueueType, Room, TaskQueueView, Ticket,
 };
 pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};
 
