@@ -22,6 +22,7 @@ mod refusal;
 mod worker;
 
 mod errands;
+mod golden_data;
 mod held_task;
 mod in_memory;
 mod metrics;
