@@ -16,6 +16,7 @@ pub mod message;
 pub mod note;
 pub mod placement;
 pub mod request;
+pub mod retry_policy;
 pub mod run;
 pub mod time;
 pub mod transition;

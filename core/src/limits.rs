@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::Span;
+
 macro_rules! limits {
     ($($(#[doc = $doc:literal])+ $name:ident = $default:expr;)+) => {
         /// Limits and intervals that a cluster runs with. Sizes in bytes, spans in milliseconds.
@@ -100,4 +102,13 @@ limits! {
     retention_ms_default = 86_400_000;
     /// How long request ids are kept.
     request_id_ms_min = 3_600_000;
+}
+
+impl Limits {
+    /// A workflow task timeout with its default, within its limit.
+    #[must_use]
+    pub fn task_timeout(&self, given: Span) -> Span {
+        let default = Span::of_limit_ms(self.workflow_task_timeout_ms);
+        given.given().unwrap_or(default).min(Span::of_limit_ms(self.workflow_task_timeout_ms_max))
+    }
 }

@@ -436,10 +436,28 @@ fn single_or(mut conditions: Vec<Condition>, join: fn(Vec<Condition>) -> Conditi
     }
 }
 
-/// The inside of a string whose quote, where doubled, stands for itself.
+/// The inside of a string as it is meant: a doubled quote stands for one, and a backslash for what
+/// MySQL reads in it and the next character.
 fn unquoted(with_quotes: &str, inside: &str) -> String {
-    let quote = &with_quotes[..1];
-    inside.replace(&quote.repeat(2), quote)
+    let mut text = String::with_capacity(inside.len());
+    let mut characters = inside.chars();
+    while let Some(character) = characters.next() {
+        let meant = match character {
+            '\\' => characters.next().map(|escaped| match escaped {
+                '0' => '\0',
+                'b' => '\u{8}',
+                'n' => '\n',
+                'r' => '\r',
+                't' => '\t',
+                'Z' => '\u{1a}',
+                other => other,
+            }),
+            quote if with_quotes.starts_with(quote) => characters.next(),
+            other => Some(other),
+        };
+        text.extend(meant);
+    }
+    text
 }
 
 /// Statuses have no order.

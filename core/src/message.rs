@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use piton_proto::common::{Payload, Payloads};
 use prost::Message;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -47,4 +48,12 @@ impl<'de, M: Message + Default> Deserialize<'de> for Proto<M> {
         }
         deserializer.deserialize_bytes(Bytes(PhantomData))
     }
+}
+
+/// A text as the JSON payload that SDKs read. It holds nothing that JSON would escape.
+pub(crate) fn json_text(text: &str) -> Payloads {
+    let encoding = ("encoding".to_owned(), bytes::Bytes::from_static(b"json/plain"));
+    let data = format!("\"{text}\"").into();
+    let payload = Payload { metadata: [encoding].into(), data, ..Default::default() };
+    Payloads { payloads: vec![payload] }
 }

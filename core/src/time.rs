@@ -55,6 +55,21 @@ impl Span {
         self.0.div_euclid(NANOS_PER_MILLI)
     }
 
+    /// Reads a duration of a request or a command: absent is 0, and it is capped at [`Span::MAX`].
+    ///
+    /// # Errors
+    /// Why it is none, in the official server's words.
+    pub fn asked(duration: Option<&prost_types::Duration>) -> Result<Self, &'static str> {
+        let Some(d) = duration else { return Ok(Self::ZERO) };
+        if (d.seconds > 0 && d.nanos < 0) || (d.seconds < 0 && d.nanos > 0) {
+            return Err("duration has seconds and nanos with different signs");
+        }
+        if d.seconds < 0 || d.nanos < 0 {
+            return Err("negative duration");
+        }
+        Ok(Self::from_proto(duration))
+    }
+
     /// `None` where the API's 0 stands for "not set".
     pub fn given(self) -> Option<Self> {
         (self.0 > 0).then_some(self)
@@ -187,6 +202,22 @@ impl fmt::Display for Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_that_is_negative_in_any_part_is_not_taken() {
+        let asked = |seconds, nanos| Span::asked(Some(&prost_types::Duration { seconds, nanos }));
+        assert_eq!(Span::asked(None), Ok(Span::ZERO));
+        assert_eq!(asked(0, 0), Ok(Span::ZERO));
+        assert_eq!(asked(0, 1), Ok(Span::from_nanos(1)));
+        assert_eq!(asked(i64::MAX, 0), Ok(Span::MAX));
+        for (seconds, nanos) in [(0, -1), (-1, 0), (-1, -1), (i64::MIN, 0)] {
+            assert_eq!(asked(seconds, nanos), Err("negative duration"), "{seconds} s, {nanos} ns");
+        }
+        for (seconds, nanos) in [(5, -1), (-5, 1)] {
+            let refused = asked(seconds, nanos).unwrap_err();
+            assert!(refused.contains("different signs"), "{seconds} s, {nanos} ns: {refused}");
+        }
+    }
 
     #[test]
     fn no_nanosecond_is_lost_on_the_way_in_and_out() {

@@ -471,15 +471,14 @@ impl World {
     }
 
     fn activity(&mut self) -> command::ScheduleActivityTaskCommandAttributes {
+        let whole = self.random.one_in(2).then(|| Span::from_secs(30).to_proto());
         command::ScheduleActivityTaskCommandAttributes {
             activity_id: format!("a{}", self.random.below(50)),
             activity_type: Some(ActivityType { name: "Charge".into() }),
+            task_queue: Some(Default::default()),
             start_to_close_timeout: Some(Span::from_secs(10).to_proto()),
             heartbeat_timeout: self.random.one_in(2).then(|| Span::from_secs(3).to_proto()),
-            schedule_to_close_timeout: self
-                .random
-                .one_in(2)
-                .then(|| Span::from_secs(30).to_proto()),
+            schedule_to_close_timeout: whole,
             schedule_to_start_timeout: self.random.one_in(2).then(|| Span::from_secs(6).to_proto()),
             retry_policy: Some(RetryPolicy {
                 maximum_attempts: self.random.below(3) as i32,

@@ -301,7 +301,7 @@ fn commands_of_features_that_are_not_built_fail_the_task_by_name() {
         ),
         (
             Command { command_type: CommandType::StartTimer.into(), ..Command::default() },
-            "BadStartTimerAttributes: StartTimer attributes are not set on the command.",
+            "BadStartTimerAttributes: StartTimerCommandAttributes is not set on StartTimerCommand.",
         ),
     ] {
         let mut flow = Flow::start();
@@ -329,7 +329,7 @@ fn an_oversized_payload_terminates_the_run() {
     assert!(flow.history().ends_with(
         "4 WorkflowTaskFailed of 2, 3: BadCompleteWorkflowExecutionAttributes\n\
          5 WorkflowExecutionTerminated: BadCompleteWorkflowExecutionAttributes: \
-         CompleteWorkflowExecutionCommand.Result exceeds size limit."
+         CompleteWorkflowExecutionCommandAttributes.Result exceeds size limit."
     ));
 }
 

@@ -109,6 +109,9 @@ pub struct DataConfig {
     /// A shard's snapshot is taken, and its log freed, when the log since the last one is larger than
     /// this and than the snapshot.
     pub snapshot_log_bytes: u64,
+    /// With less room than this on the disk, requests that write are refused and reads go on; a
+    /// warning comes at four times as much.
+    pub free_bytes_min: u64,
 }
 
 impl Default for DataConfig {
@@ -120,6 +123,7 @@ impl Default for DataConfig {
             store: StoreEngine::Redb,
             store_cache_bytes: 8 << 20,
             snapshot_log_bytes: 64 << 20,
+            free_bytes_min: 128 << 20,
         }
     }
 }
@@ -224,7 +228,8 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info".to_owned(), format: LogFormat::Text }
+        // What goes on inside of Raft is not for a reader of state changes.
+        Self { filter: "info,openraft=warn".to_owned(), format: LogFormat::Text }
     }
 }
 

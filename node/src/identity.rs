@@ -1,16 +1,26 @@
 //! Who this node is: a random id, kept in its data directory, and the id of its cluster. A node
-//! whose directory was wiped comes back as another one (docs/design.md, "Node identity").
+//! whose directory was wiped comes back as another one.
+//!
+//! `node.toml` says whether there is a log, and the log and the snapshots have a copy of it beside
+//! them. So a log that vanished is missed, and one of another node is not taken for this one's.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use piton_raft::NodeId;
+use piton_raft::{Disk, LOG_DIRECTORY, NodeId, SNAPSHOT_DIRECTORY, log};
+use piton_store::EngineKind;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-const FILE: &str = "node.toml";
+use crate::storage::STORE_DIRECTORY;
+
+pub(crate) const FILE: &str = "node.toml";
 const TEMPORARY_FILE: &str = "node.toml.new";
+/// More than such a file can have.
+const COPY_BYTES_MAX: usize = 64 << 10;
+/// What has a copy beside it.
+const COPIES: [&str; 2] = [LOG_DIRECTORY, SNAPSHOT_DIRECTORY];
 
 /// Why the node's identity cannot be known.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +37,23 @@ pub enum IdentityError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    #[error(
+        "{} is missing, though {} is there: put it back ({}/{FILE} is a copy of it, if it is there), or \
+         choose another directory with --data-dir",
+        path.display(), beside.display(), LOG_DIRECTORY
+    )]
+    Missing { path: PathBuf, beside: PathBuf },
+    #[error(
+        "this node has a log, but there is none in {}: put it back (is a file system not mounted?); if \
+         it is lost for good, `piton data accept-loss --data-dir {}` says what that costs",
+        log.display(), directory.display()
+    )]
+    LogMissing { log: PathBuf, directory: PathBuf },
+    #[error(
+        "{} is of node {found}, but the data directory is of node {node}: put there what belongs there",
+        path.display()
+    )]
+    OtherNode { path: PathBuf, node: String, found: String },
     #[error("write the node's identity to {}", path.display())]
     Write {
         path: PathBuf,
@@ -44,27 +71,123 @@ pub(crate) struct Identity {
     /// How many shards the cluster was first started with. Kept here, since it has to be known
     /// before any shard is opened.
     pub(crate) shards: u32,
+    /// The node has written a log, and promised what is in it.
+    #[serde(default)]
+    has_log: bool,
 }
 
 impl Identity {
     /// The identity kept in a data directory; drawn if there is none, for a cluster of `shards`.
     ///
     /// # Errors
-    /// When the file cannot be read or written, or is damaged.
-    pub(crate) fn of(directory: &Path, shards: u32) -> Result<Self, IdentityError> {
+    /// When the file cannot be read or written, is damaged, or is missing beside data.
+    pub(crate) fn of(
+        disk: &dyn Disk,
+        directory: &Path,
+        shards: u32,
+    ) -> Result<Self, IdentityError> {
+        if let Some(kept) = Self::kept(directory)? {
+            return Ok(kept);
+        }
+        let path = directory.join(FILE);
+        let beside = data_in(disk, directory);
+        let beside = beside.map_err(|source| IdentityError::Read { path: path.clone(), source })?;
+        if let Some(beside) = beside {
+            return Err(IdentityError::Missing { path, beside });
+        }
+        let identity = Self::draw(shards);
+        identity.write(directory).map_err(|source| IdentityError::Write { path, source })?;
+        Ok(identity)
+    }
+
+    /// The identity kept in a data directory, if there is one.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is damaged.
+    pub(crate) fn kept(directory: &Path) -> Result<Option<Self>, IdentityError> {
         let path = directory.join(FILE);
         match fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text)
+                .map(Some)
                 .map_err(|source| IdentityError::Damaged { path, source: Box::new(source) }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let identity = Self::draw(shards);
-                identity
-                    .write(directory)
-                    .map_err(|source| IdentityError::Write { path, source })?;
-                Ok(identity)
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(IdentityError::Read { path, source }),
         }
+    }
+
+    /// Checks that log and snapshots are this node's, and that the log is there if it ever was.
+    ///
+    /// # Errors
+    /// When they are not, or cannot be read.
+    pub(crate) fn check_log(&self, disk: &dyn Disk, directory: &Path) -> Result<(), IdentityError> {
+        for path in COPIES.map(|of| directory.join(of).join(FILE)) {
+            if let Some(copy) = read_copy(disk, &path)?
+                && copy.node_id != self.node_id
+            {
+                let (node, found) = (self.node_id.clone(), copy.node_id);
+                return Err(IdentityError::OtherNode { path, node, found });
+            }
+        }
+        let log = directory.join(LOG_DIRECTORY);
+        let there = log::is_there(disk, &log);
+        let there = there.map_err(|source| IdentityError::Read { path: log.clone(), source })?;
+        if self.has_log && !there {
+            return Err(IdentityError::LogMissing { log, directory: directory.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Notes on both sides that there is a log, once there is.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn note_log(
+        &mut self,
+        disk: &dyn Disk,
+        directory: &Path,
+    ) -> Result<(), IdentityError> {
+        if !self.has_log {
+            self.has_log = true;
+            let path = directory.join(FILE);
+            self.write(directory).map_err(|source| IdentityError::Write { path, source })?;
+        }
+        for dir in COPIES.map(|of| directory.join(of)) {
+            let path = dir.join(FILE);
+            if read_copy(disk, &path)?.is_none() {
+                let written = self.write_copy(disk, &dir, &path);
+                written.map_err(|source| IdentityError::Write { path, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The copy beside a log whose `node.toml` is missing.
+    pub(crate) fn copy_in(
+        disk: &dyn Disk,
+        directory: &Path,
+    ) -> Result<Option<Self>, IdentityError> {
+        for path in COPIES.map(|of| directory.join(of).join(FILE)) {
+            if let Some(copy) = read_copy(disk, &path)? {
+                return Ok(Some(copy));
+            }
+        }
+        Ok(None)
+    }
+
+    fn write_copy(&self, disk: &dyn Disk, dir: &Path, path: &Path) -> io::Result<()> {
+        let temporary = dir.join(TEMPORARY_FILE);
+        match disk.remove(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        disk.create_dir(dir)?;
+        let file = disk.create(&temporary)?;
+        let text = toml::to_string(self).map_err(io::Error::other)?;
+        file.write_at(text.as_bytes(), 0)?;
+        // ORDER: as in `write`.
+        file.sync()?;
+        disk.rename(&temporary, path)?;
+        disk.sync_dir(dir)
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -81,10 +204,10 @@ impl Identity {
     fn draw(shards: u32) -> Self {
         let (high, low) = Uuid::new_v4().as_u64_pair();
         let node_id = format!("{:016x}", (high ^ low).max(1));
-        Self { node_id, cluster_id: Uuid::new_v4().to_string(), shards }
+        Self { node_id, cluster_id: Uuid::new_v4().to_string(), shards, has_log: false }
     }
 
-    fn write(&self, directory: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
         // ORDER: the file is whole and durable before it gets its name, and the name is durable
         // before this node promises anything to anyone under it.
         let temporary = directory.join(TEMPORARY_FILE);
@@ -97,19 +220,73 @@ impl Identity {
     }
 }
 
+/// What lies in a directory that only a node can have written.
+fn data_in(disk: &dyn Disk, directory: &Path) -> io::Result<Option<PathBuf>> {
+    let log = directory.join(LOG_DIRECTORY);
+    if log::is_there(disk, &log)? {
+        return Ok(Some(log));
+    }
+    let snapshots = directory.join(SNAPSHOT_DIRECTORY);
+    let names = match disk.list(&snapshots) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names?,
+    };
+    let store = directory.join(STORE_DIRECTORY);
+    let engines = EngineKind::ALL.map(|engine| store.join(engine.name()));
+    let is_snapshot = |name: &String| name.ends_with(".snapshot");
+    Ok(match () {
+        () if names.iter().any(is_snapshot) => Some(snapshots),
+        () if engines.iter().any(|engine| engine.exists()) => Some(store),
+        () => None,
+    })
+}
+
+fn read_copy(disk: &dyn Disk, path: &Path) -> Result<Option<Identity>, IdentityError> {
+    let read = || -> io::Result<String> {
+        let file = disk.open(path)?;
+        let mut bytes = vec![0; usize::try_from(file.length()?).unwrap_or(0).min(COPY_BYTES_MAX)];
+        let read = file.read_at(&mut bytes, 0)?;
+        bytes.truncate(read);
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(text) => Identity::parse(&text).map(Some).map_err(|source| IdentityError::Damaged {
+            path: path.to_owned(),
+            source: Box::new(source),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(IdentityError::Read { path: path.to_owned(), source }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use piton_raft::log::RealDisk;
+
     use super::*;
 
     #[test]
     fn a_node_keeps_its_id_and_a_wiped_one_gets_another() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Identity::of(directory.path(), 4).unwrap();
+        let first = Identity::of(&RealDisk, directory.path(), 4).unwrap();
         // What it was made with stays.
-        assert_eq!(Identity::of(directory.path(), 16).unwrap(), first);
+        assert_eq!(Identity::of(&RealDisk, directory.path(), 16).unwrap(), first);
         fs::remove_file(directory.path().join(FILE)).unwrap();
-        let second = Identity::of(directory.path(), 4).unwrap();
+        let second = Identity::of(&RealDisk, directory.path(), 4).unwrap();
         assert_ne!(second.node(), first.node());
+    }
+
+    #[test]
+    fn an_identity_that_is_missing_beside_data_is_not_drawn_anew() {
+        for data in ["log/00000000000000000001.log", "snapshot/3-7.snapshot", "store/redb/x"] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join(data);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            let error = Identity::of(&RealDisk, directory.path(), 4).unwrap_err();
+            assert!(matches!(error, IdentityError::Missing { .. }), "{data}: {error}");
+            assert!(!directory.path().join(FILE).exists());
+        }
     }
 
     #[test]
@@ -117,7 +294,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for damaged in ["", "node_id = \"xyz\"\ncluster_id = \"c\"\n", "node_id = 7"] {
             fs::write(directory.path().join(FILE), damaged).unwrap();
-            let error = Identity::of(directory.path(), 4).unwrap_err();
+            let error = Identity::of(&RealDisk, directory.path(), 4).unwrap_err();
             assert!(matches!(error, IdentityError::Damaged { .. }), "{damaged}: {error}");
         }
     }

@@ -2,8 +2,11 @@
 //! together. The binary `piton` is `main.rs`; tests run whole nodes in their own process by
 //! [`Node`]. Knows nothing of what a workflow does.
 
+mod accept_loss;
 pub mod config;
 mod data_directory;
+mod disk_watch;
+mod file_handles;
 mod frontend;
 mod identity;
 mod log_metrics;
@@ -12,7 +15,10 @@ mod storage;
 mod store_upkeep;
 mod telemetry;
 
+pub use accept_loss::{AcceptLossError, accept_loss};
 pub use data_directory::{DataDirectory, DataDirectoryError};
+pub use disk_watch::{MeasureSpace, Space};
+pub use file_handles::raise_file_handle_limit;
 pub use identity::IdentityError;
 pub use node::{Failure, Node, NodeError};
 pub use storage::{Devices, StorageError, WrapStore};

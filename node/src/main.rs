@@ -1,13 +1,13 @@
 //! The binary `piton`: flags and variables to a configuration, a node, and an orderly end.
 
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use piton_core::limits::Limits;
 use piton_node::config::{Config, LogFormat, StoreEngine};
 use piton_node::{Devices, Failure, Node, init_tracing};
@@ -54,12 +54,42 @@ enum Command {
         #[command(flatten)]
         flags: Flags,
     },
+    /// Looks after the data directory of a node that does not run.
+    #[command(subcommand)]
+    Data(DataCommand),
 }
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// Says what a data directory has lost, and lets the node start on the rest.
+    #[command(after_long_help = ACCEPT_LOSS)]
+    AcceptLoss {
+        /// The node's data directory [default: ./piton-data].
+        #[arg(long, value_name = "DIR", env = "PITON_DATA_DIR")]
+        data_dir: Option<PathBuf>,
+        /// Accept what is said to be lost. Without it nothing is changed.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+const ACCEPT_LOSS: &str = "\
+A node does not start where its log lacks something that it had acknowledged: a log that is missing,
+cut short or damaged. Put it back from where it went, if there is a way. Where there is none, this
+has the log begin at the best that the store and the snapshots hold; what came later is lost for
+good. A node of a cluster of several is not asked: the others have what it lost.
+
+Example:
+  piton data accept-loss --data-dir /var/lib/piton
+      Says what is lost, and changes nothing.
+  piton data accept-loss --data-dir /var/lib/piton --yes
+      Accepts it; a damaged log is kept beside the new one.
+";
 
 #[derive(Args)]
 struct Flags {
     /// Address to listen on [default: 127.0.0.1].
-    #[arg(long, env = "PITON_IP")]
+    #[arg(long, env = "PITON_IP", value_parser = read_ip)]
     ip: Option<IpAddr>,
     /// Port of the API; 0 takes any free one [default: 7233].
     #[arg(long, env = "PITON_PORT")]
@@ -166,6 +196,44 @@ impl Flags {
     }
 }
 
+/// An address, or the one name that every machine knows.
+fn read_ip(text: &str) -> Result<IpAddr, String> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse().map_err(|_| "an IP address, or localhost, is expected".to_owned())
+}
+
+/// Variables that look as if they were meant for us and mean nothing, each with the one that comes
+/// closest.
+fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<(String, Option<String>)> {
+    let command = Cli::command();
+    let known: Vec<String> = command
+        .get_subcommands()
+        .flat_map(|command| command.get_arguments())
+        .filter_map(|argument| Some(argument.get_env()?.to_str()?.to_owned()))
+        .collect();
+    let closest = |name: &str| {
+        let distance = |known: &&String| strsim::damerau_levenshtein(name, known);
+        known.iter().min_by_key(distance).filter(|known| distance(known) <= 3).cloned()
+    };
+    names
+        .filter(|name| name.starts_with("PITON_") && !known.contains(name))
+        .map(|name| (name.clone(), closest(&name)))
+        .collect()
+}
+
+/// A variable that is misspelt would otherwise be a setting that silently is not made.
+fn warn_of_unknown_variables() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for (name, closest) in unknown_variables(names) {
+        match closest {
+            Some(closest) => tracing::warn!(name, "unknown variable: is {closest} meant?"),
+            None => tracing::warn!(name, "unknown variable"),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -179,12 +247,19 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let (mut config, flags) = match cli.command {
+        Command::Data(DataCommand::AcceptLoss { data_dir, yes }) => {
+            let data_dir = data_dir.unwrap_or_else(|| Config::default().data.directory);
+            let said = piton_node::accept_loss(&data_dir, yes)?;
+            return std::io::stdout().write_all(said.as_bytes()).context("say what is lost");
+        }
         Command::Dev(flags) => (dev_config(), flags),
         Command::Server { config: Some(path), flags } => (Config::read(&path)?, flags),
         Command::Server { config: None, flags } => (Config::default(), flags),
     };
     flags.overlay(&mut config)?;
     init_tracing(&config.log);
+    warn_of_unknown_variables();
+    piton_node::raise_file_handle_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("piton")
         .enable_all()
@@ -214,6 +289,7 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
                 Failure::Log(reason) => anyhow::bail!(
                     "stopped, since nothing can be made durable any more: {reason}"
                 ),
+                Failure::Directory(reason) => anyhow::bail!("stopped: {reason}"),
                 Failure::Group(reason) => anyhow::bail!("stopped, to start anew: {reason}"),
                 Failure::Store(reason) => {
                     tracing::error!(reason, "the store failed and is rebuilt from the log");
@@ -269,14 +345,14 @@ Ctrl-C stops.
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(arguments: &[&str]) -> anyhow::Result<Config> {
         let cli = Cli::try_parse_from([&["piton"], arguments].concat())?;
         let mut config = Config::default();
-        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command;
+        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command else {
+            panic!("it runs no node");
+        };
         flags.overlay(&mut config)?;
         Ok(config)
     }
@@ -337,10 +413,31 @@ mod tests {
         let mut file = Config::default();
         file.data.ephemeral = true;
         let cli = Cli::try_parse_from(["piton", "dev", "--data-dir", "here"]).unwrap();
-        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command;
+        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command else {
+            panic!("it runs no node");
+        };
         flags.overlay(&mut file).unwrap();
         assert!(!file.data.ephemeral);
         assert!(parse(&["dev", "--ephemeral=1"]).unwrap().data.ephemeral);
+    }
+
+    #[test]
+    fn localhost_is_an_address_and_other_names_are_refused() {
+        let config = parse(&["dev", "--ip", "localhost"]).unwrap();
+        assert_eq!(config.listen.grpc(), "127.0.0.1:7233".parse().unwrap());
+        let error = parse(&["dev", "--ip", "example.org"]).unwrap_err().to_string();
+        assert!(error.contains("--ip") && error.contains("localhost"), "{error}");
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_named_with_the_one_that_was_meant() {
+        let given = ["PITON_DATADIR", "PITON_PORT", "PITON_SOMETHING_ELSE", "HOME"];
+        let found = unknown_variables(given.into_iter().map(str::to_owned));
+        let wanted = [
+            ("PITON_DATADIR".to_owned(), Some("PITON_DATA_DIR".to_owned())),
+            ("PITON_SOMETHING_ELSE".to_owned(), None),
+        ];
+        assert_eq!(found, wanted);
     }
 
     #[test]

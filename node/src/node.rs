@@ -6,16 +6,19 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use piton_core::time::Span;
 use piton_proto::enums::IndexedValueType;
-use piton_shard::{Cluster, Meta, MetaError, Namespace, NewNamespace};
+use piton_raft::Disk;
+use piton_shard::{Cluster, Meta, MetaError, Namespace, NewNamespace, Room};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError, SHARDS_DEFAULT};
 use crate::data_directory::{DataDirectory, DataDirectoryError};
+use crate::disk_watch::DiskWatch;
 use crate::frontend::{self, Facts, Frontend};
 use crate::identity::{Identity, IdentityError};
 use crate::storage::{Devices, Place, Storage, StorageError};
@@ -23,6 +26,9 @@ use crate::telemetry::{self, Metrics, Ready};
 
 /// The official server's namespace for workflows of its own; tools expect it in lists.
 const SYSTEM_NAMESPACE: &str = "temporal-system";
+
+/// How often a node whose store failed looks whether there is room for another.
+const ROOM_CHECK: Duration = Duration::from_millis(200);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +73,8 @@ pub struct Node {
     stop: watch::Sender<bool>,
     ready: Ready,
     storage: Storage,
+    files_gone: watch::Receiver<Option<String>>,
+    room: Room,
     api: JoinHandle<()>,
     pages: JoinHandle<()>,
     config: Config,
@@ -82,6 +90,8 @@ pub enum Failure {
     Log(String),
     /// The store has to be rebuilt; nothing is lost with it. See [`Node::rebuild_store`].
     Store(String),
+    /// The files are gone, so that nothing would be found again: the node must end.
+    Directory(String),
     /// A part of the workflows is not served any more: the node must end and start anew.
     Group(String),
 }
@@ -116,29 +126,40 @@ impl Node {
         Listeners { grpc, http }: Listeners,
         directory: DataDirectory,
     ) -> Result<Self, NodeError> {
-        let asked = config.shards.count;
-        let identity = Identity::of(directory.path(), asked.unwrap_or(SHARDS_DEFAULT))?;
-        // ORDER: before anything is opened. A shard that is led with another number of them would
-        // take up slots that are not its own.
+        let disk = Arc::clone(&devices.disk);
+        let mut identity = identify(disk.as_ref(), &directory, config.shards.count)?;
         let kept = identity.shards;
-        if let Some(asked) = asked.filter(|&asked| asked != kept) {
-            return Err(NodeError::Shards { kept, asked });
-        }
+        let room = Room::default();
         let place = Place {
             config: &config,
             directory: directory.path(),
             node: identity.node(),
             shards: kept,
+            room: &room,
         };
-        let (storage, registry) = Storage::open(&place, devices.clone()).await?;
-        if let Err(error) = set_up(&storage, &config, kept).await {
+        let (storage, mut registry) = Storage::open(&place, devices.clone()).await?;
+        let noted = identity.note_log(disk.as_ref(), directory.path()).map_err(NodeError::from);
+        let set_up = match noted {
+            Ok(()) => set_up(&storage, &config, kept).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = set_up {
             storage.close().await;
             return Err(error);
         }
 
-        let metrics = Metrics::new(registry);
         let ready = Ready::default();
         let (stop, stopping) = watch::channel(false);
+        let disk_watch = DiskWatch::new(
+            directory.path().to_owned(),
+            disk,
+            Arc::clone(&devices.measure_space),
+            config.data.free_bytes_min,
+            room.clone(),
+            ready.clone(),
+            &mut registry,
+        );
+        let metrics = Metrics::new(registry);
         let addresses = (local(&grpc, config.listen.grpc()), local(&http, config.listen.http()));
         let facts = Facts {
             cluster_id: identity.cluster_id,
@@ -150,12 +171,15 @@ impl Node {
         let pages = serve_pages(http, metrics.clone(), ready.clone(), cluster, stopping.clone());
         let api = serve_api(grpc, frontend, &config, &metrics, stopping);
         ready.set(true);
+        let files_gone = disk_watch.start(stop.subscribe());
         Ok(Self {
             grpc: addresses.0,
             http: addresses.1,
             stop,
             ready,
             storage,
+            files_gone,
+            room,
             api,
             pages,
             config,
@@ -199,12 +223,23 @@ impl Node {
         let [engine, checkpoints] = self.storage.store_failed();
         tokio::select! {
             biased;
+            reason = reason(self.files_gone.clone()) => Failure::Directory(reason),
             reason = reason(self.storage.log_failed()) => Failure::Log(reason),
-            reason = reason(engine) => Failure::Store(reason),
-            reason = reason(checkpoints) => Failure::Store(reason),
+            reason = reason(engine) => self.store_failure(reason).await,
+            reason = reason(checkpoints) => self.store_failure(reason).await,
             // ORDER: last. A log or a store that fails takes groups along, and says more.
             reason = reason(self.storage.group_failed()) => Failure::Group(reason),
         }
+    }
+
+    /// A store that failed is rebuilt when there is room for another: on a full disk that one would
+    /// fail, too.
+    async fn store_failure(&self, reason: String) -> Failure {
+        let mut looks = tokio::time::interval(ROOM_CHECK);
+        while self.room.is_short() {
+            looks.tick().await;
+        }
+        Failure::Store(reason)
     }
 
     /// Stops, discards the store, and starts again in the same place: the store is rebuilt from
@@ -243,6 +278,24 @@ impl Node {
         }
         self.storage.close().await;
         self.directory
+    }
+}
+
+/// Whose the directory is, and whether it may be opened.
+fn identify(
+    disk: &dyn Disk,
+    directory: &DataDirectory,
+    asked: Option<u32>,
+) -> Result<Identity, NodeError> {
+    let identity = Identity::of(disk, directory.path(), asked.unwrap_or(SHARDS_DEFAULT))?;
+    // ORDER: before the store, of which nothing may be thrown away for a log that is missing.
+    identity.check_log(disk, directory.path())?;
+    // ORDER: before anything is opened. A shard that is led with another number of them would
+    // take up slots that are not its own.
+    let kept = identity.shards;
+    match asked.filter(|&asked| asked != kept) {
+        Some(asked) => Err(NodeError::Shards { kept, asked }),
+        None => Ok(identity),
     }
 }
 

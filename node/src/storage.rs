@@ -2,14 +2,16 @@
 //! and takes them apart again in the other order. The composition root's lower half.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use piton_raft::log::RealDisk;
-use piton_raft::{Disk, Groups, MemoryNetwork, NodeConfig, NodeId, RaftError, Tuning};
+use piton_raft::log::{LogError, RealDisk};
+use piton_raft::{
+    Disk, GroupId, Groups, MemoryNetwork, Misfit, NodeConfig, NodeId, RaftError, Tuning,
+};
 use piton_shard::{
-    Clock, Cluster, HostParts, Ids, NoPeers, Serving, ShardConfig, ShardError, ShardHost,
+    Clock, Cluster, HostParts, Ids, NoPeers, Room, Serving, ShardConfig, ShardError, ShardHost,
     ShardMetrics,
 };
 use piton_store::{Opened, Store, StoreError, Watched};
@@ -17,12 +19,15 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::disk_watch::{self, MeasureSpace};
 use crate::log_metrics::LogCollector;
 use crate::store_upkeep::StoreUpkeep;
 use crate::telemetry::Metrics;
 
 /// Where the store lies in the data directory; the log and the snapshots are named by Raft.
-const STORE_DIRECTORY: &str = "store";
+pub(crate) const STORE_DIRECTORY: &str = "store";
+/// Bytes of proposals under way, over all groups.
+const PROPOSED_BYTES_MAX: usize = 64 << 20;
 /// How often a node that starts looks whether its shards are led.
 const READY_CHECK: Duration = Duration::from_millis(2);
 /// A node alone that is not ready by then will not be.
@@ -34,7 +39,23 @@ pub enum StorageError {
     #[error("open the store")]
     Store(#[from] StoreError),
     #[error("open the log")]
-    Log(#[from] RaftError),
+    Log(#[source] RaftError),
+    #[error(
+        "something that was acknowledged is gone: {0}; put the data directory back as it was; if that \
+         cannot be, `piton data accept-loss` says what is lost for good"
+    )]
+    Misfit(Box<Misfit>),
+    #[error(
+        "the log is damaged: put it back as it was; if that cannot be, `piton data accept-loss` says \
+         what is lost for good"
+    )]
+    LogDamaged(#[source] RaftError),
+    #[error(
+        "the store in {} is of node {found:016x}, but the data directory is of node {node:016x}: put \
+         there what belongs there; without a store, it is rebuilt from the log",
+        path.display()
+    )]
+    OtherNode { path: PathBuf, node: u64, found: u64 },
     #[error("start the shards")]
     Shards(#[from] ShardError),
     #[error("not all shards were led after {} s", READY_TIME_MAX.as_secs())]
@@ -45,6 +66,19 @@ pub enum StorageError {
     StoreFailed(String),
     #[error("a storage thread ended early")]
     Thread(#[from] tokio::task::JoinError),
+}
+
+impl From<RaftError> for StorageError {
+    fn from(error: RaftError) -> Self {
+        match error {
+            RaftError::Misfit(misfit) => Self::Misfit(misfit),
+            RaftError::OpenLog {
+                source: LogError::Corrupt { .. } | LogError::Missing { .. },
+                ..
+            } => Self::LogDamaged(error),
+            error => Self::Log(error),
+        }
+    }
 }
 
 /// Puts something between a node and its store.
@@ -59,12 +93,19 @@ pub struct Devices {
     pub wrap_store: WrapStore,
     /// Called by threads that have nothing to do; see [`Tuning::on_idle`].
     pub on_idle: fn(),
+    /// How much room there is.
+    pub measure_space: MeasureSpace,
 }
 
 impl Default for Devices {
     /// The real disk, the store as it is, and idle threads that rest.
     fn default() -> Self {
-        Self { disk: Arc::new(RealDisk), wrap_store: Arc::new(|store| store), on_idle: || {} }
+        Self {
+            disk: Arc::new(RealDisk),
+            wrap_store: Arc::new(|store| store),
+            on_idle: || {},
+            measure_space: Arc::new(disk_watch::measure),
+        }
     }
 }
 
@@ -75,6 +116,7 @@ pub(crate) struct Place<'a> {
     pub(crate) directory: &'a Path,
     pub(crate) node: NodeId,
     pub(crate) shards: u32,
+    pub(crate) room: &'a Room,
 }
 
 /// A node's state, led and ready for requests.
@@ -119,8 +161,8 @@ impl Storage {
         failure: watch::Sender<Option<String>>,
     ) -> Result<(Self, Registry), StorageError> {
         let mut registry = Metrics::registry();
-        let Place { config, directory, node, shards } = *place;
-        let Devices { disk, wrap_store, on_idle } = devices;
+        let Place { config, directory, node, shards, room } = *place;
+        let Devices { disk, wrap_store, on_idle, .. } = devices;
         let store_failed = failure.subscribe();
         let store = open_store(config, directory).await?;
         let store: Arc<dyn Store> = Arc::new(Watched::over(
@@ -132,7 +174,7 @@ impl Storage {
                 });
             }),
         ));
-        let groups = match open_groups(place, disk, on_idle).await {
+        let groups = match open_groups(place, disk, on_idle, &store).await {
             Ok(groups) => groups,
             Err(error) => {
                 close_store(store).await;
@@ -144,7 +186,7 @@ impl Storage {
         let parts = HostParts {
             node,
             members: BTreeSet::from([node]),
-            config: shard_config(config, shards),
+            config: ShardConfig { room: room.clone(), ..shard_config(config, shards) },
             groups: groups.clone(),
             store: Arc::clone(&store),
             clock,
@@ -284,18 +326,35 @@ async fn open_store(config: &Config, directory: &Path) -> Result<Arc<dyn Store>,
 }
 
 async fn open_groups(
-    &Place { config, directory, node, .. }: &Place<'_>,
+    &Place { config, directory, node, shards, .. }: &Place<'_>,
     disk: Arc<dyn Disk>,
     on_idle: fn(),
+    store: &Arc<dyn Store>,
 ) -> Result<Groups, StorageError> {
+    let (asked, path) = (Arc::clone(store), directory.join(STORE_DIRECTORY));
+    let states = move || match piton_store::owner(asked.as_ref())? {
+        Some(found) if found != node.0 => {
+            Err(StorageError::OtherNode { path, node: node.0, found })
+        }
+        owner => {
+            if owner.is_none() {
+                piton_store::set_owner(asked.as_ref(), node.0)?;
+            }
+            Ok(piton_store::marks(asked.as_ref())?)
+        }
+    };
+    let states = tokio::task::spawn_blocking(states).await??;
     let config = NodeConfig {
         node,
         dir: directory.to_owned(),
         disk,
         // A cluster of one sends nothing; a transport to other nodes comes with them.
         transport: MemoryNetwork::new().transport(node),
+        states: states.into_iter().map(|(group, mark)| (GroupId(group), mark)).collect(),
         tuning: Tuning {
             snapshot_log_bytes_min: config.data.snapshot_log_bytes,
+            // All groups together may have that much under way: the log's queue holds it.
+            proposed_bytes_max: (PROPOSED_BYTES_MAX / (shards as usize + 1)).max(1 << 20),
             on_idle,
             ..Tuning::default()
         },

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use piton_store::Mark;
 use serde::{Deserialize, Serialize};
 
 use crate::error::RaftError;
 use crate::execution::Execution;
-use crate::log::{Disk, LogConfig};
+use crate::log::{Disk, GroupId, LogConfig};
 use crate::transport::Transport;
 
 /// How long to leave a peer alone that cannot be reached.
@@ -45,6 +46,8 @@ pub struct NodeConfig {
     pub disk: Arc<dyn Disk>,
     /// What carries frames to the other nodes.
     pub transport: Arc<dyn Transport>,
+    /// Where the groups' states stand that are kept here: the log must hold that much.
+    pub states: Vec<(GroupId, Mark)>,
     /// Limits.
     pub tuning: Tuning,
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::NodeId;
+use crate::fit::Misfit;
 use crate::log::{GroupId, LogError};
 
 /// Why a group could not be opened or started, or an order to it was not carried out.
@@ -18,6 +19,9 @@ pub enum RaftError {
         #[source]
         source: LogError,
     },
+    /// The log lacks what the state or a snapshot was made of: what was acknowledged is gone.
+    #[error("{0}")]
+    Misfit(Box<Misfit>),
     /// The runtime that Raft's timers run on could not be built.
     #[error("build the raft runtime of node {node}")]
     BuildRuntime {

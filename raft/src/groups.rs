@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
 use crate::execution::{Execution, blocking, failpoint};
+use crate::fit;
 use crate::group::{Group, Leadership, Running, admission, watch_leadership, watch_log_size};
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
@@ -29,6 +30,11 @@ use crate::state_machine::{StateMachine, restore};
 use crate::switch::{Member, Switch, SwitchInbox};
 use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, log_id, term_of};
 use crate::wire;
+
+/// Where the log lies in a node's directory.
+pub const LOG_DIRECTORY: &str = "log";
+/// Where the snapshots lie.
+pub const SNAPSHOT_DIRECTORY: &str = "snapshot";
 
 /// All groups of this node.
 #[derive(Clone)]
@@ -66,19 +72,22 @@ impl Groups {
     /// Opens the node's log; no group runs yet. Blocks while the log is recovered.
     ///
     /// # Errors
-    /// When the log cannot be opened or the tuning contradicts itself.
+    /// When the log cannot be opened, lacks what is known beside it (nothing is written then), or the
+    /// tuning contradicts itself.
     ///
     /// # Panics
     /// With `Execution::Inline` outside of a runtime, since there is none to run on.
     pub fn open(config: NodeConfig) -> Result<Groups, RaftError> {
-        let NodeConfig { node, dir, disk, transport, tuning } = config;
+        let NodeConfig { node, dir, disk, transport, states, tuning } = config;
         let openraft = Arc::new(tuning.to_openraft()?);
         let open = match tuning.execution {
             Execution::Threads => Log::open,
             Execution::Inline { .. } => Log::open_inline,
         };
-        let (log, recovered) = open(disk.clone(), dir.join("log"), tuning.log.clone())
-            .map_err(|source| RaftError::OpenLog { node, source })?;
+        let log_error = |source| RaftError::OpenLog { node, source };
+        fit::check(&*disk, &dir, &tuning.log, &states, log_error)?;
+        let (log, recovered) =
+            open(disk.clone(), dir.join(LOG_DIRECTORY), tuning.log.clone()).map_err(log_error)?;
         tracing::info!(%node, groups = recovered.groups.len(), entries = recovered.entries,
             torn_bytes = recovered.torn_bytes, "log opened");
         let runtime = own_runtime(&tuning);
@@ -318,15 +327,16 @@ impl Inner {
     }
 
     async fn open_snapshots(&self, group: GroupId) -> Result<Arc<Snapshots>, RaftError> {
-        let (disk, dir) = (self.disk.clone(), self.dir.join("snapshot"));
+        let (disk, dir) = (self.disk.clone(), self.dir.join(SNAPSHOT_DIRECTORY));
         let opened = blocking(move || Snapshots::open(disk, dir, group)).await;
         let opened =
             opened.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         Ok(Arc::new(opened.map_err(|source| RaftError::Snapshot { group, source })?))
     }
 
-    /// Brings state, snapshot and log together: a state that does not fit the log is thrown away,
-    /// one that is behind the snapshot is replaced by it; the log does the rest.
+    /// Brings state, snapshot and log together: a state that is behind the snapshot is replaced by
+    /// it, and the log does the rest. One that is ahead of the log is refused, unless a snapshot of
+    /// another node explains it.
     async fn fit_state(
         &self,
         group: GroupId,
@@ -342,13 +352,17 @@ impl Inner {
             Some(mark) => self.applied_that_fits(group, mark, purged, last)?,
             None => None,
         };
-        if applied.is_none() && mark.is_some() {
-            let index = mark.map_or(0, |mark| mark.index);
-            tracing::warn!(%group, applied = index, "state does not fit the log, it is rebuilt");
+        if applied.is_none()
+            && let Some(mark) = mark
+        {
+            let is_behind = purged.is_some_and(|purged| mark.index < purged.index);
             // A crash while a snapshot was installed leaves the state at it, and the log behind.
-            if index > snapshots.index() {
+            let explained = snapshots.received_index().is_some_and(|index| index >= mark.index);
+            if !is_behind && !explained {
                 failpoint(self.node, group, "state is ahead");
+                return Err(fit::refuse_state(group, &mark, last, &self.dir));
             }
+            tracing::warn!(%group, applied = mark.index, "state does not fit the log, it is rebuilt");
             let cleared = replica.call(|replica| replica.clear()).await;
             cleared.and_then(|cleared| cleared).map_err(replica_error)?;
         }

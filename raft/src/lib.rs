@@ -14,6 +14,7 @@ pub mod log;
 mod config;
 mod error;
 mod execution;
+mod fit;
 mod frame;
 #[cfg(test)]
 mod frame_tests;
@@ -42,8 +43,9 @@ mod wire;
 pub use config::{NodeConfig, NodeId, Tuning};
 pub use error::{ProposeError, RaftError, ReadError, ReplicaError, SnapshotError, TransportError};
 pub use execution::Execution;
+pub use fit::{Loss, Losses, Misfit};
 pub use group::{Committed, Group, GroupMetrics, Leadership};
-pub use groups::Groups;
+pub use groups::{Groups, LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 pub use log::{Disk, GroupId, Log};
 pub use memory_network::MemoryNetwork;
 pub use replica::{CommittedEntry, Replica, SnapshotRows};

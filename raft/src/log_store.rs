@@ -179,7 +179,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let records = entries
+        let records: Vec<EntryRecord> = entries
             .into_iter()
             .map(|entry| EntryRecord {
                 index: entry.log_id.index,
@@ -187,7 +187,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 bytes: wire::entry_to_record(&entry),
             })
             .collect();
+        // A slow disk slows the group down; it never ends it.
+        let room = self.log.room(records.iter().map(|record| record.bytes.len()).sum()).await;
         self.log.append(self.group, records, move |result| {
+            drop(room);
             callback.io_completed(result.map_err(io::Error::other));
         });
         Ok(())

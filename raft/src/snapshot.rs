@@ -44,6 +44,8 @@ const KIND_ROWS: u8 = 0;
 const KIND_END: u8 = 1;
 
 const FINAL_SUFFIX: &str = ".snapshot";
+/// Before it in the name of a snapshot that came from another node: the log may be behind it.
+const RECEIVED: &str = "-received";
 const TEMPORARY_SUFFIX: &str = ".writing";
 
 /// A snapshot file, complete when it is handed out. Readable even after its name is gone.
@@ -54,6 +56,8 @@ pub(crate) struct SnapshotFile {
     pub(crate) mark: Mark,
     /// The file's length.
     pub(crate) bytes: u64,
+    /// Another node made it.
+    pub(crate) is_received: bool,
     file: Arc<dyn DiskFile>,
 }
 
@@ -102,8 +106,7 @@ impl Snapshots {
                 snapshots.remove(&snapshots.dir.join(&name));
                 continue;
             }
-            let index = rest.strip_suffix(FINAL_SUFFIX).and_then(|index| index.parse().ok());
-            let Some(index) = index else { continue };
+            let Some(index) = index_in(rest) else { continue };
             let old = match &newest {
                 Some((newest_index, _)) if *newest_index > index => Some(name),
                 _ => newest.replace((index, name)).map(|(_, old)| old),
@@ -127,6 +130,12 @@ impl Snapshots {
     /// Index of the newest snapshot; 0 if there is none.
     pub(crate) fn index(&self) -> u64 {
         self.current.lock().as_ref().map_or(0, |file| file.mark.index)
+    }
+
+    /// Index of the newest snapshot, if another node made it: the log may be behind that.
+    pub(crate) fn received_index(&self) -> Option<u64> {
+        let current = self.current.lock();
+        current.as_ref().filter(|file| file.is_received).map(|file| file.mark.index)
     }
 
     /// Size of the newest snapshot: what the state occupies, roughly.
@@ -190,7 +199,7 @@ impl Snapshots {
             file.sync().map_err(disk_error("sync", &path))?;
             let file = self.open_file(&path)?;
             self.verify(&file)?;
-            Ok(file)
+            Ok(SnapshotFile { is_received: true, ..file })
         })();
         if result.is_err() {
             self.remove(&path);
@@ -212,7 +221,9 @@ impl Snapshots {
     /// unless there is a newer one.
     pub(crate) fn adopt(&self, mut file: SnapshotFile) -> Result<SnapshotFile, SnapshotError> {
         let mut current = self.current.lock();
-        let path = self.dir.join(format!("{}-{}{FINAL_SUFFIX}", self.group, file.mark.index));
+        let origin = if file.is_received { RECEIVED } else { "" };
+        let name = format!("{}-{}{origin}{FINAL_SUFFIX}", self.group, file.mark.index);
+        let path = self.dir.join(name);
         if let Some(current) = current.as_ref()
             && current.mark.index >= file.mark.index
         {
@@ -255,7 +266,8 @@ impl Snapshots {
         let file = self.disk.open(path).map_err(disk_error("open", path))?;
         let (mark, _) = read_head(&*file, path, self.group)?;
         let bytes = file.length().map_err(disk_error("measure", path))?;
-        Ok(SnapshotFile { path: path.to_path_buf(), mark, bytes, file })
+        let is_received = is_received(path);
+        Ok(SnapshotFile { path: path.to_path_buf(), mark, bytes, is_received, file })
     }
 
     fn temporary_path(&self) -> PathBuf {
@@ -271,6 +283,45 @@ impl Snapshots {
             tracing::warn!(path = %path.display(), %error, "old snapshot file stays");
         }
     }
+}
+
+/// Whose a snapshot is, where it stands, and its file.
+pub(crate) type Head = (GroupId, Mark, PathBuf);
+
+/// The heads of all snapshots in a directory, by group; nothing is written.
+///
+/// # Errors
+/// When one cannot be read, which is named.
+pub(crate) fn heads(disk: &dyn Disk, dir: &Path) -> Result<Vec<Head>, (GroupId, SnapshotError)> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        names => names.map_err(|error| (GroupId(0), disk_error("list", dir)(error)))?,
+    };
+    let mut heads = Vec::new();
+    for name in names {
+        let Some((group, rest)) = name.split_once('-') else { continue };
+        let Some(group) = group.parse().ok().filter(|_| index_in(rest).is_some()) else { continue };
+        let (group, path) = (GroupId(group), dir.join(&name));
+        let read = || {
+            let file = disk.open(&path).map_err(disk_error("open", &path))?;
+            read_head(&*file, &path, group)
+        };
+        let (mark, _) = read().map_err(|error| (group, error))?;
+        heads.push((group, mark, path));
+    }
+    Ok(heads)
+}
+
+/// The index in a snapshot's name, which is what follows the group.
+fn index_in(name: &str) -> Option<u64> {
+    let index = name.strip_suffix(FINAL_SUFFIX)?;
+    index.strip_suffix(RECEIVED).unwrap_or(index).parse().ok()
+}
+
+/// Whether a snapshot of that name came from another node.
+pub(crate) fn is_received(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    stem.is_some_and(|stem| stem.ends_with(RECEIVED))
 }
 
 /// A snapshot that is being received, part by part.

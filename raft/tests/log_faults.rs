@@ -188,35 +188,97 @@ fn the_synced_index_does_not_cover_entries_that_replaced_others_meanwhile() {
     assert_eq!(rx.recv().expect("an answer"), 8);
 }
 
-#[test]
-fn an_append_beyond_what_may_wait_is_refused() {
+/// Goal: a disk that is slower than those who write holds them up, and nobody is refused.
+#[tokio::test]
+async fn an_append_beyond_what_may_wait_waits_and_then_goes_on() {
     let disk = FaultyDisk::new(1);
     let (log, mut writer) =
-        open(&disk, LogConfig { waiting_bytes_max: 200, ..large() }).expect("open");
-    log.append(GROUP, entries(1..3), |outcome| outcome.expect("append"));
-    let refused = wait(|done| log.append(GROUP, entries(3..5), done));
-    assert!(matches!(refused, Err(LogError::Overloaded { .. })));
-    assert!(writer.write_batch());
-    log.append(GROUP, entries(3..5), |outcome| outcome.expect("append"));
-    assert!(writer.write_batch());
-    assert_eq!(read_all(&log, GROUP).expect("read"), entries(1..5));
-}
-
-/// Goal: a node whose disk is slow can still vote, give way to another leader, and free space.
-#[test]
-fn votes_truncations_and_purges_are_let_in_when_appends_are_refused() {
-    let disk = FaultyDisk::new(1);
-    let (log, mut writer) =
-        open(&disk, LogConfig { waiting_bytes_max: 200, ..large() }).expect("open");
-    log.append(GROUP, entries(1..4), |outcome| outcome.expect("append"));
-    let refused = wait(|done| log.append(GROUP, entries(4..5), done));
-    assert!(matches!(refused, Err(LogError::Overloaded { .. })));
+        open(&disk, LogConfig { waiting_bytes_max: 4 << 10, ..large() }).expect("open");
+    let room = log.room(3 << 10).await;
+    log.append(GROUP, entries(1..3), move |outcome| {
+        outcome.expect("append");
+        drop(room);
+    });
+    let mut second = std::pin::pin!(log.room(2 << 10));
+    assert!(futures::poll!(second.as_mut()).is_pending(), "it was let in");
+    // Raft cannot do without these.
     log.save_vote(GROUP, Bytes::from("vote"), |outcome| outcome.expect("save the vote"));
-    log.truncate(GROUP, 3, |outcome| outcome.expect("truncate"));
     log.purge(GROUP, 1, Bytes::from("purged"), |outcome| outcome.expect("purge"));
     assert!(writer.write_batch());
-    assert_eq!(read_all(&log, GROUP).expect("read"), entries(2..3));
-    assert_eq!(log.state(GROUP).vote, Some(Bytes::from("vote")));
+    assert!(futures::poll!(second.as_mut()).is_ready(), "there is room again");
+    // What is larger than all the room there is goes alone.
+    drop(log.room(1 << 20).await);
+}
+
+/// Goal: a burst that would keep the disk busy for a second is written in parts, each told when it is
+/// durable, and a vote that comes amid it does not wait for all of it.
+#[test]
+fn a_burst_goes_in_parts_and_votes_go_first() {
+    let disk = FaultyDisk::new(1);
+    let config = LogConfig { segment_bytes: 64 << 20, cache_bytes_max: 1 << 30, ..large() };
+    let (log, mut writer) = open(&disk, config.clone()).expect("open");
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let tell = |what: &'static str| {
+        let told = told.clone();
+        move |outcome: Result<(), LogError>| {
+            outcome.expect("durable");
+            told.lock().expect("no panic").push(what);
+        }
+    };
+    let entry = |index| EntryRecord { index, term: 1, bytes: vec![index as u8; 5 << 20].into() };
+    for index in 1..=6 {
+        if index == 2 {
+            // Comes while the first part is being written.
+            let (log, tell) = (log.clone(), tell("second vote"));
+            log.clone().append(GROUP, vec![entry(1)], move |outcome| {
+                outcome.expect("durable");
+                log.save_vote(GROUP, Bytes::from("second"), tell);
+            });
+        }
+        if index > 1 {
+            log.append(GROUP, vec![entry(index)], tell("entry"));
+        }
+    }
+    log.save_vote(GROUP, Bytes::from("first"), tell("first vote"));
+    let before = log.stats().batches.load(Ordering::Relaxed);
+    assert!(writer.write_batch());
+    let told = told.lock().expect("no panic").clone();
+    assert_eq!(told[0], "first vote");
+    let second = told.iter().position(|what| *what == "second vote").expect("told");
+    assert!(second <= 3, "{told:?}");
+    assert_eq!(told.iter().filter(|what| **what == "entry").count(), 5);
+    assert!(log.stats().batches.load(Ordering::Relaxed) - before >= 4);
+    drop(log);
+    let (log, _writer) = open(&disk.cut_power(), config).expect("open");
+    assert_eq!(log.state(GROUP).vote, Some(Bytes::from("second")));
+    assert_eq!(
+        log.read(GROUP, 1..7, usize::MAX).expect("read"),
+        (1..=6).map(entry).collect::<Vec<_>>()
+    );
+}
+
+/// Goal: a full disk holds those who write up, and no more; once there is room, all goes on.
+#[test]
+fn a_writer_waits_for_room_on_a_full_disk() {
+    let disk = FaultyDisk::new(1);
+    let log = open_threaded(&disk, small());
+    wait(|done| log.append(GROUP, entries(1..2), done)).expect("append");
+    disk.set_faults(Faults { capacity: Some(0), ..Faults::default() });
+    let (tx, rx) = std::sync::mpsc::channel();
+    for index in 2..50 {
+        let tx = tx.clone();
+        log.append(GROUP, vec![entry(index)], move |outcome| tx.send(outcome).expect("heard"));
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while disk.refused_for_space() == 0 {
+        assert!(std::time::Instant::now() < deadline, "nothing was written");
+        std::thread::yield_now();
+    }
+    assert!(log.failed().borrow().is_none(), "a full disk is no failure");
+    assert_eq!(log.read(GROUP, 1..2, 1).expect("read"), entries(1..2));
+    disk.set_faults(Faults::default());
+    assert!(rx.iter().take(48).all(|outcome| outcome.is_ok()));
+    assert_eq!(read_all(&log, GROUP).expect("read"), entries(1..50));
 }
 
 /// A log with two groups, a truncation, votes and several segments, closed by an idle writer.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::room::Room;
+
 /// Every bound and interval of this crate.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
@@ -45,6 +47,8 @@ pub struct ShardConfig {
     pub retention_batch: usize,
     /// How long a request waits for a shard's leader before UNAVAILABLE.
     pub leader_wait: Duration,
+    /// What is free on the node's disk.
+    pub room: Room,
 }
 
 impl ShardConfig {
@@ -77,6 +81,7 @@ impl Default for ShardConfig {
             retention_interval: Duration::from_secs(10),
             retention_batch: 100,
             leader_wait: Duration::from_secs(5),
+            room: Room::default(),
         }
     }
 }

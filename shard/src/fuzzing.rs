@@ -4,11 +4,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use piton_core::note::Note;
 use piton_core::proto::history::History;
-use piton_core::visibility::VisibilityRecord;
 use piton_raft::{CommittedEntry, Replica};
-use piton_store::{Mark, MemoryStore, Table, codec};
+use piton_store::{Mark, MemoryStore, Table};
 use prost::Message;
 
 use crate::message::TaskToken;
@@ -16,10 +14,10 @@ use crate::meta::state::MetaReplica;
 use crate::replica::entry::{self, Entry};
 use crate::rows::codes::note_key;
 use crate::rows::values::{
-    HistoryBatch, RequestRow, TaskValue, decode_current, decode_position, decode_range,
-    encode_current, encode_range, errand_row, task_row, timer_row,
+    HistoryBatch, decode_current, decode_position, decode_range, encode_current, encode_range,
+    errand_row, task_row, timer_row,
 };
-use crate::rows::{history, keys};
+use crate::rows::{history, keys, records};
 
 /// An entry of a shard's log, and the verdicts that answer it.
 pub fn entry(bytes: &[u8]) {
@@ -81,18 +79,17 @@ fn key_and_value(key: &[u8], value: &[u8]) {
     if let Some((_, row)) = keys::parse_entity_row(key) {
         match row {
             keys::EntityRow::Current => {}
-            keys::EntityRow::Request { .. } => drop(codec::decode::<RequestRow>(value)),
+            keys::EntityRow::Request { .. } => drop(records::REQUEST.decode(value)),
             keys::EntityRow::Event { .. } => history_batch(value),
             keys::EntityRow::Note { kind, id, .. } => {
-                let _ = note_key(kind, id);
-                drop(codec::decode::<Note>(value));
+                drop(note_key(kind, id).map(|key| records::decode_note(key, value)));
             }
         }
     }
     // Rows of one value each, whatever key they came with.
     let position = decode_position(value);
     if let Ok(current) = decode_current(value) {
-        assert_eq!(Some(current.position), position);
+        assert_eq!(Some(current.position), position.ok());
         let again = encode_current(&current).expect("it was decoded");
         assert_eq!(decode_current(&again).expect("it was encoded"), current);
     }
@@ -101,10 +98,10 @@ fn key_and_value(key: &[u8], value: &[u8]) {
     }
     let _ = timer_row(key);
     let _ = errand_row(key);
-    if let Ok(task) = codec::decode::<TaskValue>(value) {
+    if let Ok(task) = records::TASK.decode(value) {
         let _ = task_row(key, task);
     }
-    if let Ok(record) = codec::decode::<VisibilityRecord>(value) {
+    if let Ok(record) = records::VISIBILITY.decode(value) {
         let _ = record.to_proto();
     }
 }

@@ -17,6 +17,7 @@ mod message;
 mod meta;
 mod metrics;
 mod replica;
+mod room;
 mod route;
 mod rows;
 mod serve;
@@ -37,6 +38,7 @@ pub use meta::{
     NamespaceUpdate, NewNamespace, Route, SearchAttributeTypes,
 };
 pub use metrics::ShardMetrics;
+pub use room::Room;
 pub use route::cluster::{Cluster, Poll, WorkflowQuery};
 pub use route::host::{HostParts, ShardHost};
 pub use serve::Serving;

@@ -1,16 +1,36 @@
-//! One version byte, then the value in bincode's encoding; the only file that names bincode.
+//! Records: one version byte, then the value in bincode's encoding; the only file that names bincode.
+//!
+//! bincode is positional: a value with one field more is another encoding. So each [`Kind`] of
+//! record counts its own versions, writes the newest and reads all of them:
+//!
+//! ```
+//! use piton_store::codec::Kind;
+//! # use serde::{Deserialize, Serialize};
+//! #[derive(Serialize, Deserialize)]
+//! struct Visit { place: String, days: u32 }
+//!
+//! /// What version 1 of it was. Never changed.
+//! #[derive(Serialize, Deserialize)]
+//! struct Visit1 { place: String }
+//!
+//! const VISIT: Kind<Visit> = Kind::new("a visit", &[|old| {
+//!     let Visit1 { place } = old.read()?;
+//!     Ok(Visit { place, days: 1 })
+//! }]);
+//!
+//! let old = Kind::<Visit1>::new("a visit", &[]).encode(&Visit1 { place: "Lhasa".into() })?;
+//! assert_eq!(VISIT.decode(&old)?.days, 1);
+//! # Ok::<_, piton_store::codec::CodecError>(())
+//! ```
 //!
 //! Decoding takes bytes from disk or network: it never panics, refuses trailing bytes, and takes
 //! memory in proportion to the bytes, and no more than [`RECORD_BYTES_MAX`], whatever lengths they
 //! claim. It does not find flipped bits: checksums are the business of who stores or sends the
 //! bytes.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-/// The version written by [`encode`] and read by [`decode`].
-pub const FORMAT: u8 = 1;
 
 /// No record is larger than this when encoded, nor when decoded.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -21,67 +41,127 @@ const MEDIUM_BYTES: usize = 256 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    #[error("encode a record")]
-    Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("encode {kind}")]
+    Encode {
+        kind: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 
-    #[error("encode a record of {bytes} bytes: more than {RECORD_BYTES_MAX}")]
-    TooLarge { bytes: usize },
+    #[error("encode {kind} of {bytes} bytes: more than {RECORD_BYTES_MAX}")]
+    TooLarge { kind: &'static str, bytes: usize },
 
-    #[error("decode a record: it is empty")]
-    Empty,
+    #[error("decode {kind}: it is cut short")]
+    Short { kind: &'static str },
 
-    #[error("decode a record of version {found}: this release reads version {expected}")]
-    Version { found: u8, expected: u8 },
+    #[error("decode {kind} of version {found}: this release knows versions up to {known}")]
+    Version { kind: &'static str, found: u8, known: u8 },
 
-    #[error("decode a record")]
-    Decode(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("decode {kind}")]
+    Decode {
+        kind: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 
-    #[error("decode a record: {bytes} bytes are left over")]
-    Trailing { bytes: usize },
+    #[error("decode {kind}: {bytes} bytes are left over")]
+    Trailing { kind: &'static str, bytes: usize },
 }
 
-/// Encodes a value as version [`FORMAT`].
-pub fn encode<T: Serialize>(value: &T) -> Result<Bytes, CodecError> {
-    encode_as(FORMAT, value)
+/// A kind of record and its versions.
+pub struct Kind<T: 'static> {
+    name: &'static str,
+    older: &'static [Older<T>],
 }
 
-/// Decodes a value of version [`FORMAT`].
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    decode_as(FORMAT, bytes)
+/// Reads the body of a version that is not written any more.
+pub type Older<T> = fn(Body<'_>) -> Result<T, CodecError>;
+
+/// What follows the version byte of a record.
+pub struct Body<'a> {
+    kind: &'static str,
+    bytes: &'a [u8],
 }
 
-/// Encodes a value whose kind counts its own versions.
-pub fn encode_as<T: Serialize>(version: u8, value: &T) -> Result<Bytes, CodecError> {
-    let mut bytes = vec![version];
-    bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
-        .map_err(|source| CodecError::Encode(Box::new(source)))?;
-    if bytes.len() > RECORD_BYTES_MAX {
-        return Err(CodecError::TooLarge { bytes: bytes.len() });
+impl<T> Kind<T> {
+    /// A kind by the name that errors give it. `older` reads the versions that are not written any
+    /// more, the first one first: the version that is written is one more than they are.
+    pub const fn new(name: &'static str, older: &'static [Older<T>]) -> Kind<T> {
+        assert!(older.len() < u8::MAX as usize, "a version is one byte");
+        Kind { name, older }
     }
-    Ok(Bytes::from(bytes))
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The version that is written.
+    pub fn version(&self) -> u8 {
+        self.older.len() as u8 + 1
+    }
 }
 
-/// Decodes a value whose kind counts its own versions; see [`version`].
-pub fn decode_as<T: DeserializeOwned>(expected: u8, bytes: &[u8]) -> Result<T, CodecError> {
-    let found = version(bytes)?;
-    if found != expected {
-        return Err(CodecError::Version { found, expected });
+impl<T: Serialize> Kind<T> {
+    /// Encodes a value in the newest version.
+    ///
+    /// # Errors
+    /// When it is too large.
+    pub fn encode(&self, value: &T) -> Result<Bytes, CodecError> {
+        let kind = self.name;
+        let mut bytes = vec![self.version()];
+        bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
+            .map_err(|source| CodecError::Encode { kind, source: Box::new(source) })?;
+        if bytes.len() > RECORD_BYTES_MAX {
+            return Err(CodecError::TooLarge { kind, bytes: bytes.len() });
+        }
+        Ok(Bytes::from(bytes))
     }
-    let body = &bytes[1..];
-    // bincode reserves what a length claims before it looks whether so much is there, up to a limit
-    // that is fixed when it is compiled. A byte stands for eight at most (a number or a length).
-    let decoded = if body.len() <= SMALL_BYTES {
-        decode_within::<T, { 8 * SMALL_BYTES }>(body)
-    } else if body.len() <= MEDIUM_BYTES {
-        decode_within::<T, { 8 * MEDIUM_BYTES }>(body)
-    } else {
-        decode_within::<T, RECORD_BYTES_MAX>(body)
-    };
-    let (value, read) = decoded.map_err(|source| CodecError::Decode(Box::new(source)))?;
-    if read != body.len() {
-        return Err(CodecError::Trailing { bytes: body.len() - read });
+}
+
+impl<T: DeserializeOwned> Kind<T> {
+    /// Decodes a value of any version there was.
+    ///
+    /// # Errors
+    /// When the bytes are none, or of a version that only a newer release knows.
+    pub fn decode(&self, bytes: &[u8]) -> Result<T, CodecError> {
+        let (kind, known) = (self.name, self.version());
+        let Some((&found, bytes)) = bytes.split_first() else {
+            return Err(CodecError::Short { kind });
+        };
+        let body = Body { kind, bytes };
+        let older = usize::from(found).checked_sub(1).and_then(|index| self.older.get(index));
+        match older {
+            Some(read) => read(body),
+            None if found == known => body.read(),
+            None => Err(CodecError::Version { kind, found, known }),
+        }
     }
-    Ok(value)
+}
+
+impl Body<'_> {
+    /// Decodes it as a value of the type that the version had.
+    ///
+    /// # Errors
+    /// When the bytes are no such value.
+    pub fn read<T: DeserializeOwned>(self) -> Result<T, CodecError> {
+        let Body { kind, bytes } = self;
+        // bincode reserves what a length claims before it looks whether so much is there, up to a
+        // limit that is fixed when it is compiled. A byte stands for eight at most (a number or a
+        // length).
+        let decoded = if bytes.len() <= SMALL_BYTES {
+            decode_within::<T, { 8 * SMALL_BYTES }>(bytes)
+        } else if bytes.len() <= MEDIUM_BYTES {
+            decode_within::<T, { 8 * MEDIUM_BYTES }>(bytes)
+        } else {
+            decode_within::<T, RECORD_BYTES_MAX>(bytes)
+        };
+        let (value, read) =
+            decoded.map_err(|source| CodecError::Decode { kind, source: Box::new(source) })?;
+        if read != bytes.len() {
+            return Err(CodecError::Trailing { kind, bytes: bytes.len() - read });
+        }
+        Ok(value)
+    }
 }
 
 fn decode_within<T: DeserializeOwned, const BYTES: usize>(
@@ -90,7 +170,39 @@ fn decode_within<T: DeserializeOwned, const BYTES: usize>(
     bincode::serde::decode_from_slice(body, bincode::config::standard().with_limit::<BYTES>())
 }
 
-/// The version a record was written with.
-pub fn version(bytes: &[u8]) -> Result<u8, CodecError> {
-    bytes.first().copied().ok_or(CodecError::Empty)
+/// A kind of value that is laid out by hand behind its version byte.
+pub struct Layout {
+    name: &'static str,
+    version: u8,
+}
+
+impl Layout {
+    /// A kind by the name that errors give it, and the version that is written.
+    pub const fn new(name: &'static str, version: u8) -> Layout {
+        Layout { name, version }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// A value that so far has its version, with room for `body` bytes.
+    pub fn begin(&self, body: usize) -> BytesMut {
+        let mut value = BytesMut::with_capacity(1 + body);
+        value.put_u8(self.version);
+        value
+    }
+
+    /// What follows the version.
+    ///
+    /// # Errors
+    /// When it is empty, or of another version.
+    pub fn body<'a>(&self, value: &'a [u8]) -> Result<&'a [u8], CodecError> {
+        let (kind, known) = (self.name, self.version);
+        match value.split_first() {
+            Some((&found, body)) if found == known => Ok(body),
+            Some((&found, _)) => Err(CodecError::Version { kind, found, known }),
+            None => Err(CodecError::Short { kind }),
+        }
+    }
 }

@@ -77,6 +77,30 @@ pub fn open_or_rebuild(
     })
 }
 
+/// Opens the store in `dir` as it is, whichever engine made it, and discards nothing; `None` where
+/// there is none that can be relied on.
+///
+/// # Errors
+/// When it does not open.
+pub fn open_kept(dir: &Path, cache_bytes: u64) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    let there = |engine: &EngineKind| dir.join(engine.name()).exists();
+    let kept: Result<Arc<dyn Store>, Unkept> = match EngineKind::ALL.into_iter().find(there) {
+        None => return Ok(None),
+        Some(EngineKind::Sled) => {
+            let boot_id = sled::machine_boot_id()?;
+            sled::keep(dir, &boot_id, cache_bytes).map(|kept| Arc::new(Framed::over(kept)) as _)
+        }
+        Some(EngineKind::Redb) => {
+            redb::keep(dir, cache_bytes).map(|kept| Arc::new(Framed::over(kept)) as _)
+        }
+    };
+    match kept {
+        Ok(store) => Ok(Some(store)),
+        Err(Unkept::Failed(error)) => Err(error),
+        Err(Unkept::Stale(_)) => Ok(None),
+    }
+}
+
 fn compacting<E: Beside>(store: Framed<E>) -> Arc<dyn Store> {
     Arc::new(Framed::over(Compacting::over(store.into_engine(), FLOOR_BYTES)))
 }
@@ -124,6 +148,9 @@ pub(crate) fn keep_or_make<E: Engine>(
     let reason = match kept {
         Ok(engine) => return Ok((Framed::over(engine), Opened::Kept)),
         Err(Unkept::Failed(error @ StoreError::InUse { .. })) => return Err(error),
+        Err(Unkept::Failed(error)) if existed && error.is_of_machine() => {
+            return Err(StoreError::Unopened { path: dir.to_owned(), source: Box::new(error) });
+        }
         Err(Unkept::Failed(error)) => with_causes(&error),
         Err(Unkept::Stale(reason)) => reason,
     };
@@ -159,4 +186,54 @@ pub(crate) fn file(
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    // The engines' own crates, which this module's imports hide.
+    use ::{redb, sled};
+
+    use super::{EngineKind, Opened, Path, StoreError, Unkept, fs, keep_or_make};
+    use crate::caught::engine;
+
+    /// What opening comes to where it fails for that reason.
+    fn opened(dir: &Path, error: StoreError) -> Result<Opened, StoreError> {
+        let own = EngineKind::Redb;
+        let keep = || Err(Unkept::Failed(error));
+        let make = || Ok(crate::memory::MemoryEngine::default());
+        keep_or_make(dir, own, keep, make).map(|(_, opened)| opened)
+    }
+
+    fn io_error(kind: io::ErrorKind) -> redb::DatabaseError {
+        redb::DatabaseError::Storage(redb::StorageError::Io(kind.into()))
+    }
+
+    #[test]
+    fn a_store_that_the_machine_does_not_let_open_is_not_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("redb/store.redb");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "rows").unwrap();
+        let path = || dir.path().to_owned();
+        for error in [
+            engine("open the store")(io_error(io::ErrorKind::PermissionDenied)),
+            engine("open the store")(io_error(io::ErrorKind::StorageFull)),
+            engine("open the store")(sled::Error::Io(io::ErrorKind::ReadOnlyFilesystem.into())),
+            StoreError::File {
+                doing: "open",
+                path: path(),
+                source: io::Error::from_raw_os_error(24),
+            },
+        ] {
+            let text = error.to_string();
+            let refused = opened(dir.path(), error).unwrap_err();
+            assert!(matches!(refused, StoreError::Unopened { .. }), "{text}: {refused}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), "rows");
+        }
+        let damaged = engine("open the store")(io_error(io::ErrorKind::InvalidData));
+        assert!(matches!(opened(dir.path(), damaged), Ok(Opened::Discarded { .. })));
+        assert!(!file.exists());
+    }
 }

@@ -1,6 +1,7 @@
 //! Why the store refused or failed. What a caller can do: rebuild the group (`Corrupt`), rebuild
 //! the whole store (`Engine`, `Panicked`, `Stopped`, `File`), or call again later (the rest).
 
+use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -37,6 +38,18 @@ pub enum StoreError {
     #[error("open the store at {}: another process is using it", path.display())]
     InUse { path: PathBuf },
 
+    /// It does not open for a reason that has nothing to do with what lies in it: nothing is
+    /// discarded for that.
+    #[error(
+        "open the store at {}: it is not damaged, so it is kept; see to the reason, and start again",
+        path.display()
+    )]
+    Unopened {
+        path: PathBuf,
+        #[source]
+        source: Box<StoreError>,
+    },
+
     #[error("group {group} is being restored from a snapshot")]
     Restoring { group: u32 },
 
@@ -52,6 +65,28 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the machine refused, and not what lies in the store: no right to read it, no room, no
+    /// file handles, no memory.
+    pub(crate) fn is_of_machine(&self) -> bool {
+        const TOO_MANY_FILES: [i32; 2] = [23, 24];
+        let first: &(dyn std::error::Error + 'static) = self;
+        let mut causes = std::iter::successors(Some(first), |cause| cause.source());
+        causes.any(|cause| {
+            let io = cause.downcast_ref::<io::Error>();
+            let io = io.or_else(|| crate::redb::io_error(cause));
+            let Some(io) = io.or_else(|| crate::sled::io_error(cause)) else { return false };
+            let by_kind = matches!(
+                io.kind(),
+                io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::ReadOnlyFilesystem
+                    | io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::OutOfMemory
+            );
+            by_kind || io.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code))
+        })
+    }
+
     /// Whether the store has failed, and nothing but another one in its place helps.
     pub fn needs_rebuild(&self) -> bool {
         matches!(

@@ -13,8 +13,9 @@ use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
+use crate::codec::Kind;
 use crate::frame::{self, Engine, View};
-use crate::{Batch, KeyRange, MemoryStore, Order, Store, Table, Write as StoreWrite, codec};
+use crate::{Batch, KeyRange, MemoryStore, Order, Store, Table, Write as StoreWrite};
 
 /// Inputs that each decoder is given in a test.
 const CASES: usize = 100_000;
@@ -154,12 +155,13 @@ fn leb128(mut number: u64) -> Vec<u8> {
 }
 
 type Record = (u64, String, Vec<(Bytes, Option<Vec<u64>>)>);
+const RECORD: Kind<Record> = Kind::new("a record", &[]);
 
 /// A record of our own encoding.
 pub fn codec(bytes: &[u8]) {
-    if let Ok(record) = codec::decode::<Record>(bytes) {
-        let again = codec::encode(&record).expect("it was decoded");
-        assert_eq!(codec::decode::<Record>(&again).expect("it was encoded"), record);
+    if let Ok(record) = RECORD.decode(bytes) {
+        let again = RECORD.encode(&record).expect("it was decoded");
+        assert_eq!(RECORD.decode(&again).expect("it was encoded"), record);
     }
 }
 

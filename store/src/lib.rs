@@ -19,7 +19,11 @@ pub mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod golden;
 pub mod memory;
+mod own;
 pub mod redb;
 pub mod sled;
 pub mod table;
@@ -27,9 +31,10 @@ mod watched;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub use directory::{EngineKind, Opened, discard, open_or_rebuild};
+pub use directory::{EngineKind, Opened, discard, open_kept, open_or_rebuild};
 pub use error::StoreError;
 pub use memory::MemoryStore;
+pub use own::{marks, owner, set_owner};
 pub use redb::RedbStore;
 pub use sled::SledStore;
 pub use table::{CheckpointReport, Held, Mark, PostponedBecause, Restore, Table};

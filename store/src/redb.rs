@@ -54,12 +54,6 @@ pub type RedbStore = Framed<RedbEngine>;
 pub fn open_or_rebuild(dir: &Path, cache_bytes: u64) -> Result<(RedbStore, Opened), StoreError> {
     let own_dir = dir.join(EngineKind::Redb.name());
     let path = own_dir.join(FILE);
-    let keep = || {
-        remove(&fresh(&path))?;
-        let engine = RedbEngine::open(&path, cache_bytes)?;
-        engine.check_seal()?;
-        Ok(engine)
-    };
     let make = || {
         fs::create_dir_all(&own_dir).map_err(file("create the directory", &own_dir))?;
         let engine = RedbEngine::create(&path, cache_bytes)?;
@@ -70,7 +64,16 @@ pub fn open_or_rebuild(dir: &Path, cache_bytes: u64) -> Result<(RedbStore, Opene
         sync_directory(dir)?;
         Ok(engine)
     };
-    keep_or_make(dir, EngineKind::Redb, keep, make)
+    keep_or_make(dir, EngineKind::Redb, || keep(dir, cache_bytes), make)
+}
+
+/// Opens the store in `dir` as it is.
+pub(crate) fn keep(dir: &Path, cache_bytes: u64) -> Result<RedbEngine, Unkept> {
+    let path = dir.join(EngineKind::Redb.name()).join(FILE);
+    remove(&fresh(&path))?;
+    let engine = RedbEngine::open(&path, cache_bytes)?;
+    engine.check_seal()?;
+    Ok(engine)
 }
 
 /// As [`open_or_rebuild`], but on a device of the caller's: for tests that take the power away. An
@@ -204,6 +207,20 @@ impl RedbEngine {
 impl Drop for RedbEngine {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// What the file system said, if that is in an error of redb's.
+pub(crate) fn io_error<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a std::io::Error> {
+    use redb::{DatabaseError, StorageError};
+    if let Some(DatabaseError::Storage(StorageError::Io(io))) = error.downcast_ref() {
+        return Some(io);
+    }
+    match (error.downcast_ref::<redb::Error>(), error.downcast_ref::<StorageError>()) {
+        (Some(redb::Error::Io(io)), _) | (_, Some(StorageError::Io(io))) => Some(io),
+        _ => None,
     }
 }
 

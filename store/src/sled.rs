@@ -59,17 +59,6 @@ pub fn open_or_rebuild(
     cache_bytes: u64,
 ) -> Result<(SledStore, Opened), StoreError> {
     let engine_dir = dir.join(EngineKind::Sled.name());
-    let keep = || match recorded_boot_id(dir) {
-        Ok(recorded) if recorded == boot_id => {
-            remove(&engine_dir.with_extension(FRESH))?;
-            remove(&engine_dir.with_extension(OLD))?;
-            Ok(reopen(&engine_dir, cache_bytes)?)
-        }
-        Ok(recorded) => {
-            Err(Unkept::Stale(format!("the machine was restarted (boot id was {recorded:?})")))
-        }
-        Err(reason) => Err(Unkept::Stale(reason)),
-    };
     let make = || {
         // ORDER: the boot id is written before the engine makes its files, so whatever lies beside
         // it was written since that boot.
@@ -80,7 +69,23 @@ pub fn open_or_rebuild(
         engine.seal()?;
         Ok(engine)
     };
-    keep_or_make(dir, EngineKind::Sled, keep, make)
+    keep_or_make(dir, EngineKind::Sled, || keep(dir, boot_id, cache_bytes), make)
+}
+
+/// Opens the store in `dir` as it is.
+pub(crate) fn keep(dir: &Path, boot_id: &str, cache_bytes: u64) -> Result<SledEngine, Unkept> {
+    let engine_dir = dir.join(EngineKind::Sled.name());
+    match recorded_boot_id(dir) {
+        Ok(recorded) if recorded == boot_id => {
+            remove(&engine_dir.with_extension(FRESH))?;
+            remove(&engine_dir.with_extension(OLD))?;
+            Ok(reopen(&engine_dir, cache_bytes)?)
+        }
+        Ok(recorded) => {
+            Err(Unkept::Stale(format!("the machine was restarted (boot id was {recorded:?})")))
+        }
+        Err(reason) => Err(Unkept::Stale(reason)),
+    }
 }
 
 fn reopen(dir: &Path, cache_bytes: u64) -> Result<SledEngine, StoreError> {
@@ -180,6 +185,16 @@ impl SledEngine {
 impl Drop for SledEngine {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// What the file system said, if that is in an error of sled's.
+pub(crate) fn io_error<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a std::io::Error> {
+    match error.downcast_ref::<sled::Error>() {
+        Some(sled::Error::Io(io)) => Some(io),
+        _ => None,
     }
 }
 

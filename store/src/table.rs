@@ -28,7 +28,7 @@ mod merge;
 use layer::Layer;
 
 /// The group number under which the store keeps its own records.
-const RESERVED_GROUP: u32 = u32::MAX;
+pub(crate) const RESERVED_GROUP: u32 = u32::MAX;
 /// How often a read goes without the lock before it holds freezes back.
 const READ_ATTEMPTS_MAX: usize = 3;
 
@@ -62,6 +62,8 @@ pub enum PostponedBecause {
     BeyondLimit { index: u64 },
     /// A [`Held`] is alive.
     Held,
+    /// Another checkpoint, a restore or the clearing of the group is at work.
+    Busy,
 }
 
 /// The rows of one group; clones share them. Calls that reach the store block on the disk.
@@ -221,10 +223,13 @@ impl Table {
     /// batch, and syncs it. `limit` is the last index that the local log has synced: the store
     /// never passes it, since a log that lost its tail could not explain such a store.
     ///
-    /// One runs at a time; a second caller waits for the first. After an error the rows stay in
+    /// One runs at a time, and none while the group is emptied or filled. After an error the rows stay in
     /// the table, and the next call writes them again.
     pub fn checkpoint(&self, limit: u64) -> Result<CheckpointReport, StoreError> {
-        let holds = self.shared.store_turn.lock();
+        // A group that is being emptied or filled must not keep the others' checkpoints waiting.
+        let Some(holds) = self.shared.store_turn.try_lock() else {
+            return Ok(CheckpointReport::Postponed(PostponedBecause::Busy));
+        };
         if *holds > 0 {
             return Ok(CheckpointReport::Postponed(PostponedBecause::Held));
         }
@@ -490,7 +495,7 @@ fn mark_write(group: u32, mark: &Mark) -> Write {
     Write::Put { key: mark_key(group), value: value.freeze() }
 }
 
-fn decode_mark(group: u32, value: &Bytes) -> Result<Mark, StoreError> {
+pub(crate) fn decode_mark(group: u32, value: &Bytes) -> Result<Mark, StoreError> {
     match value.first_chunk() {
         Some(index) => Ok(Mark { index: u64::from_be_bytes(*index), bytes: value.slice(8..) }),
         None => Err(StoreError::Corrupt { key: mark_key(group), what: "the mark is cut short" }),

@@ -305,29 +305,23 @@ fn records_survive_the_codec_and_garbage_does_not_panic() {
     type Record = (u64, String, Vec<(Bytes, Option<Vec<u64>>)>);
     let record: Record =
         (7, "seven".into(), vec![(key("k"), Some(vec![1, 2, 3])), (key(""), None)]);
-    let bytes = codec::encode(&record).unwrap();
-    assert_eq!(codec::version(&bytes).unwrap(), codec::FORMAT);
-    assert_eq!(codec::decode::<Record>(&bytes).unwrap(), record);
+    let kind = codec::Kind::<Record>::new("a record", &[]);
+    let bytes = kind.encode(&record).unwrap();
+    assert_eq!(bytes[0], kind.version());
+    assert_eq!(kind.decode(&bytes).unwrap(), record);
 
     let trailing = [bytes.as_ref(), &[0]].concat();
-    assert!(matches!(
-        codec::decode::<Record>(&trailing),
-        Err(codec::CodecError::Trailing { bytes: 1 })
-    ));
-    assert!(matches!(codec::decode::<Record>(&[]), Err(codec::CodecError::Empty)));
-    assert!(matches!(
-        codec::decode_as::<Record>(9, &bytes),
-        Err(codec::CodecError::Version { found: 1, expected: 9 })
-    ));
+    assert!(matches!(kind.decode(&trailing), Err(codec::CodecError::Trailing { bytes: 1, .. })));
+    assert!(matches!(kind.decode(&[]), Err(codec::CodecError::Short { .. })));
     for cut in 1..bytes.len() {
-        assert!(codec::decode::<Record>(&bytes[..cut]).is_err(), "cut to {cut}");
+        assert!(kind.decode(&bytes[..cut]).is_err(), "cut to {cut}");
     }
     let mut random = rand::rngs::SmallRng::seed_from_u64(1);
     for _ in 0..20_000 {
         let mut garbage = vec![0; random.random_range(1..64)];
         random.fill(&mut garbage[..]);
-        garbage[0] = codec::FORMAT;
-        let _outcome = codec::decode::<Record>(&garbage);
+        garbage[0] = kind.version();
+        let _outcome = kind.decode(&garbage);
     }
     // A string, a byte string and a list that claim 2^63 items.
     for record in [
@@ -336,8 +330,35 @@ fn records_survive_the_codec_and_garbage_does_not_panic() {
         &[1, 0, 0, 1, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0x80],
         &[1, 0, 0, 1, 0, 1, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0x80],
     ] {
-        assert!(codec::decode::<Record>(record).is_err());
+        assert!(kind.decode(record).is_err());
     }
+}
+
+/// A record that has had two versions.
+#[test]
+fn an_older_version_is_read_and_a_newer_one_is_refused_by_name() {
+    use piton_store::codec::Kind;
+    type Old = (u64, String);
+    type New = (u64, String, Option<u32>);
+    const FIRST: Kind<Old> = Kind::new("a stay", &[]);
+    const SECOND: Kind<New> = Kind::new(
+        "a stay",
+        &[|old| {
+            let (room, guest): Old = old.read()?;
+            Ok((room, guest, None))
+        }],
+    );
+    let old = FIRST.encode(&(7, "Mori".to_owned())).unwrap();
+    let new = SECOND.encode(&(7, "Mori".to_owned(), Some(3))).unwrap();
+    assert_eq!((old[0], new[0]), (1, 2));
+    assert_eq!(SECOND.decode(&old).unwrap(), (7, "Mori".to_owned(), None));
+    assert_eq!(SECOND.decode(&new).unwrap(), (7, "Mori".to_owned(), Some(3)));
+    let refused = FIRST.decode(&new).unwrap_err().to_string();
+    assert_eq!(refused, "decode a stay of version 2: this release knows versions up to 1");
+    let refused = SECOND.decode(&[&[0], &old[1..]].concat()).unwrap_err().to_string();
+    assert_eq!(refused, "decode a stay of version 0: this release knows versions up to 2");
+    let long = [old.as_ref(), &[0]].concat();
+    assert!(matches!(SECOND.decode(&long), Err(codec::CodecError::Trailing { bytes: 1, .. })));
 }
 
 #[test]

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use piton_store::frame::{Engine, Framed, View};
 use piton_store::memory::MemoryEngine;
 use piton_store::{
-    CheckpointReport, KeyRange, MemoryStore, Order, PostponedBecause, Row, StoreError, Table, Write,
+    CheckpointReport, KeyRange, MemoryStore, Order, PostponedBecause, Row, Store, StoreError,
+    Table, Write,
 };
 use support::{Failing, GROUP, NO_LIMIT, mark};
 
@@ -442,4 +443,68 @@ fn a_scan_that_a_checkpoint_overtakes_stands_at_one_index() {
     };
     *store.before_scan.lock().unwrap() = Some(Box::new(checkpoint));
     assert_eq!(all(&table), pairs(&[("a", "of 3"), ("b", "of 3")]));
+}
+
+/// A store in which nothing is cleared before it is told to.
+struct SlowToClear {
+    store: MemoryStore,
+    begun: std::sync::mpsc::Sender<()>,
+    go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Store for SlowToClear {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.store.get(key)
+    }
+
+    fn scan(
+        &self,
+        range: KeyRange<'_>,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<Row>, StoreError> {
+        self.store.scan(range, order, limit)
+    }
+
+    fn write(&self, batch: piton_store::Batch) -> Result<(), StoreError> {
+        self.store.write(batch)
+    }
+
+    fn clear_prefix(&self, prefix: &[u8]) -> Result<(), StoreError> {
+        self.begun.send(()).unwrap();
+        self.go_on.lock().unwrap().recv().unwrap();
+        self.store.clear_prefix(prefix)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.store.sync()
+    }
+
+    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
+        self.store.bytes_on_disk()
+    }
+
+    fn close(&self) {}
+}
+
+/// Goal: one thread writes the checkpoints of all groups, and a group that is being cleared, which
+/// may take long, does not keep it.
+#[test]
+fn a_checkpoint_does_not_wait_for_a_group_that_is_being_cleared() {
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (goes_on, go_on) = std::sync::mpsc::channel();
+    let store = SlowToClear { store: MemoryStore::new(), begun, go_on: Mutex::new(go_on) };
+    // Opening a group without a mark clears it, too.
+    goes_on.send(()).unwrap();
+    let table = Table::open(Arc::new(store), 1).unwrap();
+    begins.recv().unwrap();
+    put(&table, 1, "a", "1");
+    let cleared = table.clone();
+    let clearing = std::thread::spawn(move || cleared.clear());
+    begins.recv().unwrap();
+    let busy = CheckpointReport::Postponed(PostponedBecause::Busy);
+    assert_eq!(table.checkpoint(9).unwrap(), busy);
+    goes_on.send(()).unwrap();
+    clearing.join().unwrap().unwrap();
+    assert_eq!(table.checkpoint(9).unwrap(), CheckpointReport::Unchanged);
 }

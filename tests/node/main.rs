@@ -22,8 +22,10 @@ mod refusal;
 mod worker;
 
 mod errands;
+mod full_disk;
 mod held_task;
 mod in_memory;
+mod lost_files;
 mod metrics;
 mod panicking;
 mod passivation;

@@ -144,6 +144,11 @@ impl Members {
             dir: PathBuf::from("/node"),
             disk: Arc::new(disk.clone()),
             transport: self.network.transport(node),
+            states: piton_store::marks(store.as_ref())
+                .unwrap()
+                .into_iter()
+                .map(|(group, mark)| (piton_raft::GroupId(group), mark))
+                .collect(),
             tuning: tuning(),
         };
         let groups = tokio::task::spawn_blocking(move || Groups::open(config));

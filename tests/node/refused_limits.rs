@@ -207,7 +207,7 @@ async fn names_memos_links_and_metadata_over_their_limits_are_refused() {
     check_refused("signal", refused, Code::InvalidArgument, "", text);
     let token = task_of(client, "by-command").await;
     let refused = answer(client, &token, vec![schedule(&of_bytes(51), "q")]).await;
-    let text = "BadScheduleActivityAttributes: ActivityId on";
+    let text = "BadScheduleActivityAttributes: activityId exceeds length limit.";
     check_refused("activity id", refused, Code::InvalidArgument, "", text);
     let causes = failed_tasks(&history_of(client, "by-command").await);
     assert_eq!(causes, [WorkflowTaskFailedCause::BadScheduleActivityAttributes]);

@@ -104,7 +104,13 @@ async fn workflows_that_are_not_there_are_not_found() {
     running.client.start(start_of("here", "simple", "q")).await.unwrap();
     let other_run = describe("here", "0190c4f0-6a3e-7e35-9b1f-3f0f5a1c2d4e");
     let other_run = service.describe_workflow_execution(other_run).await;
-    check_refused("another run", other_run, code, detail, "workflow not found for run ID");
+    check_refused(
+        "another run",
+        other_run,
+        code,
+        detail,
+        "workflow execution not found for workflow ID",
+    );
     let no_run = service.describe_workflow_execution(describe("here", "first")).await;
     check_refused("no run id", no_run, Code::InvalidArgument, "", "Invalid RunId.");
     running.stop().await;
@@ -346,7 +352,7 @@ async fn malformed_requests_are_refused() {
             with(|s| {
                 s.workflow_run_timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })
             }),
-            "An invalid WorkflowRunTimeoutSeconds is set on request.",
+            "An invalid WorkflowRunTimeoutSeconds is set on request. cause: negative duration",
         ),
         (
             with(|s| s.retry_policy.get_or_insert_default().backoff_coefficient = 0.5),

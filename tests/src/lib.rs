@@ -2,4 +2,5 @@
 //! import it.
 //!
 //! `node/` runs whole nodes in one process, `bench/` is the load generator, `conformance/` holds
-//! the suites on the official SDKs, which `cargo xtask conformance` runs.
+//! the suites on the official SDKs, `histories/` raw calls with the official server's answers to
+//! them; `cargo xtask conformance` runs both.

@@ -42,12 +42,15 @@ usage: cargo xtask <command>
                        to turn red; the list is tests/mutations, --list shows it:
                        mutate                          all of them, in minutes
                        mutate fence-term fence-slot    these
-  conformance [typescript|python|go|java|seed|rust-core ...] [--release] [--full] [--address HOST:PORT]
-              [-- FILTER ...]
+  conformance [histories|typescript|python|go|java|seed|rust-core ...] [--release] [--full]
+              [--address HOST:PORT] [-- FILTER ...]
                        SDK suites against a fresh server, or the one at --address;
                        --release builds it so, --full keeps the seed suite's full sizes;
+                       histories: raw calls, compared with what the official server answered;
                        rust-core: the official Rust core's own tests, from its package;
                        FILTER: prefixes of scenario names, parts of names of rust-core
+  conformance histories --record HOST:PORT [-- FILTER ...]
+                       writes the answers of the server there, an official one, into the files
 ";
 
 fn main() -> ExitCode {
@@ -112,6 +115,7 @@ fn parse_conformance(rest: &[String]) -> Result<(Vec<Suite>, suites::Options)> {
     let mut arguments = rest.iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
+            "histories" => wanted.push(Suite::Histories),
             "typescript" => wanted.push(Suite::TypeScript),
             "python" => wanted.push(Suite::Python),
             "go" => wanted.push(Suite::Go),
@@ -123,12 +127,20 @@ fn parse_conformance(rest: &[String]) -> Result<(Vec<Suite>, suites::Options)> {
             "--address" => {
                 options.address = Some(arguments.next().context("--address HOST:PORT")?.clone());
             }
+            "--record" => {
+                options.address = Some(arguments.next().context("--record HOST:PORT")?.clone());
+                options.record = true;
+            }
             "--" => options.filter = arguments.by_ref().cloned().collect(),
             other => bail!("unknown argument {other}\n{USAGE}"),
         }
     }
+    if options.record && wanted != [Suite::Histories] {
+        bail!("only histories are recorded\n{USAGE}");
+    }
     if wanted.is_empty() {
-        wanted = vec![Suite::TypeScript, Suite::Python, Suite::Go, Suite::Java, Suite::Seed];
+        wanted = vec![Suite::Histories, Suite::TypeScript, Suite::Python];
+        wanted.extend([Suite::Go, Suite::Java, Suite::Seed]);
     }
     Ok((wanted, options))
 }

@@ -20,6 +20,9 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 const SUITE_LIMIT: Duration = Duration::from_secs(480);
 const FULL_SUITE_LIMIT: Duration = Duration::from_secs(1200);
 
+/// The client of the suite of histories.
+const HISTORIES: &str = "piton-histories";
+
 /// The seed suite's sizes in CI; its own defaults are for release builds.
 const SMALL_SEED: &[(&str, &str)] = &[("SEED_ORDERS", "60"), ("SEED_AGENTS", "300")];
 
@@ -28,6 +31,7 @@ pub(crate) const HARSH: &[(&str, &str)] = &[("PITON_IDLE_MS", "0"), ("PITON_TABL
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Suite {
+    Histories,
     TypeScript,
     Python,
     Go,
@@ -39,6 +43,7 @@ pub(crate) enum Suite {
 impl Suite {
     fn name(self) -> &'static str {
         match self {
+            Suite::Histories => "histories",
             Suite::TypeScript => "typescript",
             Suite::Python => "python",
             Suite::Go => "go",
@@ -56,7 +61,11 @@ impl Suite {
             Suite::Seed if workspace.seed_suite().is_none() => {
                 return Some("../shared is not there".to_owned());
             }
-            Suite::TypeScript | Suite::Python | Suite::Seed | Suite::RustCore => &[],
+            Suite::Histories
+            | Suite::TypeScript
+            | Suite::Python
+            | Suite::Seed
+            | Suite::RustCore => &[],
         };
         let absent = tools.iter().find(|tool| !process::is_on_path(tool))?;
         Some(format!("there is no {absent} on the PATH"))
@@ -69,6 +78,8 @@ pub(crate) struct Options {
     pub(crate) full: bool,
     pub(crate) address: Option<String>,
     pub(crate) filter: Vec<String>,
+    /// What the server at `address` answers becomes what is expected of histories.
+    pub(crate) record: bool,
 }
 
 /// One run of one suite against one server.
@@ -96,6 +107,9 @@ pub(crate) fn conformance(
     if options.address.is_none() && !build_server(workspace, report, profile) {
         return Ok(());
     }
+    if wanted.contains(&Suite::Histories) && !build_histories(workspace, report, profile) {
+        return Ok(());
+    }
     for &suite in wanted {
         if is_left_out(workspace, suite) {
             continue;
@@ -110,7 +124,9 @@ pub(crate) fn conformance(
             quiet: false,
         };
         match &options.address {
-            Some(address) => report.step(run.label, |log| at(workspace, &run, address, log)),
+            Some(address) => {
+                report.step(run.label, |log| at(workspace, &run, address, options.record, log))
+            }
             None => step(workspace, report, &run),
         };
     }
@@ -131,6 +147,15 @@ pub(crate) fn build_server(workspace: &Workspace, report: &mut Report, profile: 
     report.step("build the server", |log| {
         let mut command = process::cargo(&workspace.root);
         command.args(["build", "--profile", profile, "-p", "piton-node", "--bin", "piton"]);
+        process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
+    })
+}
+
+/// Builds the client of the suite of histories beside the server.
+fn build_histories(workspace: &Workspace, report: &mut Report, profile: &str) -> bool {
+    report.step("build the suite of histories", |log| {
+        let mut command = process::cargo(&workspace.root);
+        command.args(["build", "--profile", profile, "-p", "piton-tests", "--bin", HISTORIES]);
         process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
     })
 }
@@ -191,8 +216,17 @@ fn against(
 }
 
 /// The same against a server that somebody else started: it is never killed.
-fn at(workspace: &Workspace, run: &Run<'_>, address: &str, log: &mut Log) -> Result<Tally> {
+fn at(
+    workspace: &Workspace,
+    run: &Run<'_>,
+    address: &str,
+    record: bool,
+    log: &mut Log,
+) -> Result<Tally> {
     let mut command = prepare(workspace, run, log)?;
+    if record {
+        command.arg("--record");
+    }
     command.env("TEMPORAL_ADDRESS", address);
     with_arguments(&mut command, run, address);
     drive(workspace, command, run, log)
@@ -214,7 +248,7 @@ fn with_arguments(command: &mut Command, run: &Run<'_>, address: &str) {
         Suite::RustCore => {
             command.env("TEMPORAL_SERVICE_ADDRESS", format!("http://{address}"));
         }
-        Suite::TypeScript | Suite::Python | Suite::Go | Suite::Java => {}
+        Suite::Histories | Suite::TypeScript | Suite::Python | Suite::Go | Suite::Java => {}
     }
     if run.suite != Suite::RustCore {
         command.args(run.filter);
@@ -254,6 +288,7 @@ fn prepare(workspace: &Workspace, run: &Run<'_>, log: &mut Log) -> Result<Comman
     let work = workspace.target.join("conformance").join(run.suite.name());
     std::fs::create_dir_all(&work)?;
     match run.suite {
+        Suite::Histories => Ok(Command::new(run.binary.with_file_name(HISTORIES))),
         Suite::TypeScript => prepare_typescript(&workspace.root, &work, log),
         Suite::Python => prepare_python(&workspace.root, &work, log),
         Suite::Go => prepare_go(&workspace.root, &work, log),

@@ -39,8 +39,7 @@ impl Literal {
     }
 
     pub(super) fn from_number(digits: &str, kind: Type) -> Result<Self, String> {
-        let number: i128 =
-            digits.parse().map_err(|_| format!("'{digits}' is not a whole number"))?;
+        let number = whole(digits).ok_or_else(|| format!("'{digits}' is not a whole number"))?;
         match kind {
             Type::Keyword => Err(format!("a text is expected, not {digits}")),
             Type::Status => i32::try_from(number)
@@ -52,6 +51,27 @@ impl Literal {
             Type::Time | Type::Int | Type::Duration => Ok(Self::Number(number)),
         }
     }
+}
+
+/// `12`, `-3.50` only if nothing is left of its fraction, `2e9`, `2.5E3`.
+fn whole(digits: &str) -> Option<i128> {
+    let (number, exponent) = match digits.split_once(['e', 'E']) {
+        Some((number, exponent)) => (number, exponent.parse::<i32>().ok()?),
+        None => (digits, 0),
+    };
+    let (sign, number) = match number.strip_prefix('-') {
+        Some(number) => (-1, number),
+        None => (1, number.strip_prefix('+').unwrap_or(number)),
+    };
+    let (before, after) = number.split_once('.').unwrap_or((number, ""));
+    let after = after.trim_end_matches('0');
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if (before.is_empty() && after.is_empty()) || !is_number(before) || !is_number(after) {
+        return None;
+    }
+    let zeros = u32::try_from(exponent.checked_sub(i32::try_from(after.len()).ok()?)?).ok()?;
+    let value: i128 = format!("{before}{after}").parse().ok()?;
+    value.checked_mul(10i128.checked_pow(zeros)?)?.checked_mul(sign)
 }
 
 fn status(name: &str) -> Result<Literal, String> {
@@ -232,6 +252,30 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(time(text), nanos, "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_read_with_exponents_too() {
+        for (text, number) in [
+            ("12", Some(12)),
+            ("-12", Some(-12)),
+            ("+7", Some(7)),
+            ("2e9", Some(2_000_000_000)),
+            ("2.5E3", Some(2_500)),
+            ("2.50", None),
+            ("2.00", Some(2)),
+            ("-1.5e1", Some(-15)),
+            ("1e-1", None),
+            ("1e99", None),
+            ("1e", None),
+            ("e9", None),
+            (".", None),
+            ("--1", None),
+            ("1-1", None),
+            ("", None),
+        ] {
+            assert_eq!(whole(text), number, "{text}");
         }
     }
 

@@ -18,7 +18,7 @@ pub(super) enum TokenKind<'a> {
     Name(&'a str),
     /// A name in back-quotes: never a keyword.
     Quoted(&'a str),
-    /// The inside of a string's quotes, as it stands: a doubled quote is still doubled.
+    /// The inside of a string's quotes, as it stands: doubled quotes and backslashes are still there.
     Text(&'a str),
     Number(&'a str),
     Operator(Operator),
@@ -106,16 +106,19 @@ fn next(rest: &str) -> Result<(TokenKind<'_>, usize), String> {
     })
 }
 
-/// What stands between a quote and its next single one; two of them stand for the quote itself.
+/// What stands between a quote and its end: a single quote that no backslash stands before. A name in
+/// back-quotes has no backslashes of that kind.
 fn quoted(rest: &str, quote: char) -> Result<&str, String> {
     let inside = &rest[1..];
-    let mut from = 0;
-    while let Some(found) = inside[from..].find(quote) {
-        let end = from + found;
-        if !inside[end + 1..].starts_with(quote) {
-            return Ok(&inside[..end]);
+    let mut characters = inside.char_indices().peekable();
+    while let Some((at, character)) = characters.next() {
+        let is_doubled = || inside[at + 1..].starts_with(quote);
+        if character == quote && !is_doubled() {
+            return Ok(&inside[..at]);
         }
-        from = end + 2;
+        if character == quote || (character == '\\' && quote != '`') {
+            characters.next();
+        }
     }
     Err(format!("a string that begins with {quote} has no end"))
 }

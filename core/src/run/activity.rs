@@ -99,7 +99,8 @@ impl RunState {
                 return Err(not_pending());
             }
             let identity = identity.clone();
-            let start = ActivityStart { at: drawn.now, identity, request_id: "".into() };
+            let request_id = format!("by-id/{}/{}/{scheduled}", drawn.term, drawn.number).into();
+            let start = ActivityStart { at: drawn.now, identity, request_id };
             self.begin_attempt(scheduled, start, drawn);
         }
         if is_oversized(result.as_ref(), drawn) {
@@ -153,7 +154,8 @@ impl RunState {
         let scheduled = self.started_activity(activity)?;
         let requested = self.activities.get(&scheduled).and_then(|a| a.cancel_requested);
         let Some(requested) = requested else {
-            let text = "ActivityTaskCanceled was reported, but its cancellation was not requested.";
+            let text =
+                "unable to mark activity as canceled without activity being request canceled first";
             return Err(Rejection::invalid(text));
         };
         if is_oversized(details.as_ref(), drawn) {
@@ -224,7 +226,10 @@ impl RunState {
                 .filter(|_| !self.is_ending_buffered(Ending::Activity(*scheduled)))
                 .ok_or_else(not_pending),
             ActivityRef::Id(id) => self.activity_by_id(id).ok_or_else(|| {
-                let text = format!("cannot find pending activity with ActivityID {id}");
+                let text = format!(
+                    "cannot find pending activity with ActivityID {id}, check workflow execution \
+                     history for more details"
+                );
                 Rejection::ActivityNotFound(text)
             }),
         }
@@ -303,7 +308,9 @@ impl RunState {
                 ..Default::default()
             };
             let attributes = Attributes::ActivityTaskStartedEventAttributes(attributes);
-            let id = self.add_event(drawn, attributes, None);
+            // When the attempt began, which may be before the events that came meanwhile.
+            let event = super::event::event(start.at, attributes, None);
+            let id = self.add_dated_event(drawn, event);
             started_event = id.or_else(|| self.flushed_start(scheduled)).map_or(0, |id| id.0);
         }
         self.add_event(drawn, ending(started_event), None);
@@ -345,7 +352,7 @@ impl RunState {
             start_to_close_timeout: a.start_to_close_timeout,
             heartbeat_timeout: a.heartbeat_timeout,
             retry_policy: a.retry_policy.clone(),
-            priority: Some(self.activity_priority(activity)),
+            priority: self.activity_priority(activity),
             ..Default::default()
         };
         ActivityTask {
@@ -357,9 +364,9 @@ impl RunState {
     }
 
     /// Its priority: what it leaves open is the workflow's.
-    pub(super) fn activity_priority(&self, activity: &Activity) -> Priority {
+    pub(super) fn activity_priority(&self, activity: &Activity) -> Option<Priority> {
         let own = activity.attributes.priority.clone();
-        inherit_priority(own, self.started.priority.as_ref()).unwrap_or_default()
+        inherit_priority(own, self.started.priority.as_ref())
     }
 
     /// This run as the API names it.
@@ -372,10 +379,7 @@ impl RunState {
 }
 
 /// A priority whose open fields are those of the workflow that it belongs to.
-pub(super) fn inherit_priority(
-    own: Option<Priority>,
-    inherited: Option<&Priority>,
-) -> Option<Priority> {
+pub fn inherit_priority(own: Option<Priority>, inherited: Option<&Priority>) -> Option<Priority> {
     let (Some(mut priority), Some(inherited)) = (own.clone(), inherited) else {
         return own.or_else(|| inherited.cloned());
     };

@@ -2,7 +2,6 @@
 //! in `activity`.
 
 use piton_proto::command::ScheduleActivityTaskCommandAttributes;
-use piton_proto::common::{Payload, Payloads};
 use piton_proto::enums::{TaskQueueKind, WorkflowTaskFailedCause};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
@@ -11,15 +10,16 @@ use piton_proto::history::{
 };
 use piton_proto::taskqueue::TaskQueue;
 
-use super::activity_retry::filled;
 use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
-use super::field::Fields;
+use super::field::{Fields, refused_by_state};
 use super::{ActivityTask, RunState};
 use crate::id::EventId;
+use crate::message::json_text;
 use crate::note::ActivityStart;
 use crate::request::Drawn;
+use crate::retry_policy;
 use crate::time::Span;
 
 /// The timeouts of an activity as its Scheduled event says them; 0 is none.
@@ -31,6 +31,22 @@ struct Timeouts {
 }
 
 impl Timeouts {
+    fn of(
+        command: &ScheduleActivityTaskCommandAttributes,
+        fields: &Fields<'_>,
+    ) -> Result<Self, CommandFailure> {
+        let span = |name: &str, given: &Option<prost_types::Duration>| {
+            let refused = |why| fields.bad(format!("invalid {name}: {why}"));
+            Span::asked(given.as_ref()).map_err(refused)
+        };
+        Ok(Self {
+            schedule_to_close: span("ScheduleToCloseTimeout", &command.schedule_to_close_timeout)?,
+            schedule_to_start: span("ScheduleToStartTimeout", &command.schedule_to_start_timeout)?,
+            start_to_close: span("StartToCloseTimeout", &command.start_to_close_timeout)?,
+            heartbeat: span("HeartbeatTimeout", &command.heartbeat_timeout)?,
+        })
+    }
+
     /// Fills in what is missing and caps what is too long.
     fn normalised(mut self, run_timeout: Span) -> Option<Self> {
         if let Some(all) = self.schedule_to_close.given() {
@@ -104,30 +120,37 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<ActivityTaskScheduledEventAttributes, CommandFailure> {
         let fields = Fields::of(
-            "ScheduleActivityTaskCommandAttributes",
+            "ScheduleActivityTaskCommand",
             WorkflowTaskFailedCause::BadScheduleActivityAttributes,
             drawn.limits,
         );
         let id = &command.activity_id;
-        fields.required("ActivityId", id)?;
         let activity_type = command.activity_type.as_ref().map_or("", |t| t.name.as_str());
-        fields.required("ActivityType", activity_type)?;
+        if command.task_queue.is_none() {
+            return Err(fields.bad("taskQueue is not set"));
+        }
         let queue = fields.task_queue(command.task_queue.as_ref(), self.task_queue_name())?;
+        let named = [("activityId", id.as_str()), ("activityType", activity_type)];
+        if let Some((name, _)) = named.iter().find(|(_, text)| text.is_empty()) {
+            return Err(fields.bad(format!("{name} is not set")));
+        }
+        let retry_policy =
+            retry_policy::filled(command.retry_policy.clone()).map_err(|text| fields.bad(text))?;
+        let limit = drawn.limits.id_bytes_max;
+        if let Some((name, text)) = named.iter().find(|(_, text)| text.len() as u64 > limit) {
+            let length = text.len();
+            let text = format!("{name} exceeds length limit. Length={length} Limit={limit}");
+            return Err(fields.bad(text));
+        }
+        if command.priority.as_ref().is_some_and(|priority| priority.priority_key < 0) {
+            return Err(fields.bad("invalid priorities: priority key can't be negative"));
+        }
+        let timeouts = Timeouts::of(&command, &fields)?;
         fields.blob("Input", command.input.as_ref())?;
-        let retry_policy = filled(command.retry_policy).map_err(|text| fields.bad(text))?;
-        let timeouts = Timeouts {
-            schedule_to_close: fields
-                .span("ScheduleToCloseTimeout", command.schedule_to_close_timeout.as_ref())?,
-            schedule_to_start: fields
-                .span("ScheduleToStartTimeout", command.schedule_to_start_timeout.as_ref())?,
-            start_to_close: fields
-                .span("StartToCloseTimeout", command.start_to_close_timeout.as_ref())?,
-            heartbeat: fields.span("HeartbeatTimeout", command.heartbeat_timeout.as_ref())?,
-        };
         let run_timeout = Span::from_proto(self.started.workflow_run_timeout.as_ref());
         let timeouts = timeouts.normalised(run_timeout).ok_or_else(|| {
             fields.bad(format!(
-                "A valid StartToClose or ScheduleToCloseTimeout is not set on command. \
+                "a valid StartToCloseTimeout or ScheduleToCloseTimeout must be set on the activity. \
                  ActivityId={id} ActivityType={activity_type}"
             ))
         })?;
@@ -165,7 +188,7 @@ impl RunState {
         if self.activity_by_id(id).is_some() {
             return Err(CommandFailure::new(
                 WorkflowTaskFailedCause::ScheduleActivityDuplicateId,
-                format!("an activity with ActivityId={id} is pending"),
+                refused_by_state("add-activitytask-scheduled-event", "ActivityID", id),
             ));
         }
         Ok(())
@@ -183,23 +206,23 @@ impl RunState {
         let is_closed = self.is_ending_buffered(Ending::Activity(scheduled))
             || self.ended_in_this_decision(scheduled);
         let pending = self.activities.get(&scheduled).filter(|_| !is_closed);
-        let refusal = |text: String| {
-            Err(CommandFailure::new(
-                WorkflowTaskFailedCause::BadRequestCancelActivityAttributes,
-                text,
-            ))
+        let refusal = || {
+            let action = "add-activitytask-cancel-requested-event";
+            let text = refused_by_state(action, "ScheduledEventID", scheduled);
+            let cause = WorkflowTaskFailedCause::BadRequestCancelActivityAttributes;
+            Err(CommandFailure::new(cause, text))
         };
+        if scheduled == EventId::default() {
+            return Err(CommandFailure::new(
+                WorkflowTaskFailedCause::BadRequestCancelActivityAttributes,
+                "ScheduledEventId is not set on RequestCancelActivityTaskCommand.",
+            ));
+        }
         let is_started = match pending {
-            Some(activity) if activity.cancel_requested.is_some() => {
-                return refusal(format!(
-                    "cancellation of the activity scheduled by event {scheduled} was asked before"
-                ));
-            }
+            Some(activity) if activity.cancel_requested.is_some() => return refusal(),
             Some(activity) => activity.note.started.is_some(),
             None if is_closed => true,
-            None => {
-                return refusal(format!("no activity was scheduled by event {scheduled}"));
-            }
+            None => return refusal(),
         };
         let requested = self.append_with(
             drawn.now,
@@ -246,17 +269,5 @@ impl RunState {
 
     pub(super) fn task_queue_name(&self) -> &str {
         self.started.task_queue.as_ref().map_or("", |queue| queue.name.as_str())
-    }
-}
-
-/// A text as the JSON payload that SDKs read.
-fn json_text(text: &'static str) -> Payloads {
-    let encoding = ("encoding".to_owned(), bytes::Bytes::from_static(b"json/plain"));
-    Payloads {
-        payloads: vec![Payload {
-            metadata: [encoding].into(),
-            data: format!("\"{text}\"").into(),
-            ..Default::default()
-        }],
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use piton_proto::common::Payloads;
 use piton_proto::enums::{RetryState, TimeoutType};
 use piton_proto::failure::failure::FailureInfo;
 use piton_proto::failure::{Failure, TimeoutFailureInfo};
@@ -16,6 +17,10 @@ use crate::effect::{Effect, QueueName, TaskKey, TaskOffer, TimerKind};
 use crate::id::EventId;
 use crate::request::Drawn;
 use crate::time::{Span, Timestamp};
+
+/// Why an activity is not tried again whose time for all attempts is not enough for one more.
+const NO_TIME_LEFT: &str = "Not enough time to schedule next retry before activity ScheduleToClose \
+                            timeout, giving up retrying";
 
 /// What is due of an activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +81,18 @@ impl Activity {
     }
 }
 
+fn timeout_failure(kind: TimeoutType, message: String, details: Option<Payloads>) -> Failure {
+    Failure {
+        message,
+        source: "Server".to_owned(),
+        failure_info: Some(FailureInfo::TimeoutFailureInfo(TimeoutFailureInfo {
+            timeout_type: kind.into(),
+            last_heartbeat_details: details,
+        })),
+        ..Failure::default()
+    }
+}
+
 impl RunState {
     /// Ends backoffs and times out attempts, whatever is due, in the order of time.
     pub(super) fn fire_activities(&mut self, drawn: &Drawn<'_>) {
@@ -114,27 +131,21 @@ impl RunState {
         let Some(activity) = self.activities.get(&scheduled) else { return };
         let last_failure = activity.note.last_failure.as_ref().map(|f| Box::new(f.0.clone()));
         let details = activity.note.heartbeat_details.as_ref().map(|d| d.0.clone());
-        let failure_of = |kind| Failure {
-            message: format!("activity {} timeout", timeout_name(kind)),
-            source: "Server".to_owned(),
-            failure_info: Some(FailureInfo::TimeoutFailureInfo(TimeoutFailureInfo {
-                timeout_type: kind.into(),
-                last_heartbeat_details: details.clone(),
-            })),
-            ..Failure::default()
-        };
-        let state = self.retry_activity(scheduled, &failure_of(kind), drawn);
+        let message = format!("activity {} timeout", timeout_name(kind));
+        // The next attempt gets the details itself; its last failure is without.
+        let failure = timeout_failure(kind, message, None);
+        let state = self.retry_activity(scheduled, &failure, drawn);
         if state == RetryState::InProgress {
             return;
         }
-        let shown = match (kind, state) {
+        let (kind, message) = match state {
             // It could be tried again but for the time that is left.
-            (TimeoutType::StartToClose | TimeoutType::Heartbeat, RetryState::Timeout) => {
-                TimeoutType::ScheduleToClose
+            RetryState::Timeout if kind != TimeoutType::ScheduleToStart => {
+                (TimeoutType::ScheduleToClose, NO_TIME_LEFT.to_owned())
             }
-            _ => kind,
+            _ => (kind, failure.message),
         };
-        let failure = Failure { cause: last_failure, ..failure_of(shown) };
+        let failure = Failure { cause: last_failure, ..timeout_failure(kind, message, details) };
         self.close_activity(scheduled, drawn, |started| {
             Attributes::ActivityTaskTimedOutEventAttributes(ActivityTaskTimedOutEventAttributes {
                 failure: Some(failure),
@@ -157,7 +168,7 @@ impl RunState {
             let priority = self.activity_priority(activity);
             let created = activity.note.attempt_scheduled_at;
             let queue = QueueName::normal(queue);
-            out.push(Effect::Task(TaskOffer::new(key, queue, Some(&priority), created)));
+            out.push(Effect::Task(TaskOffer::new(key, queue, priority.as_ref(), created)));
         }
     }
 }

@@ -110,6 +110,16 @@ impl RunState {
     pub(crate) fn add_whole_event(
         &mut self,
         drawn: &Drawn<'_>,
+        mut event: HistoryEvent,
+    ) -> Option<EventId> {
+        self.delay_to_last_event(&mut event);
+        self.add_dated_event(drawn, event)
+    }
+
+    /// As [`RunState::add_whole_event`], for an event of what happened before it is written.
+    pub(crate) fn add_dated_event(
+        &mut self,
+        drawn: &Drawn<'_>,
         event: HistoryEvent,
     ) -> Option<EventId> {
         let waits = event.attributes.as_ref().is_some_and(waits_for_task);
@@ -151,14 +161,14 @@ impl RunState {
         true
     }
 
-    /// Appends an event that may have been made before others that are in history by now.
+    /// Appends an event that may have been made before others that are in history by now; it keeps
+    /// its time.
     fn append_late(&mut self, mut event: HistoryEvent) -> EventId {
-        self.delay_to_last_event(&mut event);
         self.wire_started(&mut event);
         self.append_event(event)
     }
 
-    /// The times of a history never go back.
+    /// A clock that is behind the one before it does not take a history back.
     fn delay_to_last_event(&self, event: &mut HistoryEvent) {
         let time = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or_default();
         event.event_time = Some(time.max(self.last_event_time).to_proto());

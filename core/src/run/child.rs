@@ -23,11 +23,11 @@ use piton_proto::history::{
 use piton_proto::taskqueue::TaskQueue;
 use prost::Message;
 
-use super::activity::inherit_priority;
 use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
 use super::field::Fields;
+use super::property::{set_attributes, set_memo};
 use super::{Child, Decided, Reply, RunState};
 use crate::effect::{ChildOutcome, ChildResult, Effect, Errand, ErrandKey};
 use crate::error::Rejection;
@@ -58,14 +58,19 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<StartChildWorkflowExecutionInitiatedEventAttributes, CommandFailure> {
         let fields = Fields::of(
-            "StartChildWorkflowExecutionCommandAttributes",
+            "StartChildWorkflowExecutionCommand",
             WorkflowTaskFailedCause::BadStartChildExecutionAttributes,
             drawn.limits,
         );
-        fields.required("WorkflowId", &command.workflow_id)?;
         let workflow_type = command.workflow_type.as_ref().map_or("", |t| t.name.as_str());
-        fields.required("WorkflowType", workflow_type)?;
+        let (named, _) = self.resolve_namespace(namespace_of(&command), drawn);
+        let fields = fields
+            .beside("WorkflowId", &command.workflow_id)
+            .beside("WorkflowType", workflow_type)
+            .beside("Namespace", &named);
+        check_names(&fields, &command.workflow_id, workflow_type)?;
         let queue = fields.task_queue(command.task_queue.as_ref(), self.task_queue_name())?;
+        command.retry_policy = fields.retry_policy(command.retry_policy.take())?;
         refuse_what_is_not_built(&command, &fields)?;
         fields.blob("Input", command.input.as_ref())?;
         let memo_bytes = command.memo.as_ref().map_or(0, |memo| memo.encoded_len() as u64);
@@ -76,13 +81,7 @@ impl RunState {
             })?;
         }
         let timeouts = Timeouts::of(&command, &fields, drawn)?;
-        let max = drawn.limits.pending_children_max;
-        if self.children.len() as u64 >= max {
-            return Err(CommandFailure::new(
-                WorkflowTaskFailedCause::PendingChildWorkflowsLimitExceeded,
-                format!("the number of pending child workflows, {max}, has reached the limit"),
-            ));
-        }
+        self.check_room_for_child(drawn)?;
         let (namespace, namespace_id) = self.resolve_namespace(namespace_of(&command), drawn);
         let policy = match command.parent_close_policy() {
             ParentClosePolicy::Unspecified => ParentClosePolicy::Terminate,
@@ -92,6 +91,7 @@ impl RunState {
             WorkflowIdReusePolicy::Unspecified => WorkflowIdReusePolicy::AllowDuplicate,
             given => given,
         };
+        #[expect(deprecated, reason = "workers still say inherit_build_id, and the event shows it")]
         Ok(StartChildWorkflowExecutionInitiatedEventAttributes {
             namespace,
             namespace_id,
@@ -103,7 +103,9 @@ impl RunState {
                 normal_name: String::new(),
             }),
             input: command.input,
-            workflow_execution_timeout: Some(timeouts.execution.to_proto()),
+            workflow_execution_timeout: command
+                .workflow_execution_timeout
+                .map(|_| timeouts.execution.to_proto()),
             workflow_run_timeout: Some(timeouts.run.to_proto()),
             workflow_task_timeout: Some(timeouts.task.to_proto()),
             parent_close_policy: policy.into(),
@@ -111,11 +113,23 @@ impl RunState {
             workflow_id_reuse_policy: reuse.into(),
             retry_policy: command.retry_policy,
             header: command.header,
-            memo: command.memo,
-            search_attributes: command.search_attributes,
-            priority: inherit_priority(command.priority, self.started.priority.as_ref()),
+            memo: set_memo(command.memo),
+            search_attributes: set_attributes(command.search_attributes),
+            inherit_build_id: command.inherit_build_id,
+            priority: command.priority,
             ..Default::default()
         })
+    }
+
+    fn check_room_for_child(&self, drawn: &Drawn<'_>) -> Result<(), CommandFailure> {
+        let max = drawn.limits.pending_children_max;
+        if self.children.len() as u64 >= max {
+            return Err(CommandFailure::new(
+                WorkflowTaskFailedCause::PendingChildWorkflowsLimitExceeded,
+                format!("the number of pending child workflows, {max}, has reached the limit"),
+            ));
+        }
+        Ok(())
     }
 
     /// The name and the id of the namespace that a command names; none is this run's own. The id
@@ -128,6 +142,21 @@ impl RunState {
         let known = drawn.namespaces.iter().find(|(known, _)| &**known == name);
         (name.to_owned(), known.map_or_else(String::new, |(_, id)| id.as_str().to_owned()))
     }
+}
+
+fn check_names(
+    fields: &Fields<'_>,
+    workflow_id: &str,
+    workflow_type: &str,
+) -> Result<(), CommandFailure> {
+    for (field, text) in [("WorkflowId", workflow_id), ("WorkflowType", workflow_type)] {
+        if text.is_empty() {
+            let missing = fields.missing(field).message;
+            return Err(fields.bad(format!("Required field {missing}")));
+        }
+        fields.short(field, text)?;
+    }
+    Ok(())
 }
 
 #[expect(deprecated, reason = "SDKs fill the field in, and it means what it says")]
@@ -173,9 +202,7 @@ impl Timeouts {
         let run = fields.span("WorkflowRunTimeout", command.workflow_run_timeout.as_ref())?;
         let task = fields.span("WorkflowTaskTimeout", command.workflow_task_timeout.as_ref())?;
         let run = run.min_given(execution);
-        let default = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms);
-        let longest = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms_max);
-        let task = task.given().unwrap_or(default).min(longest).min_given(run);
+        let task = drawn.limits.task_timeout(task).min_given(run);
         Ok(Self { execution, run, task })
     }
 }
@@ -233,7 +260,6 @@ impl RunState {
             workflow_type: a.workflow_type.clone(),
             cause: cause.into(),
             initiated_event_id: initiated.0,
-            workflow_task_completed_event_id: a.workflow_task_completed_event_id,
             ..Default::default()
         };
         let attributes = Attributes::StartChildWorkflowExecutionFailedEventAttributes(failed);

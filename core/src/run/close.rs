@@ -60,8 +60,7 @@ impl RunState {
         }
         let first = self.first_run_id();
         if !request.first_run_id.is_empty() && request.first_run_id != first.as_str() {
-            let text = "workflow execution not found: the chain's first run is another one";
-            return Err(Rejection::NotFound(text.into()));
+            return Err(Rejection::NotFound("workflow execution not found".into()));
         }
         let TerminateRequest { reason, details, identity, first_run_id: _, links } = request;
         self.terminate_by(reason, details, identity, links, drawn);

@@ -65,7 +65,11 @@ pub(super) fn check_order(commands: &[Command]) -> Result<(), Rejection> {
             return Err(Rejection::invalid("unknown command type: Unspecified"));
         }
         if let Some(closed_by) = closed_by {
-            let text = format!("{kind:?} after {closed_by:?}: closing the workflow must come last");
+            let all: Vec<_> = commands.iter().map(|c| format!("{:?}", c.command_type())).collect();
+            let text = format!(
+                "invalid command sequence: [{}], command {closed_by:?} must be the last command.",
+                all.join(", ")
+            );
             return Err(Rejection::InvalidArgument(text));
         }
         closed_by = closes(kind).then_some(kind);
@@ -174,7 +178,7 @@ fn check(command: Command, drawn: &Drawn<'_>) -> Result<Checked, CommandFailure>
             let annotations = Annotations { user_metadata: metadata, group_markers };
             Ok(Checked { kind, attributes, annotations })
         }
-        _ => bad(format!("{kind:?} attributes are not set on the command.")),
+        _ => bad(format!("{kind:?}CommandAttributes is not set on {kind:?}Command.")),
     }
 }
 
@@ -271,9 +275,8 @@ impl RunState {
         Ok(())
     }
 
-    /// Closes the run on its own demand.
-    // ORDER: what the completion itself left waiting (an unstarted activity's Canceled event) is
-    // flushed first: the close event is the last.
+    /// Closes the run on its own demand. What the completion itself left waiting (an unstarted
+    /// activity's Canceled event) nobody will hear of: it is dropped.
     pub(super) fn close_by_command(
         &mut self,
         attributes: Attributes,
@@ -282,7 +285,7 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) {
         self.end_answered_task();
-        self.flush_buffered();
+        self.buffered.clear();
         let event = super::event::event(drawn.now, attributes, annotations);
         self.close_by(drawn, event, status);
     }

@@ -4,6 +4,7 @@
 //! dropped and the task fails instead. Whatever else an answer will carry one day (updates) joins
 //! [`Applied`] between the Completed event and the flush.
 
+use piton_proto::deployment::WorkerDeploymentVersion;
 use piton_proto::enums::{WorkerVersioningMode, WorkflowTaskFailedCause};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
@@ -157,6 +158,9 @@ impl RunState {
         answer: RespondWorkflowTaskFailedRequest,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
+        if !self.status.is_open() {
+            return Err(Rejection::AlreadyCompleted);
+        }
         self.held_by(token)?;
         if answer.cause() == WorkflowTaskFailedCause::GrpcMessageTooLarge {
             self.terminate_by_server(&format!("{:?}", answer.cause()), drawn);
@@ -175,7 +179,6 @@ fn failed_by_worker(answer: RespondWorkflowTaskFailedRequest) -> TaskEnd {
         failure: answer.failure,
         identity: answer.identity,
         binary_checksum: answer.binary_checksum,
-        worker_version: answer.worker_version,
         ..Default::default()
     }))
 }
@@ -194,7 +197,7 @@ fn completed_attributes(
         worker_version: answer.worker_version_stamp.clone(),
         sdk_metadata: answer.sdk_metadata.clone(),
         metering_metadata: answer.metering_metadata,
-        deployment: answer.deployment.clone(),
+        deployment_version: deployment_version(answer),
         worker_deployment_name: deployment_name(answer),
         ..Default::default()
     })
@@ -202,7 +205,21 @@ fn completed_attributes(
 
 /// The deployment that an unversioned worker belongs to, for those who read the history.
 fn deployment_name(answer: &RespondWorkflowTaskCompletedRequest) -> String {
-    answer.deployment_options.as_ref().map_or_else(String::new, |o| o.deployment_name.clone())
+    let options = answer.deployment_options.as_ref().map(|o| o.deployment_name.clone());
+    let version = || deployment_version(answer).map(|version| version.deployment_name);
+    options.or_else(version).unwrap_or_default()
+}
+
+/// The version by which events name the deployment that older workers send.
+#[allow(deprecated, reason = "older workers send it")]
+fn deployment_version(
+    answer: &RespondWorkflowTaskCompletedRequest,
+) -> Option<WorkerDeploymentVersion> {
+    let deployment = answer.deployment.as_ref()?;
+    Some(WorkerDeploymentVersion {
+        build_id: deployment.build_id.clone(),
+        deployment_name: deployment.series_name.clone(),
+    })
 }
 
 /// Refuses what is not built rather than ignore it.

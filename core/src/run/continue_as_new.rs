@@ -10,7 +10,8 @@ use piton_proto::history::{
 use super::command::CommandFailure;
 use super::event::Annotations;
 use super::field::Fields;
-use super::start::{Birth, task_timeout};
+use super::property::{set_attributes, set_memo};
+use super::start::Birth;
 use super::workflow_task::queue_to_proto;
 use super::{RunState, Status};
 use crate::effect::QueueName;
@@ -37,7 +38,7 @@ impl RunState {
             backoff,
             waits_for_parent: false,
         };
-        let attributes = closing_attributes(command, &birth, completed, drawn);
+        let attributes = closing_attributes(command, completed, drawn);
         self.close_by_command(attributes, annotations, Status::ContinuedAsNew, drawn);
         Ok(Self::born(self.key.clone(), drawn.run_id.clone(), birth, drawn))
     }
@@ -57,8 +58,12 @@ impl RunState {
         if command.workflow_type.as_ref().is_none_or(|t| t.name.is_empty()) {
             command.workflow_type = self.started.workflow_type.clone();
         }
-        fields.required("WorkflowType", command.workflow_type.as_ref().map_or("", |t| &t.name))?;
+        let workflow_type = command.workflow_type.as_ref().map_or("", |t| &t.name);
+        let fields = fields.beside("WorkflowType", workflow_type);
+        fields.required("WorkflowType", workflow_type)?;
         let queue = fields.task_queue(command.task_queue.as_ref(), &self.normal_queue().name)?;
+        let shown = format!("name:\"{queue}\" kind:TASK_QUEUE_KIND_NORMAL");
+        let fields = fields.beside("TaskQueue", &shown);
         command.task_queue = Some(queue_to_proto(&QueueName::normal(&queue)));
 
         let inherited = Span::from_proto(self.started.workflow_run_timeout.as_ref());
@@ -70,10 +75,13 @@ impl RunState {
         if given.given().is_none() {
             command.workflow_task_timeout = self.started.workflow_task_timeout;
         }
-        let task_timeout = task_timeout(command.workflow_task_timeout.as_ref(), drawn);
-        let task_timeout = Span::from_proto(Some(&task_timeout)).min_given(run_timeout);
+        let task_timeout = Span::from_proto(command.workflow_task_timeout.as_ref());
+        let task_timeout = drawn.limits.task_timeout(task_timeout).min_given(run_timeout);
         command.workflow_task_timeout = Some(task_timeout.to_proto());
 
+        let backoff =
+            fields.span("BackoffStartInterval", command.backoff_start_interval.as_ref())?;
+        command.retry_policy = fields.retry_policy(command.retry_policy.take())?;
         if !command.cron_schedule.is_empty() {
             return Err(fields.bad("CronSchedule is not supported yet."));
         }
@@ -88,15 +96,13 @@ impl RunState {
         fields.blob("Failure", command.failure.as_ref())?;
         let memo = command.memo.as_ref().map_or(0, |m| prost::Message::encoded_len(m) as u64);
         fields.bytes("Memo", memo, limits.memo_bytes_max)?;
+        command.memo = set_memo(command.memo.take());
         if let Some(attributes) = &mut command.search_attributes {
             let refused = |text| CommandFailure::new(Cause::BadSearchAttributes, text);
             drawn.search_attributes.check(attributes).map_err(refused)?;
         }
-        if command.initiator() == ContinueAsNewInitiator::Unspecified {
-            command.set_initiator(ContinueAsNewInitiator::Workflow);
-        }
-        let given = fields.span("BackoffStartInterval", command.backoff_start_interval.as_ref())?;
-        Ok(self.continue_as_new_backoff(given, drawn))
+        command.search_attributes = set_attributes(command.search_attributes.take());
+        Ok(self.continue_as_new_backoff(backoff, drawn))
     }
 
     /// Runs of a chain follow each other no faster than the limit says.
@@ -116,6 +122,12 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> WorkflowExecutionStartedEventAttributes {
         let kept = &self.started;
+        let initiator = match command.initiator() {
+            ContinueAsNewInitiator::Unspecified => ContinueAsNewInitiator::Workflow,
+            given => given,
+        };
+        // A worker that tries again by itself counts its attempts so.
+        let is_retry = initiator == ContinueAsNewInitiator::Retry;
         WorkflowExecutionStartedEventAttributes {
             workflow_type: command.workflow_type.clone(),
             task_queue: command.task_queue.clone(),
@@ -125,18 +137,17 @@ impl RunState {
             search_attributes: command.search_attributes.clone(),
             workflow_run_timeout: command.workflow_run_timeout,
             workflow_task_timeout: command.workflow_task_timeout,
-            initiator: command.initiator,
+            initiator: initiator.into(),
             continued_failure: command.failure.clone(),
             last_completion_result: command.last_completion_result.clone(),
             continued_execution_run_id: self.run_id.as_str().into(),
             original_execution_run_id: drawn.run_id.as_str().into(),
             first_execution_run_id: kept.first_execution_run_id.clone(),
             first_workflow_task_backoff: Some(backoff.to_proto()),
-            attempt: 1,
+            attempt: if is_retry { kept.attempt + 1 } else { 1 },
             retry_policy: command.retry_policy.clone(),
             workflow_execution_timeout: kept.workflow_execution_timeout,
             workflow_execution_expiration_time: kept.workflow_execution_expiration_time,
-            identity: kept.identity.clone(),
             workflow_id: kept.workflow_id.clone(),
             parent_workflow_namespace: kept.parent_workflow_namespace.clone(),
             parent_workflow_namespace_id: kept.parent_workflow_namespace_id.clone(),
@@ -151,12 +162,7 @@ impl RunState {
 }
 
 #[allow(deprecated, reason = "older workers still send the failure, and the event has it")]
-fn closing_attributes(
-    command: Command,
-    next: &Birth,
-    completed: EventId,
-    drawn: &Drawn<'_>,
-) -> Attributes {
+fn closing_attributes(command: Command, completed: EventId, drawn: &Drawn<'_>) -> Attributes {
     Attributes::WorkflowExecutionContinuedAsNewEventAttributes(
         WorkflowExecutionContinuedAsNewEventAttributes {
             new_execution_run_id: drawn.run_id.as_str().into(),
@@ -166,13 +172,14 @@ fn closing_attributes(
             workflow_run_timeout: command.workflow_run_timeout,
             workflow_task_timeout: command.workflow_task_timeout,
             workflow_task_completed_event_id: completed.0,
-            backoff_start_interval: Some(next.backoff.to_proto()),
+            backoff_start_interval: command.backoff_start_interval,
             initiator: command.initiator,
             failure: command.failure,
             last_completion_result: command.last_completion_result,
             header: command.header,
             memo: command.memo,
             search_attributes: command.search_attributes,
+            inherit_build_id: command.inherit_build_id,
             ..Default::default()
         },
     )

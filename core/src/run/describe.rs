@@ -133,7 +133,7 @@ impl RunState {
             current_retry_interval: note.retry_wait.map(Span::to_proto),
             last_attempt_complete_time: note.last_attempt_completed_at.map(Timestamp::to_proto),
             next_attempt_schedule_time: next,
-            priority: Some(self.activity_priority(activity)),
+            priority: a.priority.clone(),
             activity_options: Some(piton_proto::activity::ActivityOptions {
                 task_queue: a.task_queue.clone(),
                 schedule_to_close_timeout: a.schedule_to_close_timeout,

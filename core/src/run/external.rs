@@ -46,11 +46,16 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let fields = Fields::of(
-            "SignalExternalWorkflowExecutionCommandAttributes",
+            "SignalExternalWorkflowExecutionCommand",
             WorkflowTaskFailedCause::BadSignalWorkflowExecutionAttributes,
             drawn.limits,
         );
         let target = command.execution.as_ref().ok_or_else(|| fields.missing("Execution"))?;
+        let fields = fields
+            .beside("WorkflowId", &target.workflow_id)
+            .beside("Namespace", &command.namespace)
+            .beside("RunId", &target.run_id)
+            .beside("SignalName", &command.signal_name);
         fields.required("WorkflowId", &target.workflow_id)?;
         fields.run_id(&target.run_id)?;
         fields.required("SignalName", &command.signal_name)?;
@@ -64,10 +69,10 @@ impl RunState {
                 ),
             ));
         }
-        let (namespace, namespace_id) = self.resolve_namespace(&command.namespace, drawn);
+        let (_, namespace_id) = self.resolve_namespace(&command.namespace, drawn);
         let initiated = SignalExternalWorkflowExecutionInitiatedEventAttributes {
             workflow_task_completed_event_id: completed.0,
-            namespace,
+            namespace: command.namespace,
             namespace_id,
             workflow_execution: command.execution,
             signal_name: command.signal_name,
@@ -94,21 +99,32 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let fields = Fields::of(
-            "RequestCancelExternalWorkflowExecutionCommandAttributes",
+            "RequestCancelExternalWorkflowExecutionCommand",
             WorkflowTaskFailedCause::BadRequestCancelExternalWorkflowExecutionAttributes,
             drawn.limits,
         );
-        fields.required("WorkflowId", &command.workflow_id)?;
-        fields.run_id(&command.run_id)?;
+        let (namespace, run_id) = (&command.namespace, &command.run_id);
+        if command.workflow_id.is_empty() {
+            let fields = fields.beside("Namespace", namespace).beside("RunId", run_id);
+            return Err(fields.missing("WorkflowId"));
+        }
+        let fields = fields
+            .beside("WorkflowId", &command.workflow_id)
+            .beside("RunId", run_id)
+            .beside("Namespace", namespace);
+        fields.short("WorkflowId", &command.workflow_id)?;
+        fields.run_id(run_id)?;
         fields.blob("Reason", Some(&command.reason))?;
         let begun_by_this_task = self.children.values().any(|child| {
             child.attributes.workflow_task_completed_event_id == completed.0
                 && child.attributes.workflow_id == command.workflow_id
         });
         if begun_by_this_task {
-            let text =
-                "Start and RequestCancel for child workflow is not allowed in same workflow task.";
-            return Err(fields.bad(text));
+            return Err(fields.bad(format!(
+                "Start and RequestCancel for child workflow is not allowed in same workflow task. \
+                 WorkflowId={} RunId={run_id} Namespace={namespace}",
+                command.workflow_id
+            )));
         }
         let max = drawn.limits.pending_external_cancels_max;
         if self.external_cancels.len() as u64 >= max {
@@ -119,10 +135,10 @@ impl RunState {
                 ),
             ));
         }
-        let (namespace, namespace_id) = self.resolve_namespace(&command.namespace, drawn);
+        let (_, namespace_id) = self.resolve_namespace(&command.namespace, drawn);
         let initiated = RequestCancelExternalWorkflowExecutionInitiatedEventAttributes {
             workflow_task_completed_event_id: completed.0,
-            namespace,
+            namespace: command.namespace,
             namespace_id,
             workflow_execution: Some(WorkflowExecution {
                 workflow_id: command.workflow_id,
@@ -153,6 +169,8 @@ impl RunState {
         let Some(asked) = pending.filter(|_| self.awaits(Ending::ExternalSignal(initiated))) else {
             return Ok(Decided::done(self));
         };
+        // The command may leave the namespace open, and what came of it names it.
+        let (namespace, _) = self.resolve_namespace(&asked.namespace, drawn);
         let cause = refusal.map(|refusal| match refusal {
             ExternalRefusal::NotFound => Cause::ExternalWorkflowExecutionNotFound,
             ExternalRefusal::NamespaceNotFound => Cause::NamespaceNotFound,
@@ -162,7 +180,7 @@ impl RunState {
             None => Attributes::ExternalWorkflowExecutionSignaledEventAttributes(
                 ExternalWorkflowExecutionSignaledEventAttributes {
                     initiated_event_id: initiated.0,
-                    namespace: asked.namespace.clone(),
+                    namespace,
                     namespace_id: asked.namespace_id.clone(),
                     workflow_execution: asked.workflow_execution.clone(),
                     control: asked.control.clone(),
@@ -171,8 +189,8 @@ impl RunState {
             Some(cause) => Attributes::SignalExternalWorkflowExecutionFailedEventAttributes(
                 SignalExternalWorkflowExecutionFailedEventAttributes {
                     cause: cause.into(),
-                    workflow_task_completed_event_id: asked.workflow_task_completed_event_id,
-                    namespace: asked.namespace.clone(),
+                    workflow_task_completed_event_id: 0,
+                    namespace,
                     namespace_id: asked.namespace_id.clone(),
                     workflow_execution: asked.workflow_execution.clone(),
                     initiated_event_id: initiated.0,
@@ -197,6 +215,8 @@ impl RunState {
         let Some(asked) = pending.filter(|_| self.awaits(Ending::ExternalCancel(initiated))) else {
             return Ok(Decided::done(self));
         };
+        // The command may leave the namespace open, and what came of it names it.
+        let (namespace, _) = self.resolve_namespace(&asked.namespace, drawn);
         let cause = refusal.map(|refusal| match refusal {
             // Cancel requests are not counted; a target never answers with the limit.
             ExternalRefusal::NotFound | ExternalRefusal::SignalCountLimit => {
@@ -208,7 +228,7 @@ impl RunState {
             None => Attributes::ExternalWorkflowExecutionCancelRequestedEventAttributes(
                 ExternalWorkflowExecutionCancelRequestedEventAttributes {
                     initiated_event_id: initiated.0,
-                    namespace: asked.namespace.clone(),
+                    namespace,
                     namespace_id: asked.namespace_id.clone(),
                     workflow_execution: asked.workflow_execution.clone(),
                 },
@@ -216,8 +236,8 @@ impl RunState {
             Some(cause) => Attributes::RequestCancelExternalWorkflowExecutionFailedEventAttributes(
                 RequestCancelExternalWorkflowExecutionFailedEventAttributes {
                     cause: cause.into(),
-                    workflow_task_completed_event_id: asked.workflow_task_completed_event_id,
-                    namespace: asked.namespace.clone(),
+                    workflow_task_completed_event_id: 0,
+                    namespace,
                     namespace_id: asked.namespace_id.clone(),
                     workflow_execution: asked.workflow_execution.clone(),
                     initiated_event_id: initiated.0,

@@ -1,11 +1,13 @@
 //! Checks of single fields of commands, with the words that name the field. What a command means
 //! is checked in the file of its concern.
 
+use piton_proto::common::RetryPolicy;
 use piton_proto::enums::WorkflowTaskFailedCause;
 use prost::Message;
 
 use super::command::CommandFailure;
 use crate::limits::Limits;
+use crate::retry_policy::filled;
 use crate::time::Span;
 
 /// The fields of one command.
@@ -13,6 +15,8 @@ pub(super) struct Fields<'a> {
     cause: WorkflowTaskFailedCause,
     command: &'static str,
     limits: &'a Limits,
+    /// What a refusal says of the command so that a reader finds it: names and values.
+    beside: Vec<(&'static str, String)>,
 }
 
 impl<'a> Fields<'a> {
@@ -22,7 +26,13 @@ impl<'a> Fields<'a> {
         cause: WorkflowTaskFailedCause,
         limits: &'a Limits,
     ) -> Self {
-        Self { cause, command, limits }
+        Self { cause, command, limits, beside: Vec::new() }
+    }
+
+    /// Adds a value that tells this command from others of its kind.
+    pub(super) fn beside(mut self, name: &'static str, value: &str) -> Self {
+        self.beside.push((name, value.to_owned()));
+        self
     }
 
     pub(super) fn bad(&self, text: impl Into<String>) -> CommandFailure {
@@ -40,14 +50,28 @@ impl<'a> Fields<'a> {
     /// A text that may be empty, no longer than an id may be.
     pub(super) fn short(&self, field: &str, text: &str) -> Result<(), CommandFailure> {
         if text.len() as u64 > self.limits.id_bytes_max {
-            return Err(self.bad(format!("{field} on {} exceeds length limit.", self.command)));
+            let (length, limit) = (text.len(), self.limits.id_bytes_max);
+            let mut told = format!("{field} on {} exceeds length limit.", self.command);
+            for (name, value) in &self.beside {
+                told.push_str(&format!(" {name}={value}"));
+                if *name == field {
+                    told.push_str(&format!(" Length={length} Limit={limit}"));
+                }
+            }
+            return Err(self.bad(told));
         }
         Ok(())
     }
 
     /// The refusal of a field that has to be there.
     pub(super) fn missing(&self, field: &str) -> CommandFailure {
-        self.bad(format!("{field} is not set on {}.", self.command))
+        let others = self.told_beside(|name| name != field);
+        self.bad(format!("{field} is not set on {}.{others}", self.command))
+    }
+
+    fn told_beside(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let told = self.beside.iter().filter(|(name, _)| wanted(name));
+        told.map(|(name, value)| format!(" {name}={value}")).collect()
     }
 
     /// The name of a task queue, with the empty one standing for `default`.
@@ -71,11 +95,21 @@ impl<'a> Fields<'a> {
         field: &str,
         given: Option<&prost_types::Duration>,
     ) -> Result<Span, CommandFailure> {
-        let span = Span::from_proto(given);
-        if span < Span::ZERO || given.is_some_and(|d| d.seconds < 0 || d.nanos < 0) {
-            return Err(self.bad(format!("{field} on {} is negative.", self.command)));
-        }
-        Ok(span)
+        Span::asked(given).map_err(|why| {
+            let all = self.told_beside(|_| true);
+            self.bad(format!("Invalid {field} on {}: {why}.{all}", self.command))
+        })
+    }
+
+    /// A workflow's retry policy that cannot be.
+    pub(super) fn retry_policy(
+        &self,
+        given: Option<RetryPolicy>,
+    ) -> Result<Option<RetryPolicy>, CommandFailure> {
+        given.map(|policy| filled(Some(policy))).transpose().map_err(|why| {
+            let all = self.told_beside(|_| true);
+            self.bad(format!("invalid WorkflowRetryPolicy on {}: {why}.{all}", self.command))
+        })
     }
 
     /// A run id: empty or a UUID.
@@ -83,7 +117,8 @@ impl<'a> Fields<'a> {
         if text.is_empty() || is_uuid(text) {
             return Ok(());
         }
-        Err(self.bad(format!("Invalid RunId set on {}. RunId={text}", self.command)))
+        let all = self.told_beside(|_| true);
+        Err(self.bad(format!("Invalid RunId set on {}.{all}", self.command)))
     }
 
     /// A payload blob. One that is too large would be so again, so it ends the run.
@@ -101,9 +136,14 @@ impl<'a> Fields<'a> {
         if bytes <= max {
             return Ok(());
         }
-        let text = format!("{}.{field} exceeds size limit.", self.command);
+        let text = format!("{}Attributes.{field} exceeds size limit.", self.command);
         Err(CommandFailure { terminate: true, ..self.bad(text) })
     }
+}
+
+/// The words for a command that what the run has pending does not allow.
+pub(super) fn refused_by_state(action: &str, name: &str, id: impl std::fmt::Display) -> String {
+    format!("invalid history builder state for action: {action}, {name}: {id}")
 }
 
 /// Whether a text is a UUID as it is usually written.

@@ -53,6 +53,7 @@ mod take;
 mod timer;
 mod workflow_task;
 
+pub use activity::inherit_priority;
 pub use describe::QueryRoute;
 pub use fold::FoldError;
 pub use reply::{ActivityTask, Reply, StartedTask};
@@ -342,8 +343,9 @@ impl RunState {
     pub fn fold(&mut self, event: &HistoryEvent) {
         self.next_event_id = EventId(event.event_id).next();
         self.history_bytes += event.encoded_len() as u64;
-        self.last_event_time =
-            Timestamp::from_proto(event.event_time.as_ref()).unwrap_or(self.last_event_time);
+        // One that waited, or tells when an attempt began, is older than the event before it.
+        let time = Timestamp::from_proto(event.event_time.as_ref());
+        self.last_event_time = self.last_event_time.max(time.unwrap_or_default());
         self.fold_attributes(event);
     }
 

@@ -6,7 +6,7 @@ use piton_proto::command::{
     ModifyWorkflowPropertiesCommandAttributes, RecordMarkerCommandAttributes,
     UpsertWorkflowSearchAttributesCommandAttributes,
 };
-use piton_proto::common::Payload;
+use piton_proto::common::{Memo, Payload, SearchAttributes};
 use piton_proto::enums::WorkflowTaskFailedCause;
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
@@ -31,7 +31,7 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let fields = Fields::of(
-            "UpsertWorkflowSearchAttributesCommandAttributes",
+            "UpsertWorkflowSearchAttributesCommand",
             WorkflowTaskFailedCause::BadSearchAttributes,
             drawn.limits,
         );
@@ -80,13 +80,13 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let fields = Fields::of(
-            "ModifyWorkflowPropertiesCommandAttributes",
+            "ModifyWorkflowPropertiesCommand",
             WorkflowTaskFailedCause::BadModifyWorkflowPropertiesAttributes,
             drawn.limits,
         );
         let memo = command.upserted_memo.ok_or_else(|| fields.missing("UpsertedMemo"))?;
         if memo.fields.is_empty() {
-            return Err(fields.missing("UpsertedMemo"));
+            return Err(fields.missing("UpsertedMemo.Fields"));
         }
         let kept = self.memo.fields.iter().filter(|(name, _)| !memo.fields.contains_key(*name));
         let bytes = kept
@@ -111,10 +111,11 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let fields = Fields::of(
-            "RecordMarkerCommandAttributes",
+            "RecordMarkerCommand",
             WorkflowTaskFailedCause::BadRecordMarkerAttributes,
             drawn.limits,
         );
+        let fields = fields.beside("MarkerName", &command.marker_name);
         fields.required("MarkerName", &command.marker_name)?;
         let details = command.details.values().map(|value| value.encoded_len() as u64).sum();
         fields.bytes("Details", details, drawn.limits.blob_bytes_max)?;
@@ -160,6 +161,20 @@ impl RunState {
             }
         }
     }
+}
+
+/// The search attributes that a run begins with: those that are there.
+pub(super) fn set_attributes(given: Option<SearchAttributes>) -> Option<SearchAttributes> {
+    let mut attributes = given?;
+    attributes.indexed_fields.retain(|_, value| !is_removal(value));
+    (!attributes.indexed_fields.is_empty()).then_some(attributes)
+}
+
+/// The memo that a run begins with: the fields that are there.
+pub(super) fn set_memo(given: Option<Memo>) -> Option<Memo> {
+    let mut memo = given?;
+    memo.fields.retain(|_, value| !is_removal(value));
+    (!memo.fields.is_empty()).then_some(memo)
 }
 
 /// Whether a value stands for "take the key away": nothing, null, or an empty list.

@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use piton_proto::common::{Link, Payload, Payloads, WorkflowExecution};
+use piton_proto::common::{Link, WorkflowExecution};
 use piton_proto::enums::{WorkflowIdConflictPolicy, WorkflowIdReusePolicy};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{HistoryEvent, WorkflowExecutionStartedEventAttributes};
 use piton_proto::sdk::UserMetadata;
 use piton_proto::workflowservice::StartWorkflowExecutionRequest;
 
+use super::property::{set_attributes, set_memo};
 use super::workflow_task::{HISTORY_SERVICE, queue_to_proto};
 use super::{Decided, Reply, RunState, StartedTask, Status};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::{EventId, RequestId, RunId, WorkflowKey};
+use crate::message::json_text;
 use crate::request::{Drawn, Parent, RunRequest, Signal, StartRequest, Taker};
 use crate::time::{Span, Timestamp};
 
@@ -39,7 +41,9 @@ pub fn decide_start(
         return Ok(start_new(key, None, request, drawn));
     }
     match policies.conflict {
-        Conflict::Fail => Err(already_started(current, "Workflow execution is already running.")),
+        Conflict::Fail => {
+            Err(already_started(current, "Workflow execution is already running.", ""))
+        }
         Conflict::UseExisting => use_existing(current, request, drawn),
         Conflict::TerminateExisting => {
             let mut ended = current.clone();
@@ -101,16 +105,16 @@ impl Policies {
             P::Unspecified | P::AllowDuplicate | P::TerminateIfRunning => Ok(()),
             P::RejectDuplicate => Err(already_started(
                 closed,
-                "Workflow execution already finished. Workflow Id reuse policy: reject duplicate \
-                 workflow Id.",
+                "Workflow execution already finished.",
+                " Workflow Id reuse policy: reject duplicate workflow Id.",
             )),
             P::AllowDuplicateFailedOnly => match closed.status {
                 Status::Failed | Status::Canceled | Status::Terminated | Status::TimedOut => Ok(()),
                 Status::Running | Status::Completed | Status::ContinuedAsNew => {
                     Err(already_started(
                         closed,
-                        "Workflow execution already finished successfully. Workflow Id reuse \
-                         policy: allow duplicate workflow Id if last run failed.",
+                        "Workflow execution already finished successfully.",
+                        " Workflow Id reuse policy: allow duplicate workflow Id if last run failed.",
                     ))
                 }
             },
@@ -118,10 +122,10 @@ impl Policies {
     }
 }
 
-fn already_started(current: &RunState, text: &str) -> Rejection {
+fn already_started(current: &RunState, text: &str, policy: &str) -> Rejection {
     let id = &current.key.workflow_id;
     Rejection::AlreadyStarted {
-        message: format!("{text} WorkflowId: {id}, RunId: {}.", current.run_id),
+        message: format!("{text} WorkflowId: {id}, RunId: {}.{policy}", current.run_id),
         start_request_id: current.note.start_request_id.clone().unwrap_or_else(|| "".into()),
         run_id: current.run_id.clone(),
         first_run_id: current.first_run_id(),
@@ -177,7 +181,12 @@ fn started_attributes(
     drawn: &Drawn<'_>,
 ) -> WorkflowExecutionStartedEventAttributes {
     let execution_timeout = Span::from_proto(start.workflow_execution_timeout.as_ref());
-    let run_timeout = Span::from_proto(start.workflow_run_timeout.as_ref());
+    let given = Span::from_proto(start.workflow_run_timeout.as_ref());
+    let run_timeout = given.min_given(execution_timeout);
+    // What nobody set stays open.
+    let shows_run_timeout = start.workflow_run_timeout.is_some() || run_timeout != given;
+    let task_timeout = Span::from_proto(start.workflow_task_timeout.as_ref());
+    let task_timeout = drawn.limits.task_timeout(task_timeout);
     let expiration = execution_timeout.given().map(|timeout| (drawn.now + timeout).to_proto());
     let queue = start.task_queue.as_ref().map_or("", |queue| &queue.name);
     let run_id = drawn.run_id.as_str().to_owned();
@@ -185,9 +194,11 @@ fn started_attributes(
         workflow_type: start.workflow_type.clone(),
         task_queue: Some(queue_to_proto(&QueueName::normal(queue))),
         input: start.input.clone(),
-        workflow_execution_timeout: Some(execution_timeout.to_proto()),
-        workflow_run_timeout: Some(run_timeout.min_given(execution_timeout).to_proto()),
-        workflow_task_timeout: Some(task_timeout(start.workflow_task_timeout.as_ref(), drawn)),
+        workflow_execution_timeout: start
+            .workflow_execution_timeout
+            .map(|_| execution_timeout.to_proto()),
+        workflow_run_timeout: shows_run_timeout.then(|| run_timeout.to_proto()),
+        workflow_task_timeout: Some(task_timeout.to_proto()),
         original_execution_run_id: run_id.clone(),
         first_execution_run_id: run_id,
         identity: start.identity.clone(),
@@ -196,8 +207,8 @@ fn started_attributes(
         workflow_execution_expiration_time: expiration,
         cron_schedule: start.cron_schedule.clone(),
         first_workflow_task_backoff: Some(Span::ZERO.to_proto()),
-        memo: start.memo.clone(),
-        search_attributes: start.search_attributes.clone(),
+        memo: set_memo(start.memo.clone()),
+        search_attributes: set_attributes(start.search_attributes.clone()),
         header: start.header.clone(),
         workflow_id: start.workflow_id.clone(),
         priority: start.priority.clone(),
@@ -218,22 +229,6 @@ fn started_attributes(
         attributes.root_workflow_execution = Some(root);
     }
     attributes
-}
-
-/// The workflow task timeout with its default, within its limit.
-pub(super) fn task_timeout(
-    given: Option<&prost_types::Duration>,
-    drawn: &Drawn<'_>,
-) -> prost_types::Duration {
-    let default = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms);
-    let longest = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms_max);
-    Span::from_proto(given).given().unwrap_or(default).min(longest).to_proto()
-}
-
-fn json_text(text: &str) -> Payloads {
-    let metadata = [("encoding".to_owned(), "json/plain".into())].into();
-    let data = format!("\"{text}\"").into();
-    Payloads { payloads: vec![Payload { metadata, data, ..Default::default() }] }
 }
 
 /// What a run begins with.

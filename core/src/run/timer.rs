@@ -13,7 +13,7 @@ use piton_proto::history::{
 use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
-use super::field::Fields;
+use super::field::{Fields, refused_by_state};
 use super::{RunState, Timer};
 use crate::effect::{Effect, TimerKind};
 use crate::id::EventId;
@@ -35,16 +35,22 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let fields = Fields::of(
-            "StartTimerCommandAttributes",
+            "StartTimerCommand",
             WorkflowTaskFailedCause::BadStartTimerAttributes,
             drawn.limits,
         );
-        fields.required("TimerId", &command.timer_id)?;
-        fields.span("StartToFireTimeout", command.start_to_fire_timeout.as_ref())?;
+        let id = &command.timer_id;
+        let fields = fields.beside("TimerId", id);
+        fields.required("TimerId", id)?;
+        Span::asked(command.start_to_fire_timeout.as_ref()).map_err(|why| {
+            fields.bad(format!(
+                "An invalid StartToFireTimeout is set on StartTimerCommand: {why}. TimerId={id}"
+            ))
+        })?;
         if self.pending_timer(&command.timer_id).is_some() {
             return Err(CommandFailure::new(
                 WorkflowTaskFailedCause::StartTimerDuplicateId,
-                format!("a timer with TimerId={} is pending", command.timer_id),
+                refused_by_state("add-timer-started-event", "TimerID", id),
             ));
         }
         let started = TimerStartedEventAttributes {
@@ -66,18 +72,18 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let fields = Fields::of(
-            "CancelTimerCommandAttributes",
+            "CancelTimerCommand",
             WorkflowTaskFailedCause::BadCancelTimerAttributes,
             drawn.limits,
         );
+        let fields = fields.beside("TimerId", &command.timer_id);
         fields.required("TimerId", &command.timer_id)?;
         // The id may have been used again after the first timer fired into the buffer: the worker
         // means the one that it knows last.
         let known = self.timers.values().rev().find(|t| t.timer_id == command.timer_id);
         let Some(started) = known.map(|timer| timer.started_event_id) else {
-            return Err(
-                fields.bad(format!("no timer with TimerId={} is pending", command.timer_id))
-            );
+            let id = &command.timer_id;
+            return Err(fields.bad(refused_by_state("add-timer-canceled-event", "TimerID", id)));
         };
         self.remove_buffered_timer_fired(started);
         let canceled = TimerCanceledEventAttributes {

@@ -91,10 +91,7 @@ fn timed_out(scheduled: EventId, started: EventId, kind: TimeoutType) -> Attribu
 fn server_failure(message: String) -> Failure {
     Failure {
         message,
-        source: "Server".into(),
-        failure_info: Some(FailureInfo::ServerFailureInfo(ServerFailureInfo {
-            non_retryable: true,
-        })),
+        failure_info: Some(FailureInfo::ServerFailureInfo(ServerFailureInfo::default())),
         ..Failure::default()
     }
 }
@@ -165,9 +162,8 @@ impl RunState {
 
     /// A stuck worker takes the whole timeout: letting it grow paces the retries.
     fn start_to_close(&self, attempt: u32, drawn: &Drawn<'_>) -> Span {
-        let default = Span::of_limit_ms(drawn.limits.workflow_task_timeout_ms);
         let given = Span::from_proto(self.started.workflow_task_timeout.as_ref());
-        let base = given.given().unwrap_or(default);
+        let base = drawn.limits.task_timeout(given);
         let Some(doublings) = attempt.checked_sub(SLOWER_FROM_ATTEMPT) else { return base };
         base + SLOWER_BY.times(1 << doublings.min(16)).min(SLOWER_BY_MAX)
     }

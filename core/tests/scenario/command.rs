@@ -67,7 +67,7 @@ fn activity(step: &Step) -> command::ScheduleActivityTaskCommandAttributes {
     command::ScheduleActivityTaskCommandAttributes {
         activity_id: step.text_of("id"),
         activity_type: Some(ActivityType { name: step.get("type").unwrap_or("Charge").to_owned() }),
-        task_queue: queue(step),
+        task_queue: Some(queue(step).unwrap_or_default()),
         input: step.payloads("input"),
         schedule_to_close_timeout: step.duration("schedule_to_close"),
         schedule_to_start_timeout: step.duration("schedule_to_start"),

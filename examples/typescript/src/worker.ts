@@ -3,10 +3,10 @@ import { NativeConnection, Worker } from '@temporalio/worker';
 import { orderActivities } from './order/activities';
 import { researchActivities } from './research/activities';
 import { desk, shop } from './services';
-import { taskQueue } from './task-queue';
+import { address, connected, taskQueue } from './task-queue';
 
 async function main() {
-  const connection = await NativeConnection.connect({ address: process.env.TEMPORAL_ADDRESS ?? '127.0.0.1:7233' });
+  const connection = await connected(NativeConnection.connect({ address }));
   const worker = await Worker.create({
     connection,
     taskQueue,

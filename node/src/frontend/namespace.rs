@@ -86,7 +86,7 @@ pub(super) async fn list(
     call: Call<ListNamespacesRequest>,
 ) -> Result<ListNamespacesResponse, ApiError> {
     let request = call.message;
-    let page_size = validate::page_size(request.page_size, PAGE_MAX)?;
+    let page_size = validate::page_size(request.page_size, PAGE_MAX);
     let after = std::str::from_utf8(&request.next_page_token)
         .map_err(|_| ApiError::invalid("Invalid NextPageToken."))?;
     // The token is the last name of the page before.

@@ -2,6 +2,7 @@
 //! order. What it lets through, the workflow's actor decides by its id policies.
 
 use piton_core::limits::Limits;
+use piton_core::retry_policy;
 use piton_core::time::Span;
 use piton_proto::common::RetryPolicy;
 use piton_proto::enums::{TaskQueueKind, WorkflowIdConflictPolicy, WorkflowIdReusePolicy};
@@ -20,9 +21,6 @@ pub(crate) enum Origin {
     SignalWithStart,
 }
 
-/// The maximum interval is this many initial intervals unless given.
-const MAXIMUM_INTERVAL_FACTOR: i64 = 100;
-
 /// Checks all but the search attributes, which need the namespace, and fills in what was left out.
 ///
 /// # Errors
@@ -34,11 +32,8 @@ pub(crate) fn check(
 ) -> Result<(), ApiError> {
     validate::required("WorkflowId", &request.workflow_id, limits)?;
     check_retry_policy(request.retry_policy.as_mut())?;
-    let has_delay = Span::from_proto(request.workflow_start_delay.as_ref());
-    if has_delay < Span::ZERO {
-        return Err(ApiError::invalid("An invalid WorkflowStartDelaySeconds is set on request."));
-    }
-    if !request.cron_schedule.is_empty() && has_delay > Span::ZERO {
+    let delay = read_span("WorkflowStartDelaySeconds", request.workflow_start_delay.as_ref())?;
+    if !request.cron_schedule.is_empty() && delay > Span::ZERO {
         return Err(ApiError::invalid(
             "CronSchedule and WorkflowStartDelay may not be used together.",
         ));
@@ -71,24 +66,23 @@ fn check_queue(
     Ok(())
 }
 
+fn read_span(name: &str, given: Option<&Duration>) -> Result<Span, ApiError> {
+    Span::asked(given).map_err(|cause| {
+        ApiError::invalid(format!("An invalid {name} is set on request. cause: {cause}"))
+    })
+}
+
 fn check_timeouts(
     request: &mut StartWorkflowExecutionRequest,
     limits: &Limits,
 ) -> Result<(), ApiError> {
-    let read = |name: &str, given: &Option<Duration>| {
-        let span = Span::from_proto(given.as_ref());
-        if span < Span::ZERO {
-            return Err(ApiError::invalid(format!("An invalid {name} is set on request.")));
-        }
-        Ok(span)
-    };
+    let read = |name: &str, given: &Option<Duration>| read_span(name, given.as_ref());
     let execution = read("WorkflowExecutionTimeoutSeconds", &request.workflow_execution_timeout)?;
     let run = read("WorkflowRunTimeoutSeconds", &request.workflow_run_timeout)?;
     let task = read("WorkflowTaskTimeoutSeconds", &request.workflow_task_timeout)?;
 
     let run = run.min_given(execution);
-    let task = task.given().unwrap_or(Span::of_limit_ms(limits.workflow_task_timeout_ms));
-    let task = task.min(Span::of_limit_ms(limits.workflow_task_timeout_ms_max)).min_given(run);
+    let task = limits.task_timeout(task).min_given(run);
     request.workflow_execution_timeout = Some(execution.to_proto());
     request.workflow_run_timeout = Some(run.to_proto());
     request.workflow_task_timeout = Some(task.to_proto());
@@ -148,48 +142,8 @@ fn check_policies(
 /// The first rule that it breaks.
 pub(crate) fn check_retry_policy(policy: Option<&mut RetryPolicy>) -> Result<(), ApiError> {
     let Some(policy) = policy else { return Ok(()) };
-    let refuse = |text: &str| Err(ApiError::invalid(text));
-    let mut initial = Span::from_proto(policy.initial_interval.as_ref());
-    if initial == Span::ZERO {
-        initial = Span::from_secs(1);
-        policy.initial_interval = Some(initial.to_proto());
-    }
-    let mut maximum = Span::from_proto(policy.maximum_interval.as_ref());
-    if maximum == Span::ZERO {
-        maximum = initial.times(MAXIMUM_INTERVAL_FACTOR).min(Span::MAX);
-        policy.maximum_interval = Some(maximum.to_proto());
-    }
-    if policy.backoff_coefficient == 0.0 {
-        policy.backoff_coefficient = 2.0;
-    }
-    if policy.maximum_attempts == 1 {
-        return Ok(());
-    }
-    if initial < Span::ZERO {
-        return refuse("InitialInterval cannot be negative on retry policy.");
-    }
-    if policy.backoff_coefficient.is_nan() || policy.backoff_coefficient < 1.0 {
-        return refuse("BackoffCoefficient cannot be less than 1 on retry policy.");
-    }
-    if maximum < Span::ZERO {
-        return refuse("MaximumInterval cannot be negative on retry policy.");
-    }
-    if maximum < initial {
-        return refuse("MaximumInterval cannot be less than InitialInterval on retry policy.");
-    }
-    if policy.maximum_attempts < 0 {
-        return refuse("MaximumAttempts cannot be negative on retry policy.");
-    }
-    check_timeout_types(&policy.non_retryable_error_types)
-}
-
-fn check_timeout_types(types: &[String]) -> Result<(), ApiError> {
-    const TYPES: &[&str] = &["StartToClose", "ScheduleToStart", "ScheduleToClose", "Heartbeat"];
-    let named = types.iter().filter_map(|t| t.strip_prefix("TemporalTimeout:"));
-    match named.into_iter().find(|name| !TYPES.contains(name)) {
-        Some(name) => Err(ApiError::invalid(format!("Invalid timeout type value: {name}."))),
-        None => Ok(()),
-    }
+    *policy = retry_policy::filled(Some(std::mem::take(policy))).map_err(ApiError::invalid)?;
+    Ok(())
 }
 
 /// Fields of the API that this server does not have. They are refused by name: a workflow that

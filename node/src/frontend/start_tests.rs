@@ -88,19 +88,19 @@ fn malformed_starts_are_refused_with_the_official_text() {
         ),
         (
             |r| r.workflow_execution_timeout = secs(-1),
-            "An invalid WorkflowExecutionTimeoutSeconds is set on request.",
+            "An invalid WorkflowExecutionTimeoutSeconds is set on request. cause: negative duration",
         ),
         (
             |r| r.workflow_run_timeout = secs(-1),
-            "An invalid WorkflowRunTimeoutSeconds is set on request.",
+            "An invalid WorkflowRunTimeoutSeconds is set on request. cause: negative duration",
         ),
         (
             |r| r.workflow_task_timeout = secs(-1),
-            "An invalid WorkflowTaskTimeoutSeconds is set on request.",
+            "An invalid WorkflowTaskTimeoutSeconds is set on request. cause: negative duration",
         ),
         (
             |r| r.workflow_start_delay = secs(-1),
-            "An invalid WorkflowStartDelaySeconds is set on request.",
+            "An invalid WorkflowStartDelaySeconds is set on request. cause: negative duration",
         ),
         (
             |r| {

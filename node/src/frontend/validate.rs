@@ -184,12 +184,11 @@ pub(crate) fn user_metadata(
     Ok(())
 }
 
-/// The rows asked for; 0 asks for as many as a page may have.
-pub(crate) fn page_size(given: i32, max: u64) -> Result<usize, ApiError> {
+/// The rows asked for; 0, or less, asks for as many as a page may have.
+pub(crate) fn page_size(given: i32, max: u64) -> usize {
     match u64::try_from(given) {
-        Ok(0) => Ok(max as usize),
-        Ok(given) => Ok(given.min(max) as usize),
-        Err(_) => Err(ApiError::invalid("PageSize cannot be negative.")),
+        Ok(0) | Err(_) => max as usize,
+        Ok(given) => given.min(max) as usize,
     }
 }
 

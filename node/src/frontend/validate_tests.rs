@@ -127,10 +127,9 @@ fn priorities_are_not_negative_and_fairness_keys_short() {
 
 #[test]
 fn a_page_has_at_most_as_many_rows_as_allowed() {
-    assert_eq!(page_size(0, 256).unwrap(), 256);
-    assert_eq!(page_size(10, 256).unwrap(), 10);
-    assert_eq!(page_size(1_000, 256).unwrap(), 256);
-    assert_eq!(said(page_size(-1, 256)), "PageSize cannot be negative.");
+    for (given, rows) in [(0, 256), (10, 10), (1_000, 256), (-1, 256), (i32::MIN, 256)] {
+        assert_eq!(page_size(given, 256), rows, "{given}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ pub(super) async fn list(
     let request = call.message;
     let limits = frontend.limits();
     let namespace = frontend.namespace(&request.namespace)?;
-    let page_size = validate::page_size(request.page_size, limits.list_page_max)?;
+    let page_size = validate::page_size(request.page_size, limits.list_page_max);
     let filter = ListFilter::parse_for_list(&request.query).map_err(refused)?;
     let token = request.next_page_token.into();
     let (executions, next_page_token) =
@@ -115,7 +115,7 @@ async fn narrowed(
 ) -> Result<(Vec<WorkflowExecutionInfo>, Vec<u8>), ApiError> {
     let limits = frontend.limits();
     let namespace = frontend.namespace(namespace)?;
-    let page_size = validate::page_size(page_size, limits.list_page_max)?;
+    let page_size = validate::page_size(page_size, limits.list_page_max);
     let filter = ListFilter::narrowed(asked);
     Ok(frontend.cluster.list(&namespace, &filter, page_size, token.into()).await?)
 }

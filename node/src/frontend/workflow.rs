@@ -172,10 +172,11 @@ pub(super) async fn terminate(
     validate::optional("Identity", &request.identity, &limits)?;
     validate::blob(request.details.as_ref(), &limits)?;
     validate::links(&request.links)?;
+    let given = |text: String, default: &str| if text.is_empty() { default.into() } else { text };
     let terminate = TerminateRequest {
-        reason: request.reason,
+        reason: given(request.reason, "terminated by user via frontend"),
         details: request.details,
-        identity: request.identity,
+        identity: given(request.identity, "frontend-service"),
         first_run_id: request.first_execution_run_id,
         links: request.links,
     };
@@ -230,7 +231,7 @@ pub(super) async fn history(
     let wait = validate::held_until(call.deadline, now, hold).saturating_duration_since(now);
     let page = HistoryPage {
         token: request.next_page_token.into(),
-        max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max)?,
+        max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max),
         wait: request.wait_new_event.then_some(wait),
         close_only: filter == HistoryEventFilterType::CloseEvent,
         reverse: false,
@@ -256,7 +257,7 @@ pub(super) async fn history_reverse(
     let (key, run_id) = validate::execution(&namespace.id, request.execution.as_ref(), &limits)?;
     let page = HistoryPage {
         token: request.next_page_token.into(),
-        max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max)?,
+        max_events: validate::page_size(request.maximum_page_size, limits.history_page_events_max),
         wait: None,
         close_only: false,
         reverse: true,

@@ -35,9 +35,6 @@ pub enum LogError {
     /// One record or vote is larger than the log can frame.
     #[error("write {bytes} bytes for group {group}: over the limit of one record")]
     TooLarge { group: GroupId, bytes: usize },
-    /// More bytes wait for the disk than the configuration allows.
-    #[error("write to group {group} while {waiting_bytes} bytes wait for the disk")]
-    Overloaded { group: GroupId, waiting_bytes: usize },
 }
 
 impl LogError {

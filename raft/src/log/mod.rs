@@ -7,6 +7,7 @@
 //! Read in this order: `record` (bytes of a record), `segment` (files and batches), `index`
 //! (where each group's entries lie), `writer` (group commit), `recovery` (opening).
 
+mod contents;
 mod disk;
 mod error;
 mod fault;
@@ -31,12 +32,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use index::GroupIndex;
-use shared::{Change, Shared};
+use shared::{Change, ROOM_BYTES, Shared};
 use writer::Writer;
 
+pub use contents::{LogContents, is_there};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::LogError;
 pub use fault::{Faults, FaultyDisk};
@@ -82,8 +84,7 @@ pub struct LogConfig {
     pub idle_after: Duration,
     /// Recent entries kept in memory for replication, over all groups.
     pub cache_bytes_max: usize,
-    /// Bytes that may wait for the disk; past it an append is refused. Admission upstream has to
-    /// hold the load below it.
+    /// Bytes of entries that may wait for the disk; who appends waits for [`Log::room`] first.
     pub waiting_bytes_max: usize,
     /// Reads every byte of every segment at opening instead of trusting their footers.
     pub verify_sealed: bool,
@@ -98,7 +99,7 @@ impl Default for LogConfig {
             gather_max: Duration::from_millis(1),
             idle_after: Duration::from_millis(50),
             cache_bytes_max: 16 << 20,
-            waiting_bytes_max: 1 << 30,
+            waiting_bytes_max: 128 << 20,
             verify_sealed: false,
         }
     }
@@ -169,7 +170,8 @@ impl Log {
         dir: PathBuf,
         config: LogConfig,
     ) -> Result<(Log, Recovered), LogError> {
-        let (shared, writer, recovered) = Log::recover(disk, dir, config)?;
+        let (shared, mut writer, recovered) = Log::recover(disk, dir, config)?;
+        writer.may_block = true;
         let thread = thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || writer.run())
@@ -223,6 +225,21 @@ impl Log {
         let shared = Arc::new(Shared::new(dir, config, opened.groups, opened.segments));
         let writer = Writer::new(shared.clone(), disk, opened.newest);
         Ok((shared, writer, opened.recovered))
+    }
+
+    /// Waits until so many bytes of entries may wait for the disk; they may as long as the result is
+    /// kept. Votes, truncations and purges are small, Raft cannot do without them, and so they need
+    /// none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is taken by a future that is dropped.
+    pub async fn room(&self, bytes: usize) -> Room {
+        let all = self.shared.config.waiting_bytes_max.div_ceil(ROOM_BYTES).max(1);
+        // What is larger than all there is goes alone.
+        let units = bytes.div_ceil(ROOM_BYTES).clamp(1, all);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        Room(Arc::clone(&self.shared.room).acquire_many_owned(units).await.ok())
     }
 
     /// Appends entries that continue the group's log (or begin it at any index, where it has
@@ -364,6 +381,10 @@ impl fmt::Debug for Log {
         formatter.debug_struct("Log").field("dir", &self.shared.dir).finish_non_exhaustive()
     }
 }
+
+/// Room for what waits for the disk; given back when dropped.
+#[derive(Debug)]
+pub struct Room(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
 
 /// The writer of a log that was opened without a thread.
 pub struct ManualWriter {

@@ -23,7 +23,7 @@ use super::segment::{
 };
 use super::shared::{GroupHead, Segment};
 use super::writer::current::{Current, publish, push_heads};
-use super::{GroupId, LogConfig, LogError, Purged, Recovered};
+use super::{GroupId, LogConfig, LogContents, LogError, Purged, Recovered};
 
 /// The fresh segment, for the writer to go on.
 pub(super) struct Newest {
@@ -71,6 +71,38 @@ pub(super) fn open(disk: &dyn Disk, dir: &Path, config: &LogConfig) -> Result<Op
     Ok(Opened { recovered, ..opened })
 }
 
+/// What the log in `dir` holds, read without writing anything; `None` where there is no log.
+pub(super) fn read(
+    disk: &dyn Disk,
+    dir: &Path,
+    config: &LogConfig,
+) -> Result<Option<LogContents>, LogError> {
+    let newest = newest_segment(disk, dir);
+    let newest = newest.map_err(|error| LogError::disk("list directory", dir, error))?;
+    let Some(newest) = newest else { return Ok(None) };
+    let mut found = Found::read(disk, dir, newest, config.verify_sealed)?;
+    let mut entries = Entries::default();
+    for older in &found.older {
+        entries.merge(older.number, &older.index);
+    }
+    let next = Place { segment: newest + 1, offset: 0 };
+    let mut tail = SegmentIndex::default();
+    found.copy_tail(&mut BatchBuilder::new(next, 0), &mut tail);
+    entries.merge(next.segment, &tail);
+    entries.purge(&found.heads);
+    let groups = entries.into_groups(dir, std::mem::take(&mut found.heads).into_values())?;
+    Ok(Some(LogContents { file: segment_path(dir, newest), end: found.ends_at, groups }))
+}
+
+/// The number of the newest segment; `None` where there is no log.
+pub(super) fn newest_segment(disk: &dyn Disk, dir: &Path) -> std::io::Result<Option<u64>> {
+    match disk.list(dir) {
+        Ok(names) => Ok(names.iter().filter_map(|name| segment_number(name)).max()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// A record of the unproven tail, to be copied.
 struct TailRecord {
     kind: RecordKind,
@@ -98,6 +130,8 @@ struct Found {
     first_live: u64,
     last_batch: u64,
     torn_bytes: u64,
+    /// Where in the newest segment its last whole batch ends.
+    ends_at: u32,
 }
 
 /// A segment's file and as many of its bytes as are needed.
@@ -261,7 +295,7 @@ impl Found {
                 }
             }
         }
-        self.last_batch = number;
+        (self.last_batch, self.ends_at) = (number, at);
         self.torn_bytes = torn_bytes(contents.number, &bytes, at, number + 1);
         let end = last.as_ref().map_or(at, |(start, _)| *start);
         let tail = last.map_or(Vec::new(), |(_, batch)| batch.records);
@@ -339,7 +373,7 @@ impl Found {
         self.copy_tail(&mut builder, &mut index);
         entries.merge(number, &index);
         entries.purge(&self.heads);
-        let heads: Vec<GroupHead> = std::mem::take(&mut self.heads).into_values().collect();
+        let heads = std::mem::take(&mut self.heads).into_values();
 
         let path = spare_path(dir, number);
         let file = disk.create(&path).map_err(|error| LogError::disk("create", &path, error))?;
@@ -466,7 +500,7 @@ impl Entries {
     fn into_groups(
         mut self,
         dir: &Path,
-        heads: Vec<GroupHead>,
+        heads: impl IntoIterator<Item = GroupHead>,
     ) -> Result<BTreeMap<GroupId, GroupIndex>, LogError> {
         let mut groups = BTreeMap::new();
         for GroupHead { group, vote, purged, committed } in heads {

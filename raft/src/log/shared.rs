@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::disk::DiskFile;
@@ -43,6 +43,8 @@ pub(super) struct Operation {
     pub(super) group: GroupId,
     pub(super) change: Change,
     pub(super) done: Done,
+    /// What it takes up in a batch.
+    pub(super) bytes: usize,
 }
 
 /// A segment and what of it still counts.
@@ -87,6 +89,8 @@ pub(super) struct State {
     /// The writer sleeps until the queue is this long.
     pub(super) wake_at: Option<usize>,
     pub(super) closing: bool,
+    /// The writer waits for room on the disk.
+    pub(super) is_full: bool,
     pub(super) failure: Option<String>,
     next_ticket: u64,
     /// Bytes of entries in memory, over all groups.
@@ -100,7 +104,12 @@ pub(super) struct Shared {
     pub(super) failed: watch::Sender<Option<String>>,
     pub(super) config: LogConfig,
     pub(super) dir: PathBuf,
+    /// Room for what waits for the disk, in units of [`ROOM_BYTES`].
+    pub(super) room: Arc<Semaphore>,
 }
+
+/// Room is given out by this many bytes.
+pub(super) const ROOM_BYTES: usize = 1024;
 
 /// Wakes the writer.
 #[derive(Default)]
@@ -140,6 +149,7 @@ impl Shared {
             in_flight_bytes: 0,
             wake_at: None,
             closing: false,
+            is_full: false,
             failure: None,
             next_ticket: 0,
             recent_bytes: 0,
@@ -149,6 +159,7 @@ impl Shared {
             wake: Wake::default(),
             stats: LogStats::default(),
             failed: watch::Sender::new(None),
+            room: Arc::new(Semaphore::new(config.waiting_bytes_max.div_ceil(ROOM_BYTES).max(1))),
             config,
             dir,
         }
@@ -158,10 +169,10 @@ impl Shared {
     /// is refused is told to `done` on this thread.
     pub(super) fn submit(&self, group: GroupId, change: Change, done: Done) {
         let mut state = self.state.lock();
-        match state.admit(group, change, self.config.waiting_bytes_max) {
+        match state.admit(group, change) {
             Ok((change, bytes)) => {
                 state.queue_bytes += bytes;
-                state.queue.push(Operation { group, change, done });
+                state.queue.push(Operation { group, change, done, bytes });
                 if state.waiting_since.is_none() {
                     state.waiting_since = Some(Instant::now());
                 }
@@ -264,20 +275,9 @@ impl Shared {
 type Files = BTreeMap<u64, (Arc<dyn DiskFile>, PathBuf)>;
 
 impl State {
-    fn admit(
-        &mut self,
-        group: GroupId,
-        change: Change,
-        waiting_bytes_max: usize,
-    ) -> Result<(Change, usize), LogError> {
+    fn admit(&mut self, group: GroupId, change: Change) -> Result<(Change, usize), LogError> {
         self.check_open()?;
         let bytes = check_size(group, &change)?;
-        let waiting_bytes = self.queue_bytes + self.in_flight_bytes;
-        // Votes, truncations and purges are small, and Raft cannot do without them.
-        let may_wait = !matches!(change, Change::Append { .. });
-        if !may_wait && waiting_bytes + bytes > waiting_bytes_max && waiting_bytes > 0 {
-            return Err(LogError::Overloaded { group, waiting_bytes });
-        }
         if matches!(change, Change::Sync) {
             return Ok((change, 0));
         }

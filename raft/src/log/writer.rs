@@ -45,6 +45,8 @@ pub(super) struct Writer {
     to_rewrite: (u64, Vec<(GroupId, u64)>),
     last_operations: usize,
     sync_average: Duration,
+    /// It has a thread of its own, which may wait until there is room on the disk.
+    pub(super) may_block: bool,
 }
 
 impl Writer {
@@ -60,6 +62,7 @@ impl Writer {
             to_rewrite: (0, Vec::new()),
             last_operations: 0,
             sync_average: Duration::ZERO,
+            may_block: false,
         }
     }
 
@@ -94,13 +97,23 @@ impl Writer {
 
     fn step(&mut self, call: Call, mut state: MutexGuard<'_, State>) -> bool {
         let shared = self.shared.clone();
-        let taken = self.take(&mut state);
+        let mut taken = self.take(&mut state);
         if matches!(call, Call::Idle) {
             // It would keep the memory around it from being given back.
             state.shrink();
         }
         drop(state);
         let last = matches!(call, Call::Close);
+        while let Some(part) = self.next_part(&mut taken) {
+            match self.write_part(&part) {
+                Ok(written) => self.complete_part(part, &written),
+                Err(error) => {
+                    let operations = part.into_iter().chain(taken.operations).collect();
+                    fail(&shared, operations, describe(&error), Some(error));
+                    return false;
+                }
+            }
+        }
         let wanted = taken.says_something() || self.unproven && !matches!(call, Call::Work);
         let written = if wanted { self.write(&taken) } else { Ok(Written::default()) };
         match written {
@@ -168,6 +181,26 @@ impl Writer {
             && state.should_rewrite(self.shared.config.segment_bytes)
     }
 
+    /// Tells those whose part of what was taken is durable. The rest goes on waiting.
+    fn complete_part(&mut self, part: Vec<Operation>, written: &Written) {
+        self.count(written);
+        let shared = self.shared.clone();
+        let mut state = shared.state.lock();
+        let bytes: usize = part.iter().map(|operation| operation.bytes).sum();
+        state.in_flight_bytes = state.in_flight_bytes.saturating_sub(bytes);
+        state.in_flight_since = Some(tokio::time::Instant::now());
+        if let Some(segment) = state.segments.get_mut(&self.current.number) {
+            segment.end = self.current.end;
+        }
+        for (group, index, ticket, place) in &written.stored {
+            state.stored(*group, *index, *ticket, *place);
+        }
+        drop(state);
+        for operation in part {
+            (operation.done)(Ok(()));
+        }
+    }
+
     /// Shows the durable batch in the index and tells those who wait for it.
     fn complete(&mut self, taken: Taken, written: &Written) {
         self.last_operations = taken.operations.len();
@@ -178,6 +211,9 @@ impl Writer {
         let mut state = shared.state.lock();
         state.in_flight_since = None;
         state.in_flight_bytes = 0;
+        if std::mem::take(&mut state.is_full) {
+            tracing::warn!(dir = %shared.dir.display(), "there is room again, the log goes on");
+        }
         if let Some(segment) = state.segments.get_mut(&self.current.number) {
             segment.end = self.current.end;
         }

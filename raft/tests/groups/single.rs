@@ -83,7 +83,7 @@ async fn lost_state_is_rebuilt_from_snapshot_and_log_after_a_purge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn state_beyond_the_log_is_thrown_away_and_rebuilt() {
+async fn state_beyond_the_log_is_refused_and_left_as_it_is() {
     let mut cluster = Cluster::start(1, tuning()).await;
     cluster.await_leader(&[0]).await;
     for number in 0..10 {
@@ -92,14 +92,18 @@ async fn state_beyond_the_log_is_thrown_away_and_rebuilt() {
     let before = cluster.nodes[0].ledger.book();
     cluster.stop_node(0).await;
     let mut mark = before.mark.clone().expect("applied");
+    let last = mark.index;
     mark.index += 100;
     let mut lines = before.lines.clone();
-    lines.insert(mark.index, bytes("never acknowledged"));
-    cluster.nodes[0].ledger.set_kept(Book { mark: Some(mark), lines });
-    cluster.start_node(0).await;
-    cluster.await_leader(&[0]).await;
-    assert_eq!(cluster.nodes[0].ledger.clears(), 1);
-    assert_eq!(cluster.nodes[0].ledger.book().lines, before.lines);
+    lines.insert(mark.index, bytes("acknowledged"));
+    cluster.nodes[0].ledger.set_kept(Book { mark: Some(mark), lines: lines.clone() });
+    let node = &cluster.nodes[0];
+    let groups = open(node.id, node.dir(), cluster.network.transport(node.id), tuning());
+    let started = groups.start(GROUP, &members(&[1]), node.ledger.replica()).await;
+    let Err(RaftError::Misfit(misfit)) = started else { panic!("{:?}", started.err()) };
+    assert_eq!((misfit.known, misfit.last), (last + 100, Some(last)));
+    assert_eq!(node.ledger.clears(), 0);
+    assert_eq!(node.ledger.book().lines, lines);
 }
 
 #[tokio::test(flavor = "multi_thread")]

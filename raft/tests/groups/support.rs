@@ -358,8 +358,15 @@ pub(crate) fn open_on(
     transport: Arc<dyn Transport>,
     tuning: Tuning,
 ) -> Groups {
-    Groups::open(NodeConfig { node, dir: dir.to_path_buf(), disk, transport, tuning })
-        .expect("open the groups")
+    Groups::open(NodeConfig {
+        node,
+        dir: dir.to_path_buf(),
+        disk,
+        transport,
+        states: Vec::new(),
+        tuning,
+    })
+    .expect("open the groups")
 }
 
 pub(crate) fn members(nodes: &[u64]) -> BTreeSet<NodeId> {

@@ -5,12 +5,14 @@ use piton_core::id::{EventId, NamespaceId, Position, RunId, ShardId, WorkflowId,
 use piton_core::placement::SLOTS;
 use piton_core::time::{Span, Timestamp};
 use piton_store::fuzzing::attack;
+use piton_store::golden::Golden;
 use piton_store::{KeyRange, Order, Write};
 
 use super::*;
+use crate::message::token::TASK_TOKEN;
 use crate::message::{ActivityToken, QueryToken, WorkflowTaskToken};
-use crate::meta::state::{MetaChange, MetaCommand, Namespace, NamespaceState, Route};
-use crate::replica::entry::TransitionRecord;
+use crate::meta::state::{META_COMMAND, MetaChange, MetaCommand, Namespace, NamespaceState, Route};
+use crate::replica::entry::{TransitionRecord, Verdict};
 use crate::replica::tests::TestShard;
 use crate::rows::range::SlotRange;
 use crate::rows::tests::Driver;
@@ -24,8 +26,8 @@ fn workflow() -> keys::Entity<&'static str> {
     keys::Entity { slot: 300, kind, namespace: "namespace", id: "order \u{1} 7" }
 }
 
-#[test]
-fn an_entry_survives_hostile_bytes() {
+/// Entries of a shard's log, by what they are.
+fn entries() -> [(&'static str, Bytes); 3] {
     let transition = |writes| TransitionRecord {
         term: 3,
         key: WorkflowKey { namespace: "namespace".into(), workflow_id: "order-7".into() },
@@ -33,17 +35,22 @@ fn an_entry_survives_hostile_bytes() {
         writes,
     };
     let writes = vec![Write::put("key", "a value"), Write::delete("another key")];
-    let samples = vec![
-        entry::encode_entry(&[transition(writes.clone()), transition(vec![])]).to_vec(),
-        entry::encode_entry(&[transition(writes)]).to_vec(),
-        entry::encode_range(&SlotRange { version: 2, slots: 5..SLOTS }).to_vec(),
-        vec![0, 1, 2, 3],
-    ];
-    attack("an entry", samples, held, entry);
+    let two = [transition(writes.clone()), transition(vec![])];
+    [
+        ("two transitions", entry::encode_entry(&two)),
+        ("a transition", entry::encode_entry(&[transition(writes)])),
+        ("a range", entry::encode_range(&SlotRange { version: 2, slots: 5..SLOTS })),
+    ]
 }
 
 #[test]
-fn an_entry_of_the_meta_group_survives_hostile_bytes() {
+fn an_entry_survives_hostile_bytes() {
+    let mut samples: Vec<Vec<u8>> = entries().into_iter().map(|(_, entry)| entry.into()).collect();
+    samples.push(vec![0, 1, 2, 3]);
+    attack("an entry", samples, held, entry);
+}
+
+fn meta_commands() -> [MetaCommand; 4] {
     let namespace = Namespace {
         id: "id".into(),
         name: "orders".into(),
@@ -66,16 +73,20 @@ fn an_entry_of_the_meta_group_survives_hostile_bytes() {
             Route { shard: ShardId(2), slots: 8_192..SLOTS },
         ]),
     ];
-    let command = |change| codec::encode(&MetaCommand { expected: 0, change }).expect("short");
-    let samples = changes.map(|change| command(change).to_vec()).to_vec();
-    attack("an entry of the meta group", samples, held, meta_entry);
+    changes.map(|change| MetaCommand { expected: 0, change })
 }
 
 #[test]
-fn a_token_survives_hostile_bytes() {
+fn an_entry_of_the_meta_group_survives_hostile_bytes() {
+    let encode = |command| META_COMMAND.encode(&command).expect("short").to_vec();
+    let samples = meta_commands().map(encode).to_vec();
+    attack("an entry of the meta group", samples, held, meta_entry);
+}
+
+fn tokens() -> [TaskToken; 3] {
     let (namespace, workflow_id) = (NamespaceId::from("n"), WorkflowId::from("order-7"));
     let run_id = RunId::from("a-run-id");
-    let tokens = [
+    [
         TaskToken::Workflow(WorkflowTaskToken {
             namespace: namespace.clone(),
             workflow_id: workflow_id.clone(),
@@ -97,8 +108,12 @@ fn a_token_survives_hostile_bytes() {
             stamp: 300,
         }),
         TaskToken::Query(QueryToken { namespace, workflow_id, run_id, term: 7, query: 9 }),
-    ];
-    attack("a token", tokens.map(|token| token.encode()).to_vec(), held, token);
+    ]
+}
+
+#[test]
+fn a_token_survives_hostile_bytes() {
+    attack("a token", tokens().map(|token| token.encode()).to_vec(), held, token);
 }
 
 #[test]
@@ -137,6 +152,25 @@ fn a_key_survives_hostile_bytes() {
         keys::meta::search_attributes("namespace"),
     ];
     attack("a key", samples.map(|key| key.to_vec()).to_vec(), held, key);
+}
+
+/// What an older node or release has written and a worker holds is read as it was meant.
+#[test]
+fn logs_and_tokens_are_encoded_as_ever() {
+    let mut golden = Golden::of(include_str!("../../testdata/records.txt"));
+    for (name, entry) in entries() {
+        golden.bytes(&format!("an entry, {name} (version 1)"), &entry);
+    }
+    let verdicts = [Verdict::Applied, Verdict::WrongTerm, Verdict::Moved, Verdict::SlotNotHere];
+    golden.bytes("verdicts", &entry::encode_verdicts(&verdicts));
+    let names = ["namespace", "attributes", "limits", "routes"];
+    for (name, command) in names.iter().zip(meta_commands()) {
+        golden.record(&META_COMMAND, &format!(", {name}"), &command);
+    }
+    for (name, token) in ["workflow", "activity", "query"].iter().zip(tokens()) {
+        golden.record(&TASK_TOKEN, &format!(", {name}"), &token);
+    }
+    golden.finish();
 }
 
 /// The rows of a workflow that has done a few things, as `row` takes them.

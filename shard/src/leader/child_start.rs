@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use piton_core::effect::ParentLink;
 use piton_core::id::{EventId, RunId, WorkflowKey};
-use piton_core::proto::common::WorkflowExecution;
-use piton_core::proto::enums::WorkflowIdConflictPolicy;
+use piton_core::proto::common::{Priority, WorkflowExecution};
 use piton_core::proto::history::StartChildWorkflowExecutionInitiatedEventAttributes;
 use piton_core::proto::sdk::UserMetadata;
 use piton_core::proto::workflowservice::StartWorkflowExecutionRequest;
 use piton_core::request::{Parent, StartRequest};
+use piton_core::run::inherit_priority;
 
 use crate::error::ShardError;
 use crate::leader::runtime::ShardRuntime;
@@ -21,6 +21,7 @@ pub(crate) struct ParentState {
     run_id: RunId,
     namespace_name: Arc<str>,
     root: WorkflowExecution,
+    priority: Option<Priority>,
 }
 
 impl ParentState {
@@ -42,7 +43,8 @@ impl ParentState {
                 ));
             }
         };
-        let root = described.workflow_execution_info.and_then(|info| info.root_execution);
+        let info = described.workflow_execution_info.unwrap_or_default();
+        let (root, priority) = (info.root_execution, info.priority);
         let this = WorkflowExecution {
             workflow_id: key.workflow_id.to_string(),
             run_id: run_id.to_string(),
@@ -50,7 +52,7 @@ impl ParentState {
         let namespace = shard.cluster.meta().namespace_by_id(&key.namespace);
         let namespace_name = namespace.map_or_else(|| Arc::from(""), |n| n.name.as_str().into());
         let root = root.unwrap_or(this);
-        Ok(Self { key: key.clone(), run_id: run_id.clone(), namespace_name, root })
+        Ok(Self { key: key.clone(), run_id: run_id.clone(), namespace_name, root, priority })
     }
 }
 
@@ -75,12 +77,11 @@ pub(crate) fn request(
         request_id,
         retry_policy: a.retry_policy,
         workflow_id_reuse_policy: a.workflow_id_reuse_policy,
-        workflow_id_conflict_policy: WorkflowIdConflictPolicy::Fail.into(),
         memo: a.memo,
         search_attributes: a.search_attributes,
         header: a.header,
         user_metadata,
-        priority: a.priority,
+        priority: inherit_priority(a.priority, parent.priority.as_ref()),
         ..Default::default()
     };
     let link = ParentLink {

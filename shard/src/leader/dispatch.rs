@@ -17,6 +17,11 @@ use crate::route::shard_leader::{QueueDepth, ReplyTo, ShardLeader};
 
 impl ShardLeader for ShardRuntime {
     fn call_workflow(self: Arc<Self>, call: WorkflowCall, reply: ReplyTo) {
+        // What nobody waits for is of our own; it ends what is under way.
+        if !reply.is_nobody() && call.writes() && self.config.room.is_short() {
+            let text = "the server's disk is nearly full: nothing new is taken until there is room";
+            return reply.send(Err(ShardError::Overloaded(text.to_owned())));
+        }
         self.ask(&call.key(), Envelope { ask: Ask::Call(call), reply });
     }
 

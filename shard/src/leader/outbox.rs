@@ -177,7 +177,12 @@ impl Sender {
             links: Vec::new(),
         };
         let run_id = run_of(attributes.workflow_execution.as_ref());
-        let refusal = self.ask_external(target, run_id, RunRequest::Signal(signal)).await?;
+        let refusal = if *target == self.key {
+            // A workflow cannot signal itself.
+            Some(ExternalRefusal::NotFound)
+        } else {
+            self.ask_external(target, run_id, RunRequest::Signal(signal)).await?
+        };
         self.record(RunRequest::ExternalSignalDone { initiated, refusal }).await
     }
 
@@ -303,18 +308,16 @@ fn child_refusal(answer: Result<Answer, ShardError>) -> Result<Option<ChildRefus
 }
 
 fn close_child(first_run: &RunId, terminate: bool, parent: WorkflowExecution) -> RunRequest {
-    let reason = "by parent close policy".to_owned();
     let first_run_id = first_run.to_string();
     if terminate {
         return RunRequest::Terminate(TerminateRequest {
-            reason,
+            reason: "by parent close policy".to_owned(),
             identity: SERVER_IDENTITY.to_owned(),
             first_run_id,
             ..Default::default()
         });
     }
     RunRequest::RequestCancel(CancelRequest {
-        reason,
         identity: SERVER_IDENTITY.to_owned(),
         request_id: format!("{}:close", parent.run_id),
         first_run_id,

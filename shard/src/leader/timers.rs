@@ -63,9 +63,9 @@ impl Actor for TimerActor {
         if let Some(sleeper) = state.sleeper.take() {
             sleeper.abort();
         }
-        let until = shard.clock.instant_of(next);
+        let clock = shard.clock;
         let sleeper = tokio::spawn(async move {
-            shard_sleep(until).await;
+            clock.wait_until(next).await;
             let _ = myself.cast(TimerMessage::Look);
         });
         state.sleeper = Some(sleeper.abort_handle());
@@ -82,10 +82,6 @@ impl Actor for TimerActor {
         }
         Ok(())
     }
-}
-
-async fn shard_sleep(until: tokio::time::Instant) {
-    tokio::time::sleep_until(until).await;
 }
 
 /// Reads the rows that come due within the next window, when half of the last one is over.

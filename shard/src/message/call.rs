@@ -73,6 +73,22 @@ pub enum WorkflowCall {
     },
 }
 
+impl WorkflowCall {
+    /// Whether it is a client's, and leads to something that has to be kept.
+    pub(crate) fn writes(&self) -> bool {
+        match self {
+            WorkflowCall::Start { .. }
+            | WorkflowCall::Run { .. }
+            | WorkflowCall::CompleteWorkflowTask { .. } => true,
+            WorkflowCall::Query { .. }
+            | WorkflowCall::AnswerQuery { .. }
+            | WorkflowCall::Describe { .. }
+            | WorkflowCall::Ticket(_)
+            | WorkflowCall::NoPoller { .. } => false,
+        }
+    }
+}
+
 /// A call to a task queue's matching actor.
 #[derive(Clone, Debug)]
 pub enum QueueCall {

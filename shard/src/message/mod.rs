@@ -9,7 +9,7 @@ mod call;
 mod delivery;
 mod peer;
 mod queue;
-mod token;
+pub(crate) mod token;
 
 pub use answer::{Answer, CountReply, HistoryPageReply};
 pub use call::{Call, HeldEvents, HistoryPage, QueueCall, ReadCall, WorkflowCall};

@@ -2,7 +2,7 @@
 
 use piton_core::id::{EventId, NamespaceId, RunId, WorkflowId, WorkflowKey};
 use piton_core::request::{ActivityRef, WorkflowTaskRef};
-use piton_store::codec;
+use piton_store::codec::Kind;
 use serde::{Deserialize, Serialize};
 
 /// A token that is not one of ours.
@@ -54,15 +54,20 @@ pub struct QueryToken {
     pub query: u64,
 }
 
+/// Workers hold tokens across an upgrade: those of older versions are read, so that an attempt that
+/// runs for hours is still reported. After a downgrade a newer one is refused, as one of another
+/// server is; its attempt then times out and is tried again.
+pub(crate) const TASK_TOKEN: Kind<TaskToken> = Kind::new("a task token", &[]);
+
 impl TaskToken {
     pub fn encode(&self) -> Vec<u8> {
-        codec::encode(self).expect("a token is a few short strings and numbers").to_vec()
+        TASK_TOKEN.encode(self).expect("a token is a few short strings and numbers").to_vec()
     }
 
     /// # Errors
     /// When the bytes are not a token of ours.
     pub fn decode(bytes: &[u8]) -> Result<Self, TokenError> {
-        codec::decode(bytes).map_err(|e| TokenError(e.to_string()))
+        TASK_TOKEN.decode(bytes).map_err(|e| TokenError(e.to_string()))
     }
 }
 

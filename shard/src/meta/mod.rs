@@ -16,12 +16,11 @@ use piton_core::limits::Limits;
 use piton_core::placement::Slot;
 use piton_core::time::{Span, Timestamp};
 use piton_raft::{Group, GroupId, NodeId};
-use piton_store::codec;
 use tokio::sync::watch;
 
 use crate::ids::Ids;
 pub use crate::meta::search_attribute::NamespaceAttributes;
-use crate::meta::state::{MetaChange, MetaCommand};
+use crate::meta::state::{META_COMMAND, MetaChange, MetaCommand};
 pub use crate::meta::state::{MetaState, Namespace, NamespaceState, Route, SearchAttributeTypes};
 use crate::replica::entry::{Verdict, decode_verdicts};
 
@@ -235,7 +234,8 @@ impl Meta {
             let state = self.state();
             let Some(change) = decide(&state)? else { return Ok(state) };
             let command = MetaCommand { expected: state.version, change };
-            let payload = codec::encode(&command).map_err(|e| MetaError::Invalid(e.to_string()))?;
+            let payload =
+                META_COMMAND.encode(&command).map_err(|e| MetaError::Invalid(e.to_string()))?;
             if self.propose(payload).await? == Verdict::Applied {
                 // Applied here before the proposal was answered, so it is in this state.
                 return Ok(self.state());

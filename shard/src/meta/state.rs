@@ -13,7 +13,7 @@ use piton_core::placement::Slot;
 use piton_core::proto::enums::IndexedValueType;
 use piton_core::time::{Span, Timestamp};
 use piton_raft::{CommittedEntry, Replica, ReplicaError, SnapshotError, SnapshotRows};
-use piton_store::codec::{self, CodecError};
+use piton_store::codec::{CodecError, Kind};
 use piton_store::{KeyRange, Mark, Order, Row, Table, Write};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -89,6 +89,14 @@ pub(crate) enum MetaChange {
     Routes(Vec<Route>),
 }
 
+/// Entries of the meta group's log. A namespace lies in them as it lies in its row.
+pub(crate) const META_COMMAND: Kind<MetaCommand> = Kind::new("a command of the meta group", &[]);
+const NAMESPACE: Kind<Namespace> = Kind::new("a namespace", &[]);
+const ATTRIBUTES: Kind<BTreeMap<String, i32>> = Kind::new("search attributes", &[]);
+const LIMITS: Kind<BTreeMap<String, u64>> = Kind::new("limits", &[]);
+const ROUTES: Kind<Vec<Route>> = Kind::new("routes", &[]);
+const VERSION: Kind<u64> = Kind::new("the meta state's version", &[]);
+
 impl MetaState {
     pub fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
         self.namespaces.get(self.names.get(name)?)
@@ -163,13 +171,13 @@ impl MetaChange {
     fn write(&self) -> Result<Write, CodecError> {
         let (key, value) = match self {
             Self::Namespace(namespace) => {
-                (keys::namespace(namespace.id.as_str()), codec::encode(namespace)?)
+                (keys::namespace(namespace.id.as_str()), NAMESPACE.encode(namespace)?)
             }
             Self::SearchAttributes { namespace, types } => {
-                (keys::search_attributes(namespace.as_str()), codec::encode(types)?)
+                (keys::search_attributes(namespace.as_str()), ATTRIBUTES.encode(types)?)
             }
-            Self::Limits(set) => (keys::limits(), codec::encode(set)?),
-            Self::Routes(routes) => (keys::routes(), codec::encode(routes)?),
+            Self::Limits(set) => (keys::limits(), LIMITS.encode(set)?),
+            Self::Routes(routes) => (keys::routes(), ROUTES.encode(routes)?),
         };
         Ok(Write::put(key, value))
     }
@@ -214,8 +222,8 @@ impl Replica for MetaReplica {
         let mut writes = Vec::new();
         let mut verdicts = Vec::with_capacity(entries.len());
         for entry in entries {
-            let command: MetaCommand =
-                codec::decode(&entry.payload).map_err(|e| ReplicaError::new(DOING, e))?;
+            let command =
+                META_COMMAND.decode(&entry.payload).map_err(|e| ReplicaError::new(DOING, e))?;
             let verdict = if command.expected == state.version {
                 state.version += 1;
                 writes.push(command.change.write().map_err(|e| ReplicaError::new(DOING, e))?);
@@ -227,7 +235,7 @@ impl Replica for MetaReplica {
             verdicts.push(encode_verdicts(&[verdict]));
         }
         if !writes.is_empty() {
-            let version = codec::encode(&state.version);
+            let version = VERSION.encode(&state.version);
             let version = version.map_err(|e| ReplicaError::new(DOING, e))?;
             writes.push(Write::put(keys::version(), version));
         }
@@ -263,22 +271,22 @@ impl Replica for MetaReplica {
 
 fn read_state(table: &Table) -> Result<MetaState, ReplicaError> {
     let mut state = MetaState::default();
-    if let Some(version) = read(table, &keys::version())? {
+    if let Some(version) = read(table, &VERSION, &keys::version())? {
         state.version = version;
     }
     for row in read_prefix(table, &keys::namespaces())? {
-        state.put(MetaChange::Namespace(decode(&row.value)?));
+        state.put(MetaChange::Namespace(decode(&NAMESPACE, &row.value)?));
     }
     for row in read_prefix(table, &keys::all_search_attributes())? {
         let id = keys::parse_search_attributes(&row.key)
             .ok_or_else(|| ReplicaError::new(READ, "a key of search attributes is none"))?;
-        let (namespace, types) = (NamespaceId::new(id), decode(&row.value)?);
+        let (namespace, types) = (NamespaceId::new(id), decode(&ATTRIBUTES, &row.value)?);
         state.put(MetaChange::SearchAttributes { namespace, types });
     }
-    if let Some(set) = read(table, &keys::limits())? {
+    if let Some(set) = read(table, &LIMITS, &keys::limits())? {
         state.put(MetaChange::Limits(set));
     }
-    if let Some(routes) = read(table, &keys::routes())? {
+    if let Some(routes) = read(table, &ROUTES, &keys::routes())? {
         state.put(MetaChange::Routes(routes));
     }
     Ok(state)
@@ -288,10 +296,11 @@ const READ: &str = "read the meta state";
 
 fn read<T: serde::de::DeserializeOwned>(
     table: &Table,
+    kind: &Kind<T>,
     key: &[u8],
 ) -> Result<Option<T>, ReplicaError> {
     let value = table.get(key).map_err(|e| ReplicaError::new(READ, e))?;
-    value.map(|value| decode(&value)).transpose()
+    value.map(|value| decode(kind, &value)).transpose()
 }
 
 fn read_prefix(table: &Table, prefix: &[u8]) -> Result<Vec<Row>, ReplicaError> {
@@ -300,8 +309,8 @@ fn read_prefix(table: &Table, prefix: &[u8]) -> Result<Vec<Row>, ReplicaError> {
     rows.map_err(|e| ReplicaError::new(READ, e))
 }
 
-fn decode<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, ReplicaError> {
-    codec::decode(value).map_err(|e| ReplicaError::new(READ, e))
+fn decode<T: serde::de::DeserializeOwned>(kind: &Kind<T>, value: &[u8]) -> Result<T, ReplicaError> {
+    kind.decode(value).map_err(|e| ReplicaError::new(READ, e))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use piton_store::{CheckpointReport, StoreError, Table};
 use tokio::sync::watch;
 
 use crate::error::with_causes;
+use crate::room::Room;
 
 /// How often the thread looks at how much waits.
 const LOOK: Duration = Duration::from_millis(20);
@@ -25,6 +26,8 @@ pub(crate) struct CheckpointConfig {
     /// Bytes of rows not yet checkpointed, over all groups: past it, checkpoints come at once;
     /// past twice as many, admission slows.
     pub(crate) table_bytes: usize,
+    /// What is free on the disk.
+    pub(crate) room: Room,
 }
 
 /// Tells the last index of a group's log that is durable here.
@@ -46,6 +49,9 @@ struct Shared {
     observer: CheckpointObserver,
     tables: Mutex<Vec<Table>>,
     is_admission_slowed: AtomicBool,
+    /// So much waits that not even what is committed is applied.
+    is_full: Mutex<bool>,
+    emptied: Condvar,
     failed: watch::Sender<Option<String>>,
     stop: Mutex<bool>,
     stopped: Condvar,
@@ -70,6 +76,8 @@ impl Checkpoints {
             observer,
             tables: Mutex::new(Vec::new()),
             is_admission_slowed: AtomicBool::new(false),
+            is_full: Mutex::new(false),
+            emptied: Condvar::new(),
             failed: watch::Sender::new(None),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
@@ -97,6 +105,19 @@ impl Checkpoints {
         self.shared.is_admission_slowed.load(Ordering::Relaxed)
     }
 
+    /// Waits until the tables have room for what is committed: a follower's are filled by its
+    /// leader, and a leader's by what was proposed before it was slowed. Blocks, except where there
+    /// is but one thread.
+    pub(crate) fn await_room(&self) {
+        if matches!(self.shared.execution, Execution::Inline { .. }) {
+            return;
+        }
+        let mut is_full = self.shared.is_full.lock();
+        while *is_full {
+            self.shared.emptied.wait(&mut is_full);
+        }
+    }
+
     /// Becomes `Some(reason)` when the store failed: the node must stop and rebuild it.
     pub(crate) fn failed(&self) -> watch::Receiver<Option<String>> {
         self.shared.failed.subscribe()
@@ -106,6 +127,7 @@ impl Checkpoints {
     pub(crate) fn stop(&self) {
         *self.shared.stop.lock() = true;
         self.shared.stopped.notify_all();
+        self.shared.set_full(false);
         let thread = self.shared.thread.lock().take();
         if let Some(thread) = thread {
             // The thread reports its own panics.
@@ -135,6 +157,7 @@ impl Shared {
         // Nothing empties the tables any more: memory stays bounded only if nothing fills them.
         self.is_admission_slowed.store(true, Ordering::Relaxed);
         self.failed.send_replace(Some(reason));
+        self.set_full(false);
         false
     }
 
@@ -170,13 +193,27 @@ impl Shared {
         if self.is_admission_slowed.swap(is_slowed, Ordering::Relaxed) != is_slowed {
             tracing::debug!(dirty, is_slowed, "admission follows the checkpoints");
         }
+        self.set_full(dirty > self.config.table_bytes.saturating_mul(3));
         dirty
+    }
+
+    fn set_full(&self, is_full: bool) {
+        let mut was_full = self.is_full.lock();
+        // A thread that ends empties nothing: nobody must wait for it.
+        *was_full = is_full && !*self.stop.lock() && self.failed.borrow().is_none();
+        if !*was_full {
+            self.emptied.notify_all();
+        }
     }
 
     fn round(&self) -> Result<(), (u32, StoreError)> {
         let tables = self.tables.lock().clone();
         for table in tables {
             let group = table.group();
+            if !self.config.room.takes(table.dirty_bytes()) {
+                // It stays in the table, and new work is refused meanwhile.
+                continue;
+            }
             let began = Instant::now();
             match table.checkpoint((self.synced)(GroupId(group))) {
                 Ok(CheckpointReport::Written { rows, bytes, .. }) => {

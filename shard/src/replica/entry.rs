@@ -4,7 +4,7 @@
 //! ```text
 //! entry        version(1) kind(1): 1 = transitions, 2 = range
 //! transitions  count(4), then of each:
-//!              term(8) base(8) namespace-id workflow-id, count of writes(4), then of each:
+//!              term(8) base(8) entity's kind(1) namespace-id id, count of writes(4), then of each:
 //!              kind(1): 0 = delete, key | 1 = put, key, value
 //! range        see `rows::range`
 //! strings, keys and values: length(4), bytes. Numbers are big endian.
@@ -15,6 +15,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use piton_core::id::{NamespaceId, Position, WorkflowId, WorkflowKey};
 use piton_store::Write;
 
+use crate::rows::keys::EntityKind;
 use crate::rows::range::{RangeError, SlotRange};
 
 /// Events of one transition; a larger request is several transitions.
@@ -67,7 +68,7 @@ pub(crate) enum Verdict {
 pub(crate) enum EntryError {
     #[error("decode an entry: it ends within {what}")]
     Short { what: &'static str },
-    #[error("decode an entry: version {found} is not known")]
+    #[error("decode an entry of version {found}: this release knows versions up to {FORMAT}")]
     Version { found: u8 },
     #[error("decode an entry: {what} is not valid")]
     Invalid { what: &'static str },
@@ -81,7 +82,7 @@ impl TransitionRecord {
     /// Bytes it takes up in an entry.
     pub(crate) fn encoded_len(&self) -> usize {
         let writes: usize = self.writes.iter().map(write_bytes).sum();
-        28 + self.key.namespace.as_str().len() + self.key.workflow_id.as_str().len() + writes
+        29 + self.key.namespace.as_str().len() + self.key.workflow_id.as_str().len() + writes
     }
 }
 
@@ -101,6 +102,7 @@ pub(crate) fn encode_entry(transitions: &[TransitionRecord]) -> Bytes {
     for transition in transitions {
         bytes.put_u64(transition.term);
         bytes.put_u64(transition.base.0);
+        bytes.put_u8(EntityKind::Workflow as u8);
         put_bytes(&mut bytes, transition.key.namespace.as_str().as_bytes());
         put_bytes(&mut bytes, transition.key.workflow_id.as_str().as_bytes());
         put_len(&mut bytes, transition.writes.len());
@@ -175,6 +177,9 @@ fn take_transitions(rest: &mut Bytes) -> Result<Vec<TransitionRecord>, EntryErro
     for _ in 0..count {
         let term = take_u64(rest, "a term")?;
         let base = Position(take_u64(rest, "a position")?);
+        if take_u8(rest, "a kind of entity")? != EntityKind::Workflow as u8 {
+            return Err(EntryError::Invalid { what: "a kind of entity" });
+        }
         let namespace = NamespaceId::new(take_text(rest, "a namespace id")?);
         let workflow_id = WorkflowId::new(take_text(rest, "a workflow id")?);
         let writes = take_writes(rest)?;

@@ -13,6 +13,7 @@ use piton_core::placement::slot_of;
 use piton_raft::{CommittedEntry, Replica, ReplicaError, SnapshotError, SnapshotRows};
 use piton_store::{Held, Mark, Row, Table, Write};
 
+use crate::replica::checkpoint::Checkpoints;
 use crate::replica::entry::{Entry, TransitionRecord, Verdict};
 use crate::rows::range::SlotRange;
 use crate::rows::writes::range_write;
@@ -26,6 +27,7 @@ const RESTORE_BYTES: usize = 4 << 20;
 /// A shard's state as Raft applies to it.
 pub(crate) struct ShardReplica {
     rows: WorkflowRows,
+    checkpoints: Option<Checkpoints>,
     /// The range row, read once: only `apply` and `restore` change it.
     range: Option<SlotRange>,
 }
@@ -36,7 +38,12 @@ impl ShardReplica {
     pub(crate) fn open(table: Table) -> Result<ShardReplica, ReplicaError> {
         let rows = WorkflowRows::new(table);
         let range = rows.range().map_err(|e| ReplicaError::new("read its slot range", e))?;
-        Ok(ShardReplica { rows, range })
+        Ok(ShardReplica { rows, checkpoints: None, range })
+    }
+
+    /// From now on it waits for these where too much waits for the store.
+    pub(crate) fn slowed_by(self, checkpoints: Checkpoints) -> ShardReplica {
+        ShardReplica { checkpoints: Some(checkpoints), ..self }
     }
 
     fn table(&self) -> &Table {
@@ -64,6 +71,9 @@ impl Replica for ShardReplica {
         entries: Vec<CommittedEntry>,
         mark: Mark,
     ) -> Result<Vec<Bytes>, ReplicaError> {
+        if let Some(checkpoints) = &self.checkpoints {
+            checkpoints.await_room();
+        }
         let mut batch = ApplyBatch {
             rows: &self.rows,
             range: self.range.clone(),
@@ -145,9 +155,8 @@ impl ApplyBatch<'_> {
         let moved = writes.iter().rev().find(|write| *write.key() == current);
         match moved {
             Some(Write::Put { value, .. }) => {
-                let position = decode_position(value).ok_or_else(|| {
-                    ReplicaError::new("read a transition's position", "its row is cut short")
-                })?;
+                let position = decode_position(value)
+                    .map_err(|e| ReplicaError::new("read a transition's position", e))?;
                 self.positions.insert(key, position);
             }
             Some(Write::Delete { .. }) => {

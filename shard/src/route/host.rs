@@ -91,6 +91,7 @@ impl ShardHost {
             let rows = WorkflowRows::new(table.clone());
             let replica =
                 ShardReplica::open(table).map_err(|e| failed("open a shard's state")(&e))?;
+            let replica = replica.slowed_by(checkpoints.clone());
             let started = groups.start(group_of(id), &members, Box::new(replica)).await;
             let group = started.map_err(|e| failed("start a shard's group")(&e))?;
             shards.push(Shard { group, rows, serving: RwLock::new(None) });
@@ -192,8 +193,11 @@ fn start_checkpoints(
 ) -> Result<Checkpoints, ShardError> {
     let log = groups.log().clone();
     let metrics = metrics.clone();
-    let config =
-        CheckpointConfig { interval: config.checkpoint_interval, table_bytes: config.table_bytes };
+    let config = CheckpointConfig {
+        interval: config.checkpoint_interval,
+        table_bytes: config.table_bytes,
+        room: config.room.clone(),
+    };
     Checkpoints::start(
         groups.execution(),
         config,

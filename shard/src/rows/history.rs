@@ -10,7 +10,7 @@ use piton_core::limits::Limits;
 use piton_core::message::Proto;
 use piton_core::proto::history::HistoryEvent;
 use piton_core::run::HeldTask;
-use piton_store::codec;
+use piton_store::codec::Kind;
 use serde::{Deserialize, Serialize};
 
 use crate::message::{HeldEvents, HistoryPage, HistoryPageReply};
@@ -75,13 +75,16 @@ struct PageToken {
     suffix: Vec<Proto<HistoryEvent>>,
 }
 
+/// An older release's tokens are read; a reader that holds a newer one begins anew.
+const PAGE_TOKEN: Kind<PageToken> = Kind::new("a page token", &[]);
+
 impl PageToken {
     fn decode(bytes: &[u8]) -> Result<Option<Self>, HistoryError> {
         if bytes.is_empty() {
             return Ok(None);
         }
         let token: Self =
-            codec::decode(bytes).map_err(|_| HistoryError::Token("Invalid NextPageToken."))?;
+            PAGE_TOKEN.decode(bytes).map_err(|_| HistoryError::Token("Invalid NextPageToken."))?;
         if token.next < EventId(0) || token.end < EventId(0) {
             return Err(HistoryError::Token("Invalid NextPageToken."));
         }
@@ -98,7 +101,7 @@ impl PageToken {
     }
 
     fn encode(&self) -> Vec<u8> {
-        codec::encode(self).expect("a token holds a run id and at most two events").to_vec()
+        PAGE_TOKEN.encode(self).expect("a token holds a run id and at most two events").to_vec()
     }
 }
 

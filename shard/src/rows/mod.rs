@@ -7,6 +7,7 @@ pub(crate) mod codes;
 pub(crate) mod history;
 pub(crate) mod keys;
 pub(crate) mod range;
+pub(crate) mod records;
 pub(crate) mod retention;
 pub(crate) mod values;
 pub(crate) mod visibility;
@@ -18,16 +19,17 @@ use piton_core::note::{Note, NoteKey};
 use piton_core::proto::history::{History, HistoryEvent};
 use piton_core::run::{FoldError, RunState};
 use piton_core::time::Timestamp;
-use piton_store::codec;
+use piton_store::codec::Kind;
 use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
 use prost::Message;
 
 use crate::message::QueueKey;
 use crate::rows::codes::{note_key, queue_code, unsigned};
 use crate::rows::range::SlotRange;
+use crate::rows::records::decode_note;
 pub(crate) use crate::rows::values::{
-    Current, ErrandRow, FORMAT, HistoryBatch, RequestKind, RequestRow, TaskRow, TaskValue,
-    TimerRow, decode_position, end_of, workflow, workflow_key,
+    Current, ErrandRow, HistoryBatch, RequestKind, RequestRow, TaskRow, TimerRow, decode_position,
+    end_of, workflow, workflow_key,
 };
 use crate::rows::values::{decode_current, decode_range, errand_row, task_row, timer_row};
 pub(crate) use crate::rows::writes::{
@@ -102,7 +104,7 @@ impl WorkflowRows {
 
     pub(crate) fn position(&self, key: &WorkflowKey) -> Result<Position, LoadError> {
         let Some(value) = self.get(&workflow(key).current())? else { return Ok(Position(0)) };
-        decode_position(&value).ok_or_else(|| self.bad_value("a current row", "it is cut short"))
+        decode_position(&value).map_err(|source| self.bad_value("a current row", source))
     }
 
     pub(crate) fn request(
@@ -111,7 +113,7 @@ impl WorkflowRows {
         id: &RequestId,
     ) -> Result<Option<RequestRow>, LoadError> {
         let Some(value) = self.get(&workflow(key).request(id.as_str()))? else { return Ok(None) };
-        self.decode("a request row", &value).map(Some)
+        self.decode(&records::REQUEST, &value).map(Some)
     }
 
     /// Rebuilds a run's state from its history and notes; `None`: there is no such run.
@@ -166,7 +168,8 @@ impl WorkflowRows {
                 return Err(self.bad_key("notes"));
             };
             let key = note_key(kind, id).ok_or_else(|| self.bad_key("notes"))?;
-            notes.push((key, self.decode("a note", &row.value)?));
+            let note = decode_note(key, &row.value);
+            notes.push((key, note.map_err(|source| self.bad_value("a note", source))?));
             Ok(true)
         })?;
         Ok(Some((events, notes)))
@@ -270,11 +273,10 @@ impl WorkflowRows {
         let Some((_, keys::EntityRow::Event { first_event_id, .. })) = parsed else {
             return Err(self.bad_key("batches of history"));
         };
-        if row.value.first() != Some(&FORMAT) {
-            return Err(self.bad_value("a batch of history", "its version is not known"));
-        }
+        let raw = records::EVENTS.body(&row.value);
+        let raw = raw.map_err(|source| self.bad_value("a batch of history", source))?;
         let first = EventId(i64::try_from(first_event_id).unwrap_or(i64::MAX));
-        Ok(HistoryBatch { first, raw: row.value.slice(1..) })
+        Ok(HistoryBatch { first, raw: row.value.slice_ref(raw) })
     }
 
     /// Timers with `from <= due <= until`, by due time.
@@ -375,7 +377,7 @@ impl WorkflowRows {
     }
 
     fn task_row(&self, row: &Row) -> Result<TaskRow, LoadError> {
-        let value: TaskValue = self.decode("a task", &row.value)?;
+        let value = self.decode(&records::TASK, &row.value)?;
         task_row(&row.key, value).ok_or_else(|| self.bad_key("tasks"))
     }
 
@@ -427,10 +429,10 @@ impl WorkflowRows {
 
     pub(crate) fn decode<T: serde::de::DeserializeOwned>(
         &self,
-        what: &'static str,
+        kind: &Kind<T>,
         value: &[u8],
     ) -> Result<T, LoadError> {
-        codec::decode(value).map_err(|source| self.bad_value(what, source))
+        kind.decode(value).map_err(|source| self.bad_value(kind.name(), source))
     }
 
     fn store(&self, source: StoreError) -> LoadError {
@@ -441,7 +443,7 @@ impl WorkflowRows {
         LoadError::Key { group: self.table.group(), what }
     }
 
-    fn bad_value(
+    pub(crate) fn bad_value(
         &self,
         what: &'static str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -8,8 +8,9 @@ use piton_core::time::Timestamp;
 use piton_store::{KeyRange, Order, Write};
 use tokio::sync::mpsc;
 
+use crate::rows::records::EXPIRY;
 use crate::rows::writes::errand_key;
-use crate::rows::{FORMAT, LoadError, WorkflowRows, end_of, keys, workflow, workflow_key};
+use crate::rows::{LoadError, WorkflowRows, end_of, keys, workflow, workflow_key};
 
 /// Something that may be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +102,8 @@ pub(crate) fn deletion_writes(
         }
         Expired::Run(run_id) => run_deletion(rows, &expired.key, run_id, limit)?,
     };
-    if let (Expired::Run(_), Some(visibility)) = (&expired.what, value.strip_prefix(&[FORMAT])) {
+    if let Expired::Run(_) = expired.what {
+        let visibility = EXPIRY.body(&value).map_err(|e| rows.bad_value(EXPIRY.name(), e))?;
         deletion.writes.push(Write::delete(value.slice_ref(visibility)));
     }
     if deletion.done {

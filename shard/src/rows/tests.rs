@@ -283,7 +283,7 @@ fn a_task_row_names_version_and_fairness() {
     };
     let write = effect_write(&driver.key, &driver.run_id(), &Effect::Task(offer.clone()));
     let Ok(Write::Put { key, value }) = write else { panic!("a task is put: {write:?}") };
-    let value = codec::decode(&value).expect("it decodes");
+    let value = records::TASK.decode(&value).expect("it decodes");
     let row = task_row(&key, value).expect("it is a task's key");
     assert_eq!((&row.version, row.priority), (&offer.version, 1));
     assert_eq!((&row.fairness_key, row.fairness_weight), (&offer.fairness_key, 2.5));

@@ -3,23 +3,21 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use piton_core::effect::{ErrandKey, QueueName, TaskKey, TimerKind};
 use piton_core::id::{EventId, NamespaceId, Position, RequestId, RunId, WorkflowId, WorkflowKey};
 use piton_core::placement::slot_of;
 use piton_core::run::{RunState, Status};
 use piton_core::time::Timestamp;
-use piton_store::codec::{self, CodecError};
+use piton_store::codec::CodecError;
 use piton_store::prefix_end;
 use serde::{Deserialize, Serialize};
 
 use crate::message::{QueueKey, QueueType};
 use crate::rows::codes::{ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, timer_kind};
-use crate::rows::keys;
 use crate::rows::range::SlotRange;
+use crate::rows::{keys, records};
 
-/// First byte of the values laid out by hand.
-pub(crate) const FORMAT: u8 = 1;
 /// The workflow's current run, and the position that fences its transitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Current {
@@ -85,7 +83,7 @@ pub(crate) struct TaskRow {
 }
 
 /// A task row's value: what its key does not say.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TaskValue {
     /// For a sticky queue: the normal queue of the same worker.
     pub(crate) normal: Option<Arc<str>>,
@@ -168,43 +166,37 @@ pub(crate) fn end_of(prefix: &[u8]) -> Bytes {
 }
 
 pub(crate) fn encode_range(range: &SlotRange) -> Bytes {
-    let mut value = BytesMut::with_capacity(13);
-    value.put_u8(FORMAT);
+    let mut value = records::RANGE.begin(12);
     range.put(&mut value);
     value.freeze()
 }
 
 pub(crate) fn decode_range(
-    mut value: Bytes,
+    value: Bytes,
 ) -> Result<SlotRange, Box<dyn std::error::Error + Send + Sync>> {
-    if value.first() != Some(&FORMAT) {
-        return Err("its version is not known".into());
-    }
-    let mut rest = value.split_off(1);
+    let mut rest = value.slice_ref(records::RANGE.body(&value)?);
     Ok(SlotRange::take(&mut rest)?)
 }
 
 /// `version(1) position(8) run`: the position is read at each fence, the rest is not.
 pub(crate) fn encode_current(current: &Current) -> Result<Bytes, CodecError> {
-    let run = codec::encode(&current.run)?;
-    let mut value = BytesMut::with_capacity(9 + run.len());
-    value.put_u8(FORMAT);
+    let run = records::CURRENT_RUN.encode(&current.run)?;
+    let mut value = records::CURRENT.begin(8 + run.len());
     value.put_u64(current.position.0);
     value.put_slice(&run);
     Ok(value.freeze())
 }
 
-pub(crate) fn decode_current(
-    value: &[u8],
-) -> Result<Current, Box<dyn std::error::Error + Send + Sync>> {
-    let position = decode_position(value).ok_or("it is cut short")?;
-    Ok(Current { position, run: codec::decode(&value[9..])? })
+pub(crate) fn decode_current(value: &[u8]) -> Result<Current, CodecError> {
+    let position = decode_position(value)?;
+    Ok(Current { position, run: records::CURRENT_RUN.decode(&value[9..])? })
 }
 
 /// The position in a `current` row's value.
-pub(crate) fn decode_position(value: &[u8]) -> Option<Position> {
-    let rest = value.strip_prefix(&[FORMAT])?;
-    rest.first_chunk().map(|bytes| Position(u64::from_be_bytes(*bytes)))
+pub(crate) fn decode_position(value: &[u8]) -> Result<Position, CodecError> {
+    let body = records::CURRENT.body(value)?;
+    let bytes = body.first_chunk().ok_or(CodecError::Short { kind: records::CURRENT.name() })?;
+    Ok(Position(u64::from_be_bytes(*bytes)))
 }
 
 pub(crate) fn timer_row(key: &[u8]) -> Option<TimerRow> {

@@ -10,11 +10,11 @@ use piton_core::list_filter::{GroupBy, ListFilter};
 use piton_core::placement::SLOTS;
 use piton_core::proto::workflow::WorkflowExecutionInfo;
 use piton_core::run::Status;
-use piton_core::visibility::VisibilityRecord;
 use piton_store::key_after;
 
 use crate::message::CountReply;
 use crate::rows::keys::EntityKind;
+use crate::rows::records::VISIBILITY;
 use crate::rows::{LoadError, WorkflowRows, end_of, keys};
 
 /// A run with the key it is sorted by, the same on every shard: open runs by start time, then closed
@@ -40,7 +40,7 @@ pub(crate) fn list(
         return Ok(listed);
     }
     rows.each_in(start, end_of(&prefix), |row| {
-        let record: VisibilityRecord = rows.decode("a visibility row", &row.value)?;
+        let record = rows.decode(&VISIBILITY, &row.value)?;
         if filter.matches(&record) {
             listed.push((row.key.to_vec(), record.to_proto()));
         }
@@ -67,7 +67,7 @@ pub(crate) fn count(
             total += 1;
             return Ok(true);
         }
-        let record: VisibilityRecord = rows.decode("a visibility row", &row.value)?;
+        let record = rows.decode(&VISIBILITY, &row.value)?;
         if filter.matches(&record) {
             total += 1;
             if let Some(GroupBy::ExecutionStatus) = filter.group_by() {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use piton_core::effect::{Effect, EffectKey, ErrandKey, TaskKey, TaskOffer, TimerKind};
 use piton_core::id::{RequestId, RunId, ShardId, WorkflowKey};
 use piton_core::proto::history::HistoryEvent;
@@ -11,16 +11,14 @@ use piton_core::time::{Span, Timestamp};
 use piton_core::transition::{Change, first_event};
 use piton_core::visibility::VisibilityRecord;
 use piton_store::Write;
-use piton_store::codec::{self, CodecError};
+use piton_store::codec::CodecError;
 use prost::Message;
 
 use crate::message::{Offer, OfferedTask, QueueKey, QueueType};
 use crate::rows::codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
-use crate::rows::keys;
 use crate::rows::range::SlotRange;
-use crate::rows::values::{
-    Current, FORMAT, RequestRow, TaskValue, encode_current, encode_range, workflow,
-};
+use crate::rows::values::{Current, RequestRow, TaskValue, encode_current, encode_range, workflow};
+use crate::rows::{keys, records};
 
 /// Tag of `History.events` on the wire: field 1, length-delimited.
 const EVENTS_TAG: u8 = 0x0a;
@@ -45,7 +43,7 @@ pub(crate) fn change_writes(
         let (kind, id) = note_codes(note_key);
         let row = workflow(key).note(run_id.as_str(), kind, id);
         writes.push(match note {
-            Some(note) => Write::put(row, codec::encode(note)?),
+            Some(note) => Write::put(row, records::encode_note(note)?),
             None => Write::delete(row),
         });
     }
@@ -99,8 +97,8 @@ pub(crate) fn request_writes(
     let what = keys::Expires::Request(id.as_str());
     let expire = keys::Expire { when: (row.at + keep).as_nanos(), entity: workflow(key), what };
     Ok([
-        Write::put(workflow(key).request(id.as_str()), codec::encode(row)?),
-        Write::put(expire.key(), Bytes::from_static(&[FORMAT])),
+        Write::put(workflow(key).request(id.as_str()), records::REQUEST.encode(row)?),
+        Write::put(expire.key(), records::EXPIRY.begin(0)),
     ])
 }
 
@@ -137,8 +135,7 @@ pub(crate) fn range_write(range: &SlotRange) -> Write {
 /// copies them as they are.
 fn encode_batch(events: &[Arc<HistoryEvent>]) -> Bytes {
     let lens = events.iter().map(|event| event.encoded_len() + 6).sum::<usize>();
-    let mut batch = BytesMut::with_capacity(1 + lens);
-    batch.put_u8(FORMAT);
+    let mut batch = records::EVENTS.begin(lens);
     for event in events {
         batch.put_u8(EVENTS_TAG);
         event.encode_length_delimited(&mut batch).expect("a BytesMut grows as it is written to");
@@ -151,14 +148,17 @@ pub(crate) fn effect_write(
     run_id: &RunId,
     effect: &Effect,
 ) -> Result<Write, CodecError> {
-    let nothing = Bytes::from_static(&[FORMAT]);
     Ok(match effect {
-        Effect::Timer(due, kind) => Write::put(timer_key(key, run_id, *due, kind), nothing),
-        Effect::Errand(errand, _) => Write::put(errand_key(key, run_id, *errand), nothing),
+        Effect::Timer(due, kind) => {
+            Write::put(timer_key(key, run_id, *due, kind), records::TIMER.begin(0))
+        }
+        Effect::Errand(errand, _) => {
+            Write::put(errand_key(key, run_id, *errand), records::ERRAND.begin(0))
+        }
         Effect::Task(offer) => {
             let fairness_weight = offer.fairness_weight;
             let value = TaskValue { normal: offer.queue.normal.clone(), fairness_weight };
-            Write::put(task_key(key, run_id, offer), codec::encode(&value)?)
+            Write::put(task_key(key, run_id, offer), records::TASK.encode(&value)?)
         }
     })
 }
@@ -202,15 +202,14 @@ fn visibility_writes(
     let row = visibility_key(key, after);
     let old = before.map(|record| visibility_key(key, record));
     writes.extend(old.filter(|old| *old != row).map(Write::delete));
-    writes.push(Write::put(row.clone(), codec::encode(after)?));
+    writes.push(Write::put(row.clone(), records::VISIBILITY.encode(after)?));
     let closes = before.is_none_or(|record| record.close_time.is_none());
     if let (true, Some(close_time)) = (closes, after.close_time) {
         let what = keys::Expires::Run(after.run_id.as_str());
         let when = (close_time + retention).as_nanos();
         let expire = keys::Expire { when, entity: workflow(key), what };
         // The value names the visibility row, which only the run's times would lead to.
-        let mut value = BytesMut::with_capacity(1 + row.len());
-        value.put_u8(FORMAT);
+        let mut value = records::EXPIRY.begin(row.len());
         value.put_slice(&row);
         writes.push(Write::put(expire.key(), value.freeze()));
     }

@@ -173,7 +173,10 @@ impl Hosted {
             let run = loaded.map_err(unreadable)?;
             let run = run.ok_or_else(|| match self.current {
                 None => not_found(),
-                Some(_) => Rejection::NotFound(format!("workflow not found for run ID: {run_id}")),
+                Some(_) => Rejection::NotFound(format!(
+                    "workflow execution not found for workflow ID \"{}\" and run ID \"{run_id}\"",
+                    self.key.workflow_id
+                )),
             })?;
             self.runs.insert(run_id.clone(), Box::new(run));
         }

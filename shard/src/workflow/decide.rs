@@ -247,7 +247,16 @@ impl Hosted {
         }
         let results = std::mem::take(&mut answer.query_results);
         let names = answer.commands.iter().filter_map(|c| named_namespace(c.attributes.as_ref()));
-        let draw = self.draw(names.collect());
+        let names: Vec<String> = names.collect();
+        let meta = self.shard.cluster.meta();
+        // None stands for the run's own.
+        let is_unknown = |name: &&String| !name.is_empty() && meta.namespace(name).is_none();
+        if let Some(name) = names.iter().find(is_unknown) {
+            // Nothing is recorded, and the task stays the worker's.
+            let name = name.clone();
+            return batch.answer(reply, Err(ShardError::NamespaceNotFound { name }));
+        }
+        let draw = self.draw(names);
         let request =
             RunRequest::CompleteWorkflowTask { token: reference, answer: Box::new(answer) };
         let decided = self.run(Some(&token.run_id)).and_then(|run_id| {

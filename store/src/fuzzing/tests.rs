@@ -12,7 +12,7 @@ fn a_record_survives_hostile_bytes() {
         vec![(Bytes::from_static(b"k"), Some(vec![1, 2, u64::MAX])), (Bytes::new(), None)],
     );
     let long: Record = (1 << 60, "x".repeat(300), vec![]);
-    let samples = [record, long].map(|record| codec::encode(&record).unwrap().to_vec());
+    let samples = [record, long].map(|record| RECORD.encode(&record).unwrap().to_vec());
     attack("a record", samples.to_vec(), held, codec);
 }
 

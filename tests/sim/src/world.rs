@@ -276,6 +276,10 @@ impl World {
             dir: PathBuf::from("/node"),
             disk: Arc::new(disk),
             transport: self.inner.network.transport(life),
+            states: piton_store::marks(store.as_ref())?
+                .into_iter()
+                .map(|(group, mark)| (GroupId(group), mark))
+                .collect(),
             tuning: tuning(self.inner.seed, seed),
         };
         let groups = Groups::open(config)?;

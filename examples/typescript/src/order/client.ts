@@ -1,10 +1,10 @@
 // Starts one order and waits for its result: npm run order [order id]
 import { Client, Connection, WorkflowExecutionAlreadyStartedError } from '@temporalio/client';
-import { taskQueue } from '../task-queue';
+import { address, connected, taskQueue } from '../task-queue';
 import { fulfilOrder, orderState } from './workflow';
 
 async function main() {
-  const connection = await Connection.connect({ address: process.env.TEMPORAL_ADDRESS ?? '127.0.0.1:7233' });
+  const connection = await connected(Connection.connect({ address }));
   const client = new Client({ connection });
   const id = process.argv[2] ?? `order-${Date.now()}`;
   const order = { id, customer: 'ada', address: '1 Rock Lane', lines: [{ sku: 'rope', quantity: 1, cents: 8900 }] };

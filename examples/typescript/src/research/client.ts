@@ -1,12 +1,12 @@
 // Starts an agent, approves its first draft as its reviewer would, and prints the report: npm run research [question]
 import { Client, Connection } from '@temporalio/client';
-import { taskQueue } from '../task-queue';
+import { address, connected, taskQueue } from '../task-queue';
 import { progress, researchAgent, review } from './workflow';
 
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 
 async function main() {
-  const connection = await Connection.connect({ address: process.env.TEMPORAL_ADDRESS ?? '127.0.0.1:7233' });
+  const connection = await connected(Connection.connect({ address }));
   const client = new Client({ connection });
   const question = process.argv[2] ?? 'how do climbers fall safely';
   const handle = await client.workflow.start(researchAgent, {

@@ -15,6 +15,9 @@ use crate::log::{GroupId, LogError};
 
 /// Bytes of entries rewritten forward with one batch.
 const REWRITE_BYTES_MAX: usize = 1 << 20;
+/// What is taken goes in batches of about this size, so that none keeps the disk for long; one
+/// larger operation goes alone.
+const BATCH_BYTES_MAX: usize = 8 << 20;
 /// What one batch is to say, and the view of the index that belongs to it.
 pub(super) struct Taken {
     pub(super) operations: Vec<Operation>,
@@ -84,6 +87,58 @@ impl Writer {
         }
     }
 
+    /// The next part of what was taken that goes in a batch before the last one, where all of it
+    /// would keep the disk busy for too long: first the votes, those too that have come meanwhile.
+    ///
+    /// ORDER: a vote may overtake entries, which then lack at most what nobody was told of. Heads,
+    /// committed ids and freed segments rest on all that was taken, so they go with the last batch.
+    pub(super) fn next_part(&self, taken: &mut Taken) -> Option<Vec<Operation>> {
+        let bytes: usize = taken.operations.iter().map(|operation| operation.bytes).sum();
+        if bytes <= BATCH_BYTES_MAX {
+            return None;
+        }
+        let is_vote = |operation: &Operation| matches!(operation.change, Change::Vote(_));
+        let operations = std::mem::take(&mut taken.operations);
+        let (mut part, rest): (Vec<_>, Vec<_>) = operations.into_iter().partition(is_vote);
+        let mut state = self.shared.state.lock();
+        let queue = std::mem::take(&mut state.queue);
+        let (votes, queue): (Vec<_>, Vec<_>) = queue.into_iter().partition(is_vote);
+        let bytes: usize = votes.iter().map(|operation| operation.bytes).sum();
+        state.queue = queue;
+        state.queue_bytes -= bytes;
+        state.in_flight_bytes += bytes;
+        drop(state);
+        part.extend(votes);
+        let mut rest = rest.into_iter().peekable();
+        let mut bytes = 0;
+        while part.is_empty() || bytes > 0 && bytes < BATCH_BYTES_MAX {
+            // The last one stays, for the last batch.
+            let Some(operation) = rest.next() else { break };
+            bytes += operation.bytes;
+            part.push(operation);
+        }
+        taken.operations = rest.collect();
+        (!part.is_empty()).then_some(part)
+    }
+
+    /// Writes a part and returns once it is durable.
+    pub(super) fn write_part(&mut self, part: &[Operation]) -> Result<Written, LogError> {
+        let start = Place { segment: self.current.number, offset: self.current.end };
+        let mut builder = BatchBuilder::new(start, self.next_batch);
+        self.next_batch += 1;
+        let mut written = Written::default();
+        for operation in part {
+            self.push_operation(&mut builder, operation, &mut written);
+        }
+        written.records = builder.records();
+        self.unproven = true;
+        let bytes = builder.finish();
+        written.bytes = bytes.len() as u64;
+        written.synced_in = self.append(&bytes)?;
+        self.current.grown = true;
+        Ok(written)
+    }
+
     /// Takes some entries of the oldest segment, where it is worth to free it.
     fn take_rewrites(&mut self, state: &State) -> Vec<Rewrite> {
         if !self.rewriting(state) {
@@ -137,7 +192,7 @@ impl Writer {
         self.unproven = written.records > taken.committed.len() as u64;
         let bytes = builder.finish();
         written.bytes = bytes.len() as u64;
-        written.synced_in = self.current.append(&bytes, self.shared.config.preallocate_bytes)?;
+        written.synced_in = self.append(&bytes)?;
         if taken.heads.is_some() {
             self.publish_segment()?;
         } else {

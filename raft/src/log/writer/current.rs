@@ -1,6 +1,7 @@
 //! The segment being written: appends to it, ends it, begins the next one, and frees old ones.
 //! Owns the order in which a segment's bytes and its name become durable.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,14 +34,18 @@ impl Current {
         bytes: &[u8],
         preallocate_bytes: u32,
     ) -> Result<Duration, LogError> {
-        let failed = |error| LogError::disk("write batch to", &self.path, error);
+        let failed = |error| LogError::disk(WRITE, &self.path, error);
         self.file.write_at(bytes, u64::from(self.end)).map_err(failed)?;
         let end = self.end as usize + bytes.len();
         if preallocate_bytes > 0 && end as u64 > self.allocated {
             let allocated = (end as u64).next_multiple_of(u64::from(preallocate_bytes));
             let zeros = vec![0; allocated as usize - end];
-            self.file.write_at(&zeros, end as u64).map_err(failed)?;
-            self.allocated = allocated;
+            match self.file.write_at(&zeros, end as u64) {
+                Ok(()) => self.allocated = allocated,
+                // What counts is written.
+                Err(error) if lacks_room(&error) => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
         let begin = Instant::now();
         self.file.sync().map_err(|error| LogError::disk("sync", &self.path, error))?;
@@ -49,7 +54,46 @@ impl Current {
     }
 }
 
+/// What may be done again when there is room.
+const WRITE: &str = "write batch to";
+/// How often the writer looks whether there is room.
+const ROOM_CHECK: Duration = Duration::from_millis(100);
+
+/// Whether it is no fault of the disk, and may be different in a moment: a full disk, a full quota,
+/// too few file handles.
+fn lacks_room(error: &io::Error) -> bool {
+    const TOO_MANY_FILES: [i32; 2] = [23, 24];
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || error.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code))
+}
+
 impl Writer {
+    /// Writes a batch and syncs it. While the disk is full it waits: nobody was told of anything, and
+    /// the same bytes go to the same place once there is room.
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<Duration, LogError> {
+        loop {
+            match self.current.append(bytes, self.shared.config.preallocate_bytes) {
+                Err(LogError::Disk { action: WRITE, source, .. })
+                    if lacks_room(&source) && self.wait_for_room(&source) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits a little; false where nobody may wait, or the log closes.
+    fn wait_for_room(&self, error: &io::Error) -> bool {
+        let mut state = self.shared.state.lock();
+        if !self.may_block || state.closing {
+            return false;
+        }
+        if !state.is_full {
+            tracing::error!(dir = %self.shared.dir.display(), %error, "the log waits for room");
+        }
+        state.is_full = true;
+        self.shared.wake.thread.wait_for(&mut state, ROOM_CHECK);
+        !state.closing
+    }
+
     /// Ends the current segment with its footer.
     pub(super) fn seal(&mut self) -> Result<(), LogError> {
         let footer = self.current.end;
@@ -58,7 +102,7 @@ impl Writer {
         self.next_batch += 1;
         let payload = self.current.index.encode();
         builder.push(Content { payload: &payload, ..bare(RecordKind::Footer, GroupId(0), 0) });
-        self.current.append(&builder.finish(), 0)?;
+        self.append(&builder.finish())?;
         let (segment, end) = (self.current.number, self.current.end);
         self.previous = Some(Previous { segment, end, footer: Some(footer) });
         if let Some(segment) = self.shared.state.lock().segments.get_mut(&segment) {
@@ -74,8 +118,13 @@ impl Writer {
             Some(spare) => spare,
             None => {
                 let path = spare_path(&self.shared.dir, number);
-                let failed = |error| LogError::disk("create segment", &path, error);
-                let file = self.disk.create(&path).map_err(failed)?;
+                let file = loop {
+                    match self.disk.create(&path) {
+                        Ok(file) => break file,
+                        Err(error) if lacks_room(&error) && self.wait_for_room(&error) => {}
+                        Err(error) => return Err(LogError::disk("create segment", &path, error)),
+                    }
+                };
                 (path, file)
             }
         };

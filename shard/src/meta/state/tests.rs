@@ -27,7 +27,7 @@ impl Group {
 
     fn commit(&mut self, command: &MetaCommand) -> Verdict {
         self.index += 1;
-        let payload = codec::encode(command).expect("a short command");
+        let payload = META_COMMAND.encode(command).expect("a short command");
         let entry = CommittedEntry { term: 1, index: self.index, payload };
         let mark = Mark { index: self.index, bytes: Bytes::new() };
         let verdicts = self.replica.apply(vec![entry], mark).expect("it applies");

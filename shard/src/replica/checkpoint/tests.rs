@@ -15,7 +15,7 @@ fn put(table: &Table, index: u64, bytes: usize) {
 }
 
 fn config(interval: Duration, table_bytes: usize) -> CheckpointConfig {
-    CheckpointConfig { interval, table_bytes }
+    CheckpointConfig { interval, table_bytes, room: Room::default() }
 }
 
 /// A thread whose checkpoints the receiver hears of.
@@ -82,6 +82,61 @@ fn a_checkpoint_never_passes_the_synced_log_and_admission_slows_meanwhile() {
         assert!(Instant::now() < deadline, "admission stayed slowed");
         thread::yield_now();
     }
+    checkpoints.stop();
+}
+
+/// Goal: a follower's table is filled by its leader, whom nothing slows here, and so it is the
+/// applying that waits.
+#[test]
+fn what_is_committed_waits_while_the_tables_are_full() {
+    let store: Arc<MemoryStore> = Arc::new(MemoryStore::new());
+    let table = Table::open(store, 1).expect("it opens");
+    let synced = Arc::new(AtomicU64::new(0));
+    let index = Arc::clone(&synced);
+    let synced_index: SyncedIndex = Arc::new(move |_| index.load(Ordering::SeqCst));
+    let (checkpoints, wrote) = start(config(Duration::from_millis(1), 1_000), synced_index);
+    checkpoints.add(table.clone());
+    checkpoints.await_room();
+    put(&table, 1, 5_000);
+    let deadline = Instant::now() + PATIENCE;
+    while !*checkpoints.shared.is_full.lock() {
+        assert!(Instant::now() < deadline, "the tables never count as full");
+        thread::yield_now();
+    }
+    let (waits, through) = (checkpoints.clone(), Arc::new(AtomicBool::new(false)));
+    let passed = Arc::clone(&through);
+    let waiting = thread::spawn(move || {
+        waits.await_room();
+        passed.store(true, Ordering::SeqCst);
+    });
+    assert!(!through.load(Ordering::SeqCst), "it went through");
+    synced.store(1, Ordering::SeqCst);
+    assert_eq!(wrote.recv_timeout(PATIENCE), Ok(1));
+    waiting.join().expect("there is room again");
+    // Nobody waits for a thread that has ended.
+    put(&table, 9, 5_000);
+    checkpoints.stop();
+    checkpoints.await_room();
+}
+
+#[test]
+fn nothing_is_written_to_a_disk_without_room() {
+    let store: Arc<MemoryStore> = Arc::new(MemoryStore::new());
+    let table = Table::open(store, 1).expect("it opens");
+    let config = config(Duration::from_millis(1), 1_000);
+    let room = config.room.clone();
+    room.set(0, true);
+    let (checkpoints, wrote) = start(config, Arc::new(|_| u64::MAX));
+    checkpoints.add(table.clone());
+    put(&table, 1, 3_000);
+    let deadline = Instant::now() + PATIENCE;
+    while !checkpoints.is_admission_slowed() {
+        assert!(Instant::now() < deadline, "it never looked");
+        thread::yield_now();
+    }
+    assert_eq!(table.checkpointed(), None);
+    room.set(1 << 30, false);
+    assert_eq!(wrote.recv_timeout(PATIENCE), Ok(1));
     checkpoints.stop();
 }
 

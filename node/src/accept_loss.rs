@@ -1,0 +1,136 @@
+//! `piton data accept-loss`: the way out for a node alone whose log cannot be restored. Says what is
+//! lost, and, told to, has the log begin at the best that the store and the snapshots hold.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use piton_raft::log::RealDisk;
+use piton_raft::{GroupId, LOG_DIRECTORY, Losses, RaftError};
+
+use crate::data_directory::{DataDirectory, DataDirectoryError};
+use crate::identity::{Identity, IdentityError};
+use crate::storage::STORE_DIRECTORY;
+
+/// What opening a store needs in memory.
+const STORE_CACHE_BYTES: u64 = 8 << 20;
+
+/// Why a loss cannot be told or accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptLossError {
+    #[error("there is no node's data in {}", path.display())]
+    NoData { path: PathBuf },
+    #[error(transparent)]
+    Directory(#[from] DataDirectoryError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("find out what is lost")]
+    Look(#[source] RaftError),
+    #[error("write the log anew")]
+    Write(#[source] RaftError),
+    #[error("move {} aside", path.display())]
+    SetAside {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the data directory of a node that does not run has lost, in words. With `accepted`, the node
+/// can be started on the rest afterwards; otherwise nothing is changed.
+///
+/// # Errors
+/// When it cannot be told, or the node is not alone.
+pub fn accept_loss(path: &Path, accepted: bool) -> Result<String, AcceptLossError> {
+    let no_data = || AcceptLossError::NoData { path: path.to_owned() };
+    if !path.is_dir() {
+        return Err(no_data());
+    }
+    let directory = DataDirectory::open(path)?;
+    let path = directory.path();
+    let mut text = String::new();
+    let mut identity = match Identity::kept(path)? {
+        Some(identity) => identity,
+        None => {
+            let copy = Identity::copy_in(&RealDisk, path)?.ok_or_else(no_data)?;
+            text.push_str("node.toml is missing; there is a copy, which takes its place.\n");
+            copy
+        }
+    };
+    let missing = match identity.check_log(&RealDisk, path) {
+        Ok(()) => false,
+        Err(IdentityError::LogMissing { .. }) => true,
+        Err(error) => return Err(error.into()),
+    };
+    let states = states(path, &mut text);
+    let losses = Losses::look(identity.node(), path, &states).map_err(AcceptLossError::Look)?;
+    describe(&losses, missing, &mut text);
+    if !accepted {
+        text.push_str("Nothing was changed. --yes accepts this.\n");
+        return Ok(text);
+    }
+    if losses.unreadable.is_some() {
+        let aside = set_aside(path)?;
+        let _ = writeln!(text, "The damaged log is kept in {}.", aside.display());
+    }
+    let written = |source| IdentityError::Write { path: path.to_owned(), source };
+    identity.write(path).map_err(written)?;
+    losses.accept().map_err(AcceptLossError::Write)?;
+    identity.note_log(&RealDisk, path)?;
+    text.push_str("The loss is accepted: the node can be started.\n");
+    Ok(text)
+}
+
+/// Where the store stands, as far as it can be read.
+fn states(path: &Path, text: &mut String) -> Vec<(GroupId, piton_store::Mark)> {
+    let opened = piton_store::open_kept(&path.join(STORE_DIRECTORY), STORE_CACHE_BYTES);
+    let marks = opened.and_then(|store| {
+        let Some(store) = store else { return Ok(None) };
+        let marks = piton_store::marks(store.as_ref());
+        store.close();
+        marks.map(Some)
+    });
+    match marks {
+        Ok(Some(marks)) => {
+            return marks.into_iter().map(|(group, mark)| (GroupId(group), mark)).collect();
+        }
+        Ok(None) => text.push_str("There is no store that can be relied on.\n"),
+        Err(error) => {
+            let _ = writeln!(text, "The store is not counted on: {error}.");
+        }
+    }
+    Vec::new()
+}
+
+fn describe(losses: &Losses, missing: bool, text: &mut String) {
+    // Writing to a string does not fail.
+    let _ = match &losses.unreadable {
+        Some(error) => writeln!(text, "The log cannot be read: {error}."),
+        None if missing => writeln!(text, "The log is gone."),
+        None if losses.groups.is_empty() => writeln!(text, "Nothing is known to be lost."),
+        None => writeln!(text, "The log lacks what is known beside it."),
+    };
+    for loss in &losses.groups {
+        let ends = loss.log_ends.map_or("nowhere".to_owned(), |last| format!("at entry {last}"));
+        let _ = writeln!(
+            text,
+            "  group {}: the log ends {ends}; {} has all up to entry {}, which is kept. What was \
+             acknowledged after that is lost.",
+            loss.group, loss.by, loss.kept
+        );
+    }
+    if missing || losses.unreadable.is_some() {
+        text.push_str("  Of every other group, everything is lost.\n");
+    }
+}
+
+/// Moves the log out of the way, under a name that is free.
+#[expect(clippy::disallowed_methods, reason = "moves a directory as a whole, and writes no file")]
+fn set_aside(path: &Path) -> Result<PathBuf, AcceptLossError> {
+    let log = path.join(LOG_DIRECTORY);
+    let mut names = (1..).map(|number| path.join(format!("{LOG_DIRECTORY}.damaged-{number}")));
+    let aside = names.find(|name| !name.exists()).expect("numbers do not end");
+    let moved = fs::rename(&log, &aside);
+    moved.map_err(|source| AcceptLossError::SetAside { path: log, source })?;
+    Ok(aside)
+}

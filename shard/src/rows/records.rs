@@ -1,0 +1,56 @@
+//! The kinds of values among a shard's rows, each with versions of its own.
+//!
+//! What is encoded here is on disk. A change of it, be it a field more in `RunNote` or in what it
+//! holds, is a new version: a copy of the old shape goes to a module beside this one and never
+//! changes again, and the kind learns to read it. `testdata/records.txt` has the bytes of every
+//! version there was; a test turns red when an encoding changes without a new one.
+
+use piton_core::message::Proto;
+use piton_core::note::{ActivityNote, Note, NoteKey, RunNote};
+use piton_core::proto::history::HistoryEvent;
+use piton_core::visibility::VisibilityRecord;
+use piton_store::codec::{CodecError, Kind, Layout};
+
+use bytes::Bytes;
+
+use crate::rows::values::{CurrentRun, RequestRow, TaskValue};
+
+pub(crate) const CURRENT_RUN: Kind<CurrentRun> = Kind::new("a current run", &[]);
+pub(crate) const REQUEST: Kind<RequestRow> = Kind::new("a request id", &[]);
+pub(crate) const RUN_NOTE: Kind<RunNote> = Kind::new("a run's note", &[]);
+pub(crate) const ACTIVITY_NOTE: Kind<ActivityNote> = Kind::new("an activity's note", &[]);
+pub(crate) const BUFFERED_NOTE: Kind<Proto<HistoryEvent>> = Kind::new("a buffered event", &[]);
+pub(crate) const TASK: Kind<TaskValue> = Kind::new("a task", &[]);
+pub(crate) const VISIBILITY: Kind<VisibilityRecord> = Kind::new("a visibility row", &[]);
+
+/// `position(8)` and a current run.
+pub(crate) const CURRENT: Layout = Layout::new("a current row", 1);
+/// See [`crate::replica::entry`].
+pub(crate) const RANGE: Layout = Layout::new("the slot range", 1);
+/// Nothing: the key says all.
+pub(crate) const TIMER: Layout = Layout::new("a timer", 1);
+pub(crate) const ERRAND: Layout = Layout::new("an errand", 1);
+/// For a run: the key of its visibility row. For a request id: nothing.
+pub(crate) const EXPIRY: Layout = Layout::new("an expiry", 1);
+/// The bytes of a protobuf `History`.
+pub(crate) const EVENTS: Layout = Layout::new("a batch of history", 1);
+
+pub(crate) fn encode_note(note: &Note) -> Result<Bytes, CodecError> {
+    match note {
+        Note::Run(note) => RUN_NOTE.encode(note),
+        Note::Activity(note) => ACTIVITY_NOTE.encode(note),
+        Note::Buffered(event) => BUFFERED_NOTE.encode(event),
+    }
+}
+
+/// Decodes a note, whose kind is that of its key.
+pub(crate) fn decode_note(key: NoteKey, value: &[u8]) -> Result<Note, CodecError> {
+    match key {
+        NoteKey::Run => RUN_NOTE.decode(value).map(Note::Run),
+        NoteKey::Activity(_) => ACTIVITY_NOTE.decode(value).map(Note::Activity),
+        NoteKey::Buffered(_) => BUFFERED_NOTE.decode(value).map(Note::Buffered),
+    }
+}
+
+#[cfg(test)]
+mod tests;
