@@ -125,7 +125,6 @@ fn describe(losses: &Losses, missing: bool, text: &mut String) {
 }
 
 /// Moves the log out of the way, under a name that is free.
-#[expect(clippy::disallowed_methods, reason = "moves a directory as a whole, and writes no file")]
 fn set_aside(path: &Path) -> Result<PathBuf, AcceptLossError> {
     let log = path.join(LOG_DIRECTORY);
     let mut names = (1..).map(|number| path.join(format!("{LOG_DIRECTORY}.damaged-{number}")));

@@ -10,7 +10,7 @@ const ENOUGH: u64 = 4_096;
 pub fn raise_file_handle_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum || limit.maximum.is_none() {
-        let mut raised = limit.clone();
+        let mut raised = limit;
         raised.current = limit.maximum;
         // Some systems have a lower bound than they say; then it stays as it is.
         if limit.current.is_some() && setrlimit(Resource::Nofile, raised).is_ok() {
