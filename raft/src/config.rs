@@ -111,7 +111,7 @@ impl Default for Tuning {
             request_entries_max: 4096,
             snapshot_frame_bytes: 1 << 20,
             stall_limit: Duration::from_secs(1),
-            threads: 2,
+            threads: 1,
             execution: Execution::Threads,
             on_idle: || {},
             log: LogConfig::default(),

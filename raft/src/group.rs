@@ -27,7 +27,7 @@ use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
 use crate::snapshot::Snapshots;
 use crate::state_machine::write_snapshot;
-use crate::types::{Metrics, Proposal, Raft, term_of};
+use crate::types::{DataMetrics, LogId, Metrics, Proposal, Raft, ServerMetrics, term_of};
 
 /// Proposals are admitted by this many bytes.
 const ADMITTED_BYTES: usize = 1024;
@@ -364,13 +364,16 @@ pub(crate) async fn watch_leadership(
     group: std::sync::Weak<Running>,
     leadership: watch::Sender<Leadership>,
 ) {
-    let Some((id, node, mut metrics)) =
-        group.upgrade().map(|group| (group.id, group.node, group.raft.metrics()))
+    let Some((id, node, raft)) =
+        group.upgrade().map(|group| (group.id, group.node, group.raft.clone()))
     else {
         return;
     };
+    // Data changes with each entry, and is watched only while it matters.
+    let (mut server, mut data) = (raft.server_metrics(), raft.data_metrics());
+    drop(raft);
     loop {
-        let now = leadership_of(&metrics.borrow_watched(), node);
+        let now = leadership_of(&server.borrow_watched(), &data.borrow_watched(), node);
         let changed = leadership.send_if_modified(|last| {
             let changed = *last != now;
             *last = now;
@@ -380,7 +383,13 @@ pub(crate) async fn watch_leadership(
             tracing::info!(group = %id, term = now.term, leader = ?now.leader,
                 serving = now.serving, "leadership");
         }
-        if metrics.changed().await.is_err() {
+        let begins_to_lead = now.leader == Some(node) && !now.serving;
+        let changed = tokio::select! {
+            biased;
+            changed = server.changed() => changed,
+            changed = data.changed(), if begins_to_lead => changed,
+        };
+        if changed.is_err() {
             let term = now.term;
             leadership.send_replace(Leadership { term, leader: None, serving: false });
             break;
@@ -394,12 +403,10 @@ pub(crate) async fn watch_leadership(
     }
 }
 
-fn leadership_of(metrics: &Metrics, node: NodeId) -> Leadership {
-    Leadership {
-        term: metrics.current_term,
-        leader: metrics.current_leader,
-        serving: is_serving(metrics, node),
-    }
+fn leadership_of(server: &ServerMetrics, data: &DataMetrics, node: NodeId) -> Leadership {
+    let (term, leader) = (server.vote.leader_id.term, server.current_leader);
+    let leads = server.state == ServerState::Leader && leader == Some(node);
+    Leadership { term, leader, serving: leads && has_applied_in(term, data.last_applied) }
 }
 
 // INVARIANT: terms have one leader each, so an applied entry of the current term is this leader's.
@@ -407,7 +414,11 @@ fn is_serving(metrics: &Metrics, node: NodeId) -> bool {
     metrics.running_state.is_ok()
         && metrics.state == ServerState::Leader
         && metrics.current_leader == Some(node)
-        && metrics.last_applied.is_some_and(|applied| term_of(&applied) == metrics.current_term)
+        && has_applied_in(metrics.current_term, metrics.last_applied)
+}
+
+fn has_applied_in(term: u64, applied: Option<LogId>) -> bool {
+    applied.is_some_and(|applied| term_of(&applied) == term)
 }
 
 /// Takes snapshots when they are due, until the group is gone.

@@ -1,7 +1,7 @@
 //! What a group's entries are applied to: the trait that the shard crate implements.
 //!
-//! Owns no state itself. A replica lives on a thread of its own, so its calls may wait for the
-//! store without delaying a heartbeat.
+//! Owns no state itself. Calls that may wait for the store come on a thread of the replica's own, so
+//! that they delay no heartbeat.
 
 use bytes::Bytes;
 use piton_store::{Mark, Row};
@@ -10,7 +10,7 @@ use crate::error::{ReplicaError, SnapshotError};
 
 /// What a group's entries are applied to; implemented by the shard crate.
 ///
-/// All calls come from one thread, in log order. An error or a panic stops the group on this node:
+/// One call comes at a time, in log order. An error or a panic stops the group on this node:
 /// applying is deterministic, so trying again would only spread the damage.
 pub trait Replica: Send + 'static {
     /// The mark stored with the state that survived: where apply has to go on. `None`: empty.
@@ -27,6 +27,17 @@ pub trait Replica: Send + 'static {
         entries: Vec<CommittedEntry>,
         mark: Mark,
     ) -> Result<Vec<Bytes>, ReplicaError>;
+
+    /// The same on a thread that must not wait for the disk. `None`: that might be needed, and nothing
+    /// was done; the same entries come to `apply` next.
+    fn try_apply(
+        &mut self,
+        entries: &[CommittedEntry],
+        mark: &Mark,
+    ) -> Result<Option<Vec<Bytes>>, ReplicaError> {
+        let _ = (entries, mark);
+        Ok(None)
+    }
 
     /// An entry that carries nothing for the replica (blank, membership).
     fn advance(&mut self, mark: Mark);

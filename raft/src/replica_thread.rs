@@ -1,10 +1,12 @@
-//! The thread that a replica lives on.
+//! Where a replica lives: behind a lock, with a thread for what may wait.
 //!
-//! A replica may wait for the store; Raft's runtime must not (D11). So every call is
-//! sent here as an order and the answer comes back through a channel. Orders run one after the
-//! other, in the order they were sent. In a simulation there is no thread, and orders run at once.
+//! A replica may wait for the store; Raft's runtime must not (architecture D11). So a call is sent
+//! to the thread as an order, and the answer comes back through a channel. What needs no store is
+//! done at once on the caller's thread: an order costs two changes of threads. In a simulation there
+//! is no thread, and orders run at once, too.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -23,19 +25,23 @@ const IDLE_AFTER: Duration = Duration::from_secs(5);
 
 type Order = Box<dyn FnOnce(&mut dyn Replica) + Send>;
 
-/// Sends orders to one replica.
+/// Carries out orders on one replica, one after the other.
 pub(crate) struct ReplicaThread {
-    group: GroupId,
-    place: Place,
+    place: Arc<Place>,
+    /// `None` in a simulation.
+    thread: Option<Thread>,
 }
 
-/// Where the replica is; `None` once stopped.
-enum Place {
-    Thread {
-        orders: Mutex<Option<mpsc::Sender<Order>>>,
-        thread: Mutex<Option<thread::JoinHandle<()>>>,
-    },
-    Here(Mutex<Option<Box<dyn Replica>>>),
+struct Place {
+    group: GroupId,
+    /// `None` once stopped, and after a panic: what it left half done must not be read.
+    replica: Mutex<Option<Box<dyn Replica>>>,
+}
+
+struct Thread {
+    /// `None` once stopped.
+    orders: Mutex<Option<mpsc::Sender<Order>>>,
+    handle: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 impl ReplicaThread {
@@ -45,18 +51,20 @@ impl ReplicaThread {
         group: GroupId,
         replica: Box<dyn Replica>,
     ) -> std::io::Result<Self> {
+        let place = Arc::new(Place { group, replica: Mutex::new(Some(replica)) });
         if matches!(execution, Execution::Inline { .. }) {
-            return Ok(ReplicaThread { group, place: Place::Here(Mutex::new(Some(replica))) });
+            return Ok(ReplicaThread { place, thread: None });
         }
         let (tx, rx) = mpsc::channel();
-        let thread = thread::Builder::new()
+        let there = Arc::clone(&place);
+        let handle = thread::Builder::new()
             .name(format!("replica-{group}"))
-            .spawn(move || run(on_idle, group, replica, rx))?;
-        let (orders, thread) = (Mutex::new(Some(tx)), Mutex::new(Some(thread)));
-        Ok(ReplicaThread { group, place: Place::Thread { orders, thread } })
+            .spawn(move || run(on_idle, &there, &rx))?;
+        let thread = Thread { orders: Mutex::new(Some(tx)), handle: Mutex::new(Some(handle)) };
+        Ok(ReplicaThread { place, thread: Some(thread) })
     }
 
-    /// Runs `order` on the replica's thread and waits for its answer.
+    /// Runs `order` where it may wait, and waits for its answer.
     ///
     /// # Errors
     /// When the replica has panicked, in this order or an earlier one, or was stopped.
@@ -64,55 +72,74 @@ impl ReplicaThread {
         &self,
         order: impl FnOnce(&mut dyn Replica) -> T + Send + 'static,
     ) -> Result<T, ReplicaError> {
+        let Some(thread) = &self.thread else {
+            return self.place.carry_out(order).ok_or_else(gone);
+        };
         let (tx, rx) = oneshot::channel();
-        self.send(Box::new(move |replica| {
+        let order = move |replica: &mut dyn Replica| {
             // Nobody waits any more: the caller was dropped, which changes nothing here.
             let _ = tx.send(order(replica));
-        }));
-        rx.await.map_err(|_| ReplicaError::new("take an order", "it panicked or was stopped"))
+        };
+        if let Some(orders) = &*thread.orders.lock() {
+            // An order that does not arrive is dropped, and its answer's channel with it.
+            let _ = orders.send(Box::new(order));
+        }
+        rx.await.map_err(|_| gone())
     }
 
-    /// An order that does not arrive is dropped, and its answer's channel with it.
-    fn send(&self, order: Order) {
-        match &self.place {
-            Place::Thread { orders, .. } => {
-                if let Some(orders) = &*orders.lock() {
-                    let _ = orders.send(order);
-                }
-            }
-            Place::Here(replica) => {
-                let mut replica = replica.lock();
-                if let Some(there) = replica.as_deref_mut()
-                    && !carry_out(self.group, there, order)
-                {
-                    *replica = None;
-                }
-            }
-        }
+    /// Runs `order` at once on this thread, so it must not wait. `None`: it did not run, since
+    /// another order is being carried out.
+    ///
+    /// # Errors
+    /// As [`ReplicaThread::call`].
+    pub(crate) fn call_here<T>(
+        &self,
+        order: impl FnOnce(&mut dyn Replica) -> T,
+    ) -> Option<Result<T, ReplicaError>> {
+        let replica = self.place.replica.try_lock()?;
+        Some(self.place.carry_out_on(replica, order).ok_or_else(gone))
     }
 
     /// Lets the orders that were sent run out, then drops the replica. Blocks.
     pub(crate) fn stop(&self) {
-        match &self.place {
-            Place::Thread { orders, thread } => {
-                drop(orders.lock().take());
-                let thread = thread.lock().take();
-                if let Some(thread) = thread {
-                    // The thread catches the replica's panics itself.
-                    let _ = thread.join();
-                }
+        if let Some(thread) = &self.thread {
+            drop(thread.orders.lock().take());
+            let handle = thread.handle.lock().take();
+            if let Some(handle) = handle {
+                // The replica's panics are caught where they happen.
+                let _ = handle.join();
             }
-            Place::Here(replica) => *replica.lock() = None,
         }
+        drop(self.place.replica.lock().take());
     }
 }
 
-fn run(
-    on_idle: fn(),
-    group: GroupId,
-    mut replica: Box<dyn Replica>,
-    orders: mpsc::Receiver<Order>,
-) {
+fn gone() -> ReplicaError {
+    ReplicaError::new("take an order", "it panicked or was stopped")
+}
+
+impl Place {
+    /// `None`: the replica has panicked, now or before, or was stopped.
+    fn carry_out<T>(&self, order: impl FnOnce(&mut dyn Replica) -> T) -> Option<T> {
+        self.carry_out_on(self.replica.lock(), order)
+    }
+
+    fn carry_out_on<T>(
+        &self,
+        mut replica: parking_lot::MutexGuard<'_, Option<Box<dyn Replica>>>,
+        order: impl FnOnce(&mut dyn Replica) -> T,
+    ) -> Option<T> {
+        let there = replica.as_deref_mut()?;
+        let done = catch_unwind(AssertUnwindSafe(|| order(there))).ok();
+        if done.is_none() {
+            tracing::error!(group = %self.group, "replica panicked, its group stops on this node");
+            *replica = None;
+        }
+        done
+    }
+}
+
+fn run(on_idle: fn(), place: &Place, orders: &mpsc::Receiver<Order>) {
     let mut idle_said = false;
     loop {
         let order = if idle_said {
@@ -122,7 +149,7 @@ fn run(
         };
         match order {
             Ok(order) => {
-                if !carry_out(group, replica.as_mut(), order) {
+                if place.carry_out(order).is_none() {
                     return;
                 }
                 idle_said = false;
@@ -136,12 +163,5 @@ fn run(
     }
 }
 
-/// False after a panic: then the replica is not touched again, since what it left half done must
-/// not be read.
-fn carry_out(group: GroupId, replica: &mut dyn Replica, order: Order) -> bool {
-    let done = catch_unwind(AssertUnwindSafe(|| order(replica))).is_ok();
-    if !done {
-        tracing::error!(%group, "replica panicked, its group stops on this node");
-    }
-    done
-}
+#[cfg(test)]
+mod tests;

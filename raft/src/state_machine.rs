@@ -29,6 +29,9 @@ const APPLY_ENTRIES_MAX: usize = 1024;
 /// Bytes handed to the replica at once; one larger entry goes alone.
 const APPLY_BYTES_MAX: usize = 8 << 20;
 
+/// Bytes that Raft's own thread applies at once. More take time that heartbeats must not wait for.
+const APPLY_HERE_BYTES_MAX: usize = 256 << 10;
+
 /// The adapter of one group's replica to openraft.
 pub(crate) struct StateMachine {
     node: NodeId,
@@ -59,6 +62,10 @@ impl StateMachine {
         let Some((last, _)) = items.last() else { return Ok(()) };
         let last = last.log_id;
         failpoint(self.node, self.group, "before apply");
+        let Some(items) = self.apply_here(last, items)? else {
+            self.applied = Some(last);
+            return Ok(());
+        };
         let mut membership = self.membership.clone();
         let membership = self
             .replica
@@ -68,6 +75,51 @@ impl StateMachine {
         self.applied = Some(last);
         Ok(())
     }
+
+    /// Applies proposals whose rows are in memory. Gives back what has to go to the replica's thread.
+    fn apply_here(
+        &self,
+        last: LogId,
+        items: Vec<(Entry, Responder)>,
+    ) -> Result<Option<Vec<(Entry, Responder)>>, ReplicaError> {
+        let mut entries = Vec::with_capacity(items.len());
+        let mut bytes = 0;
+        for (entry, _) in &items {
+            let Payload::Normal(proposal) = &entry.payload else { return Ok(Some(items)) };
+            bytes += proposal.record().len();
+            entries.push(committed_entry(&entry.log_id, proposal.payload()));
+        }
+        if bytes > APPLY_HERE_BYTES_MAX {
+            return Ok(Some(items));
+        }
+        let mark = wire::mark(&last, &self.membership);
+        let applied = self.replica.call_here(|replica| replica.try_apply(&entries, &mark));
+        let Some(verdicts) = applied.transpose()?.transpose()?.flatten() else {
+            return Ok(Some(items));
+        };
+        respond(items.into_iter().map(|(_, responder)| responder), verdicts)?;
+        Ok(None)
+    }
+}
+
+fn committed_entry(id: &LogId, payload: Bytes) -> CommittedEntry {
+    CommittedEntry { term: term_of(id), index: id.index, payload }
+}
+
+/// Hands each proposer its verdict.
+fn respond(
+    responders: impl ExactSizeIterator<Item = Responder>,
+    verdicts: Vec<Bytes>,
+) -> Result<(), ReplicaError> {
+    if verdicts.len() != responders.len() {
+        return Err(ReplicaError::new("apply entries", "it gave not one verdict for each"));
+    }
+    for (responder, verdict) in responders.zip(verdicts) {
+        if let Some(responder) = responder {
+            responder.send(verdict);
+        }
+    }
+    Ok(())
 }
 
 /// Applies entries in order, on the replica's thread: proposals together as far as they stand
@@ -109,7 +161,7 @@ struct Run {
 impl Run {
     fn push(&mut self, id: LogId, payload: Bytes, responder: Responder) {
         self.last = Some(id);
-        self.entries.push(CommittedEntry { term: term_of(&id), index: id.index, payload });
+        self.entries.push(committed_entry(&id, payload));
         self.responders.push(responder);
     }
 
@@ -122,15 +174,7 @@ impl Run {
         let entries = std::mem::take(&mut self.entries);
         let responders = std::mem::take(&mut self.responders);
         let verdicts = replica.apply(entries, wire::mark(&last, membership))?;
-        if verdicts.len() != responders.len() {
-            return Err(ReplicaError::new("apply entries", "it gave not one verdict for each"));
-        }
-        for (responder, verdict) in responders.into_iter().zip(verdicts) {
-            if let Some(responder) = responder {
-                responder.send(verdict);
-            }
-        }
-        Ok(())
+        respond(responders.into_iter(), verdicts)
     }
 }
 

@@ -25,7 +25,7 @@ const GROUP: GroupId = GroupId(7);
 
 /// A replica that keeps its mark and nothing else; every entry counts as checkpointed at once.
 #[derive(Default)]
-struct MarkOnly {
+pub(crate) struct MarkOnly {
     mark: Option<Mark>,
 }
 

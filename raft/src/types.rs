@@ -29,6 +29,8 @@ openraft::declare_raft_types!(
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+pub(crate) type DataMetrics = openraft::metrics::RaftDataMetrics<TypeConfig>;
+pub(crate) type ServerMetrics = openraft::metrics::RaftServerMetrics<TypeConfig>;
 pub(crate) type Metrics = openraft::RaftMetrics<TypeConfig>;
 type CommittedLeader = openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>;
 pub(crate) type LogId = OpenraftLogId<CommittedLeader>;

@@ -35,8 +35,6 @@ pub struct ShardConfig {
     pub timer_window: Duration,
     /// Transitions that are gathered into one Raft entry, in bytes.
     pub entry_bytes_max: usize,
-    /// Proposals of a shard that may be under way at once.
-    pub proposals_in_flight_max: usize,
     /// First wait before an errand to another workflow is tried again.
     pub errand_retry_min: Duration,
     /// Longest such wait.
@@ -75,7 +73,6 @@ impl Default for ShardConfig {
             poller_memory: Duration::from_secs(300),
             timer_window: Duration::from_secs(120),
             entry_bytes_max: 4 << 20,
-            proposals_in_flight_max: 64,
             errand_retry_min: Duration::from_millis(20),
             errand_retry_max: Duration::from_secs(5),
             retention_interval: Duration::from_secs(10),

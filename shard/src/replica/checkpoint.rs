@@ -105,6 +105,11 @@ impl Checkpoints {
         self.shared.is_admission_slowed.load(Ordering::Relaxed)
     }
 
+    /// Whether [`Self::await_room`] would return at once.
+    pub(crate) fn has_room(&self) -> bool {
+        matches!(self.shared.execution, Execution::Inline { .. }) || !*self.shared.is_full.lock()
+    }
+
     /// Waits until the tables have room for what is committed: a follower's are filled by its
     /// leader, and a leader's by what was proposed before it was slowed. Blocks, except where there
     /// is but one thread.

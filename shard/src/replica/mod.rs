@@ -35,8 +35,7 @@ pub(crate) struct ShardReplica {
 impl ShardReplica {
     /// # Errors
     /// When the shard's range cannot be read.
-    pub(crate) fn open(table: Table) -> Result<ShardReplica, ReplicaError> {
-        let rows = WorkflowRows::new(table);
+    pub(crate) fn open(rows: WorkflowRows) -> Result<ShardReplica, ReplicaError> {
         let range = rows.range().map_err(|e| ReplicaError::new("read its slot range", e))?;
         Ok(ShardReplica { rows, checkpoints: None, range })
     }
@@ -50,7 +49,9 @@ impl ShardReplica {
         self.rows.table()
     }
 
-    fn read_range(&mut self) -> Result<(), ReplicaError> {
+    /// All rows are others now.
+    fn begin_anew(&mut self) -> Result<(), ReplicaError> {
+        self.rows.known_positions().clear();
         let range = self.rows.range();
         self.range = range.map_err(|e| ReplicaError::new("read its slot range", e))?;
         Ok(())
@@ -74,30 +75,31 @@ impl Replica for ShardReplica {
         if let Some(checkpoints) = &self.checkpoints {
             checkpoints.await_room();
         }
-        let mut batch = ApplyBatch {
-            rows: &self.rows,
-            range: self.range.clone(),
-            positions: HashMap::new(),
-            writes: Vec::new(),
-        };
-        let mut verdicts = Vec::with_capacity(entries.len());
-        for committed in entries {
-            // An entry that does not decode is damage or a newer release's: the shard stops here.
-            let entry = entry::decode_entry(committed.payload)
-                .map_err(|e| ReplicaError::new("decode a committed entry", e))?;
-            let found = match entry {
-                Entry::Range(range) => vec![batch.put_range(range)],
-                Entry::Transitions(transitions) => transitions
-                    .into_iter()
-                    .map(|transition| batch.put(transition, committed.term))
-                    .collect::<Result<_, _>>()?,
-            };
-            verdicts.push(entry::encode_verdicts(&found));
+        let decoded = decode(&entries)?;
+        self.apply_decoded(decoded, mark)
+    }
+
+    fn try_apply(
+        &mut self,
+        entries: &[CommittedEntry],
+        mark: &Mark,
+    ) -> Result<Option<Vec<Bytes>>, ReplicaError> {
+        // The thread of the replica may wait until there is room; Raft's own may not.
+        if self.checkpoints.as_ref().is_some_and(|checkpoints| !checkpoints.has_room()) {
+            return Ok(None);
         }
-        let ApplyBatch { range, writes, .. } = batch;
-        self.range = range;
-        self.table().apply(writes, mark);
-        Ok(verdicts)
+        let decoded = decode(entries)?;
+        let known = self.rows.known_positions();
+        let is_known = |(_, entry): &(u64, Entry)| match entry {
+            Entry::Range(_) => true,
+            Entry::Transitions(transitions) => {
+                transitions.iter().all(|transition| known.get(&transition.key).is_some())
+            }
+        };
+        if !decoded.iter().all(is_known) {
+            return Ok(None);
+        }
+        self.apply_decoded(decoded, mark.clone()).map(Some)
     }
 
     fn advance(&mut self, mark: Mark) {
@@ -114,14 +116,55 @@ impl Replica for ShardReplica {
         rows: &mut dyn Iterator<Item = Result<Row, SnapshotError>>,
     ) -> Result<(), ReplicaError> {
         restore(self.table(), mark, rows)?;
-        self.read_range()
+        self.begin_anew()
     }
 
     fn clear(&mut self) -> Result<(), ReplicaError> {
         self.table().clear().map_err(|e| ReplicaError::new("clear its rows", e))?;
-        self.range = None;
-        Ok(())
+        self.begin_anew()
     }
+}
+
+impl ShardReplica {
+    fn apply_decoded(
+        &mut self,
+        entries: Vec<(u64, Entry)>,
+        mark: Mark,
+    ) -> Result<Vec<Bytes>, ReplicaError> {
+        let mut batch = ApplyBatch {
+            rows: &self.rows,
+            range: self.range.clone(),
+            positions: HashMap::new(),
+            writes: Vec::new(),
+        };
+        let mut verdicts = Vec::with_capacity(entries.len());
+        for (term, entry) in entries {
+            let found = match entry {
+                Entry::Range(range) => vec![batch.put_range(range)],
+                Entry::Transitions(transitions) => transitions
+                    .into_iter()
+                    .map(|transition| batch.put(transition, term))
+                    .collect::<Result<_, _>>()?,
+            };
+            verdicts.push(entry::encode_verdicts(&found));
+        }
+        let ApplyBatch { range, positions, writes, .. } = batch;
+        self.range = range;
+        self.table().apply(writes, mark);
+        self.rows.known_positions().moved(positions);
+        Ok(verdicts)
+    }
+}
+
+/// Entries with their terms. One that does not decode is damage or a newer release's: the shard
+/// stops here.
+fn decode(entries: &[CommittedEntry]) -> Result<Vec<(u64, Entry)>, ReplicaError> {
+    let decode = |committed: &CommittedEntry| {
+        let entry = entry::decode_entry(committed.payload.clone())
+            .map_err(|e| ReplicaError::new("decode a committed entry", e))?;
+        Ok((committed.term, entry))
+    };
+    entries.iter().map(decode).collect()
 }
 
 /// The entries that are applied together, as far as they were checked.
@@ -170,6 +213,9 @@ impl ApplyBatch<'_> {
 
     fn position(&self, key: &WorkflowKey) -> Result<Position, ReplicaError> {
         if let Some(&position) = self.positions.get(key) {
+            return Ok(position);
+        }
+        if let Some(position) = self.rows.known_positions().get(key) {
             return Ok(position);
         }
         self.rows.position(key).map_err(|e| ReplicaError::new("read a workflow's position", e))

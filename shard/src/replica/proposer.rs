@@ -1,11 +1,10 @@
-//! Gathers the transitions of a shard's workflows into Raft entries. Many are under way at once;
-//! each workflow has one.
+//! Gathers the transitions of a shard's workflows into Raft entries. One entry is under way at a
+//! time: what comes meanwhile shares the next, so that the more there is to do, the less each costs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use piton_raft::{Group, ProposeError};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::ShardConfig;
 use crate::metrics::ShardMetrics;
@@ -44,13 +43,8 @@ impl Proposer {
         metrics: ShardMetrics,
     ) -> Self {
         let (proposals, waiting) = mpsc::unbounded_channel();
-        let gather = Gather {
-            group,
-            in_flight: Arc::new(Semaphore::new(config.proposals_in_flight_max)),
-            entry_bytes_max: config.entry_bytes_max,
-            checkpoints,
-            metrics,
-        };
+        let gather =
+            Gather { group, entry_bytes_max: config.entry_bytes_max, checkpoints, metrics };
         tokio::spawn(gather.run(waiting));
         Self { proposals }
     }
@@ -70,7 +64,6 @@ impl Proposer {
 /// Takes whatever waits, up to an entry's size, and proposes it; no delay when alone.
 struct Gather {
     group: Group,
-    in_flight: Arc<Semaphore>,
     entry_bytes_max: usize,
     checkpoints: Checkpoints,
     metrics: ShardMetrics,
@@ -80,7 +73,6 @@ impl Gather {
     async fn run(self, mut waiting: mpsc::UnboundedReceiver<Proposal>) {
         let mut next = waiting.recv().await;
         while let Some(first) = next.take() {
-            let permit = Arc::clone(&self.in_flight).acquire_owned().await.expect("never closed");
             self.wait_for_checkpoints().await;
             let mut bytes = first.bytes;
             let mut batch = vec![first];
@@ -92,11 +84,7 @@ impl Gather {
                 bytes += proposal.bytes;
                 batch.push(proposal);
             }
-            let (group, metrics) = (self.group.clone(), self.metrics.clone());
-            tokio::spawn(async move {
-                replicate(&group, batch, &metrics).await;
-                drop(permit);
-            });
+            replicate(&self.group, batch, &self.metrics).await;
             if next.is_none() {
                 next = waiting.recv().await;
             }

@@ -30,7 +30,7 @@ impl TestShard {
     fn without_range() -> TestShard {
         let store = Arc::new(MemoryStore::new());
         let table = Table::open(store.clone(), 7).expect("an empty store opens");
-        let replica = ShardReplica::open(table).expect("an empty table opens");
+        let replica = ShardReplica::open(WorkflowRows::new(table)).expect("an empty table opens");
         TestShard { store, replica, index: 0 }
     }
 
@@ -56,7 +56,7 @@ impl TestShard {
 
     fn reopen(&mut self) {
         let table = Table::open(self.store.clone(), 7).expect("it opens");
-        self.replica = ShardReplica::open(table).expect("it opens");
+        self.replica = ShardReplica::open(WorkflowRows::new(table)).expect("it opens");
         self.index = self.replica.applied().map_or(0, |mark| mark.index);
     }
 
@@ -227,4 +227,46 @@ fn a_snapshot_restores_another_replica_to_the_same_state() {
     );
     other.replica.clear().expect("it clears");
     assert_eq!(other.put(&[step(1, "w5", 0, "y")]), [Verdict::SlotNotHere]);
+}
+
+/// Entries as Raft hands them to the thread that must not wait.
+fn try_apply(shard: &mut TestShard, transitions: &[TransitionRecord]) -> Option<Vec<Verdict>> {
+    let payload = entry::encode_entry(transitions);
+    let committed = CommittedEntry { term: 1, index: shard.index + 1, payload };
+    let verdicts = shard.replica.try_apply(&[committed], &mark(shard.index + 1));
+    let verdicts = verdicts.expect("it applies")?;
+    shard.index += 1;
+    Some(entry::decode_verdicts(&verdicts[0]).expect("a replica answers verdicts"))
+}
+
+#[test]
+fn an_entry_is_applied_without_the_store_once_its_workflows_are_known() {
+    let mut shard = TestShard::new();
+    assert_eq!(try_apply(&mut shard, &[step(1, "a", 0, "x")]), None, "it may be in the store");
+    assert_eq!(shard.rows().get(b"x").expect("reads"), None, "nothing was done");
+    // The leader's actor asks before it decides.
+    assert_eq!(shard.rows().current(&key("a")).expect("reads"), None);
+    assert_eq!(try_apply(&mut shard, &[step(1, "a", 0, "x")]), Some(vec![Verdict::Applied]));
+    assert_eq!(shard.position("a"), Position(1));
+    let mixed = [step(1, "a", 1, "y"), step(1, "b", 0, "z")];
+    assert_eq!(try_apply(&mut shard, &mixed), None, "one of them is not known");
+    assert_eq!(shard.put(&mixed), [Verdict::Applied, Verdict::Applied]);
+    let verdicts = try_apply(&mut shard, &[step(1, "a", 1, "y"), step(1, "b", 1, "z")]);
+    assert_eq!(verdicts, Some(vec![Verdict::Moved, Verdict::Applied]));
+}
+
+#[test]
+fn positions_known_before_a_restore_are_not_used_after_it() {
+    let mut other = TestShard::new();
+    other.put(&[step(1, "a", 0, "x")]);
+    other.checkpoint();
+    let mut shard = TestShard::new();
+    shard.put(&[step(1, "a", 0, "x")]);
+    shard.put(&[step(1, "a", 1, "x")]);
+    let mut rows = other.replica.snapshot().expect("a snapshot");
+    let (mark, rows) = (rows.mark(), rows.next_rows(100).expect("reads"));
+    shard.replica.restore(mark, &mut rows.into_iter().map(Ok)).expect("it restores");
+    assert_eq!(try_apply(&mut shard, &[step(1, "a", 2, "y")]), None);
+    assert_eq!(shard.put(&[step(1, "a", 2, "y")]), [Verdict::Moved]);
+    assert_eq!(shard.put(&[step(1, "a", 1, "y")]), [Verdict::Applied]);
 }

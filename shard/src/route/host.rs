@@ -88,9 +88,9 @@ impl ShardHost {
         for id in (0..config.shards).map(ShardId) {
             let table = open(group_of(id))?;
             checkpoints.add(table.clone());
-            let rows = WorkflowRows::new(table.clone());
+            let rows = WorkflowRows::new(table);
             let replica =
-                ShardReplica::open(table).map_err(|e| failed("open a shard's state")(&e))?;
+                ShardReplica::open(rows.clone()).map_err(|e| failed("open a shard's state")(&e))?;
             let replica = replica.slowed_by(checkpoints.clone());
             let started = groups.start(group_of(id), &members, Box::new(replica)).await;
             let group = started.map_err(|e| failed("start a shard's group")(&e))?;

@@ -6,12 +6,15 @@
 pub(crate) mod codes;
 pub(crate) mod history;
 pub(crate) mod keys;
+mod positions;
 pub(crate) mod range;
 pub(crate) mod records;
 pub(crate) mod retention;
 pub(crate) mod values;
 pub(crate) mod visibility;
 pub(crate) mod writes;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
@@ -26,6 +29,7 @@ use prost::Message;
 use crate::message::QueueKey;
 use crate::rows::codes::{note_key, queue_code, unsigned};
 use crate::rows::range::SlotRange;
+pub(crate) use crate::rows::positions::Positions;
 use crate::rows::records::decode_note;
 pub(crate) use crate::rows::values::{
     Current, ErrandRow, HistoryBatch, RequestKind, RequestRow, TaskRow, TimerRow, decode_position,
@@ -74,15 +78,16 @@ pub(crate) enum LoadError {
     Unsteady { key: WorkflowKey, run_id: RunId },
 }
 
-/// Reads one shard's rows. Clones share the table.
+/// Reads one shard's rows. Clones share the table, and which positions are known.
 #[derive(Clone)]
 pub(crate) struct WorkflowRows {
     table: Table,
+    positions: Arc<Positions>,
 }
 
 impl WorkflowRows {
     pub(crate) fn new(table: Table) -> WorkflowRows {
-        WorkflowRows { table }
+        WorkflowRows { table, positions: Arc::default() }
     }
 
     pub(crate) fn table(&self) -> &Table {
@@ -97,9 +102,19 @@ impl WorkflowRows {
 
     /// The workflow's current run; `None`: there is no such workflow, its position is 0.
     pub(crate) fn current(&self, key: &WorkflowKey) -> Result<Option<Current>, LoadError> {
-        let Some(value) = self.get(&workflow(key).current())? else { return Ok(None) };
-        let current = decode_current(&value);
-        current.map(Some).map_err(|source| self.bad_value("a current row", source))
+        let reading = self.positions.begin_reading();
+        let value = self.get(&workflow(key).current())?;
+        let current = value.map(|value| decode_current(&value)).transpose();
+        let current = current.map_err(|source| self.bad_value("a current row", source))?;
+        // Who asks for it will hardly ask for nothing else: the next entry may move it.
+        let position = current.as_ref().map_or(Position(0), |current| current.position);
+        self.positions.learn(key, position, reading);
+        Ok(current)
+    }
+
+    /// Positions that can be told without the table.
+    pub(crate) fn known_positions(&self) -> &Positions {
+        &self.positions
     }
 
     pub(crate) fn position(&self, key: &WorkflowKey) -> Result<Position, LoadError> {
