@@ -10,7 +10,7 @@ use piton_node::config::Config;
 use crate::checked_store::CheckedStore;
 use crate::client::start_of;
 use crate::nodes::{Running, config};
-use crate::worker::{ORDER, start_timer};
+use crate::worker::{ORDER, complete, start_timer};
 
 const UNLUCKY: &str = "unlucky";
 /// Longer than any answer takes.
@@ -65,6 +65,34 @@ async fn timers_fire_although_their_actor_has_panicked() {
         api.complete_workflow_task(&task.task_token, next).await.unwrap();
     }
     assert!(panics.load(Ordering::SeqCst) > 1, "it was not read again");
+    running.stop().await;
+}
+
+/// The tasks of a queue whose actor panicked come all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_come_although_the_actor_of_their_queue_has_panicked() {
+    // More than a queue's window holds; it asks for the rest when half of that is gone.
+    const TASKS: usize = 1_020;
+    let mut config = config(None);
+    config.shards.count = Some(1);
+    let is_task =
+        |key: &[u8]| key.get(4) == Some(&b'Q') && key.windows(7).any(|part| part == b"crowded");
+    let (running, panics) = start_unlucky(config, is_task).await;
+    let api = running.api();
+    let mut starts = tokio::task::JoinSet::new();
+    for number in 0..TASKS {
+        let (api, start) = (Arc::clone(&api), start_of(&format!("{number}"), ORDER, "crowded"));
+        starts.spawn(async move { api.start(start).await.unwrap() });
+    }
+    starts.join_all().await;
+    assert_eq!(panics.load(Ordering::SeqCst), 0, "all of them were offered as they came");
+    for number in 0..TASKS {
+        let polled = tokio::time::timeout(PATIENCE, api.poll_workflow_task("crowded")).await;
+        let task = polled.unwrap_or_else(|_| panic!("{number} tasks came")).unwrap();
+        assert!(!task.task_token.is_empty(), "{number} tasks came");
+        api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
+    }
+    assert!(panics.load(Ordering::SeqCst) > 1, "it did not ask again");
     running.stop().await;
 }
 
