@@ -12,6 +12,7 @@ pub mod id;
 pub mod invariant;
 pub mod limits;
 pub mod list_filter;
+pub mod matching;
 pub mod message;
 pub mod note;
 pub mod placement;

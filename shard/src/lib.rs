@@ -31,7 +31,7 @@ pub use message::{
     ActivityToken, Answer, Call, CountReply, Delivery, HeldEvents, HistoryPage, HistoryPageReply,
     NoPeers, Offer, OfferedTask, Peer, PollId, PollRequest, Poller, QueryToken, QueueCall,
     QueueKey, QueueType, ReadCall, Receipt, TaskQueueView, TaskToken, Ticket, TokenError,
-    WorkflowCall, WorkflowTaskToken,
+    WantedTasks, WorkflowCall, WorkflowTaskToken,
 };
 pub use meta::{
     META_GROUP, Meta, MetaError, MetaState, Namespace, NamespaceAttributes, NamespaceState,

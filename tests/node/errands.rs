@@ -99,6 +99,36 @@ async fn a_signal_whose_answer_is_lost_is_sent_until_it_is_heard_of_and_taken_on
     members.stop().await;
 }
 
+/// An errand that comes upon a bug of ours is not given up, and what stands behind it comes after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_errand_that_panicked_is_carried_out_all_the_same() {
+    let members = Members::start(22).await;
+    let api = members.client();
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
+    let mut targets = (0..).map(|number| format!("target-{number}"));
+    let target = &*targets.find(|id| shard_of(id) != shard_of("sender")).unwrap();
+    members.lead("sender", NodeId(1)).await;
+    members.lead(target, NodeId(2)).await;
+    for (workflow_id, queue) in [(target, "elsewhere"), ("sender", "sender")] {
+        let start = start_of(workflow_id, "simple", queue);
+        insist("it starts", || api.start(start.clone())).await.unwrap();
+    }
+    let to_sender = members.client_of(NodeId(1));
+    let task = to_sender.poll_workflow_task("sender").await.unwrap();
+    members.panic_once();
+    let commands = vec![signal(target, "first"), signal(target, "second")];
+    to_sender.complete_workflow_task(&task.task_token, commands).await.unwrap();
+    await_until("both are heard of", || async {
+        (settled(&history_of(to_sender.as_ref(), "sender").await) == 2).then_some(())
+    })
+    .await;
+    assert!(members.has_panicked());
+    let events = history_of(api.as_ref(), target).await;
+    assert!(signalled(&events).eq(["first", "second"]), "{events:#?}");
+    members.stop().await;
+}
+
 /// The parent's request to start it was under way when the parent ended: nobody would ever look after
 /// such a child, or stop it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -21,6 +21,7 @@ mod nodes;
 mod refusal;
 mod worker;
 
+mod backlog;
 mod errands;
 mod full_disk;
 mod held_task;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub(crate) struct Links {
     unheard: RwLock<BTreeSet<NodeId>>,
     /// Answers to requests for a run that were lost so.
     unheard_answers: AtomicUsize,
+    /// The next request for a run of another node panics where it is sent.
+    has_bug: AtomicBool,
 }
 
 impl Links {
@@ -61,6 +63,9 @@ impl Peer for LinkedPeer {
         let unreachable = || ShardError::Unavailable(format!("node {node} cannot be reached"));
         let (cluster, mut gone) = self.links.reach(self.node, node).ok_or_else(unreachable)?;
         let is_of_run = matches!(call, Call::Workflow(WorkflowCall::Run { .. }));
+        if is_of_run && self.links.has_bug.swap(false, Ordering::SeqCst) {
+            panic!("a bug that the test put here");
+        }
         let answer = tokio::select! {
             answer = cluster.answer_peer(shard, call) => answer,
             // A connection that breaks tells nothing about what became of the call.
@@ -300,6 +305,15 @@ impl Members {
     /// What other nodes ask of a node is carried out, and they never hear of it.
     pub(crate) fn lose_answers_of(&self, node: NodeId) {
         self.links.unheard.write().unwrap().insert(node);
+    }
+
+    /// The next request that a node sends to a run of another one panics there.
+    pub(crate) fn panic_once(&self) {
+        self.links.has_bug.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn has_panicked(&self) -> bool {
+        !self.links.has_bug.load(Ordering::SeqCst)
     }
 
     /// Answers to requests for a run that were lost since the start.

@@ -44,13 +44,27 @@ async fn poll(service: &Service, queue: TaskQueue) -> PollWorkflowTaskQueueRespo
 
 /// Answers a task; from now on the worker is asked on its sticky queue.
 async fn complete_sticky(service: &Service, token: &[u8], commands: Vec<Command>) {
+    complete_sticky_with(service, token, commands, STICKY_WAIT).await;
+}
+
+/// The same without a command, and with this time to take the next task.
+async fn complete_sticky_within(service: &Service, token: &[u8], wait: Duration) {
+    complete_sticky_with(service, token, Vec::new(), wait).await;
+}
+
+async fn complete_sticky_with(
+    service: &Service,
+    token: &[u8],
+    commands: Vec<Command>,
+    wait: Duration,
+) {
     let answer = RespondWorkflowTaskCompletedRequest {
         namespace: NAMESPACE.to_owned(),
         task_token: token.to_vec().into(),
         commands,
         sticky_attributes: Some(StickyExecutionAttributes {
             worker_task_queue: Some(sticky_queue("sticky", "q")),
-            schedule_to_start_timeout: prost_types::Duration::try_from(STICKY_WAIT).ok(),
+            schedule_to_start_timeout: prost_types::Duration::try_from(wait).ok(),
         }),
         ..RespondWorkflowTaskCompletedRequest::default()
     };
@@ -238,6 +252,47 @@ async fn a_sticky_queue_is_known_by_its_name_alone() {
     api.signal(signal_of("asked", "last")).await.unwrap();
     let task = api.poll_workflow_task("q").await.unwrap();
     assert!(!task.task_token.is_empty());
+    running.stop().await;
+}
+
+/// What waits in a worker's sticky queue when it shuts down does not wait for its timeout there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_waits_for_a_worker_that_shuts_down_goes_to_another_at_once() {
+    let running = Running::start(config(None)).await;
+    let (api, service) = (running.api(), running.client.service());
+    api.start(start_of("left", "simple", "q")).await.unwrap();
+    let task = api.poll_workflow_task("q").await.unwrap();
+    // Longer than this test's patience: no timeout helps.
+    complete_sticky_within(&service, &task.task_token, 10 * AT_ONCE).await;
+    let polled = tokio::spawn({
+        let service = service.clone();
+        async move { poll(&service, sticky_queue("sticky", "q")).await }
+    });
+    api.signal(signal_of("left", "more")).await.unwrap();
+    let task = polled.await.unwrap();
+    complete_sticky_within(&service, &task.task_token, 10 * AT_ONCE).await;
+    // It goes where its worker has just been.
+    api.signal(signal_of("left", "last")).await.unwrap();
+    let shutdown = ShutdownWorkerRequest {
+        namespace: NAMESPACE.to_owned(),
+        sticky_task_queue: "sticky".to_owned(),
+        worker_instance_key: "worker-1".to_owned(),
+        ..ShutdownWorkerRequest::default()
+    };
+    service.clone().shutdown_worker(soon(shutdown)).await.unwrap();
+    let task = tokio::time::timeout(AT_ONCE, api.poll_workflow_task("q")).await;
+    let task = task.expect("it waits in a queue that nobody polls").unwrap();
+    assert_eq!(task.attempt, 1, "it timed out there");
+    assert!(!task.task_token.is_empty());
+    // An answer of that worker which is late names its queue once more.
+    complete_sticky_within(&service, &task.task_token, 10 * AT_ONCE).await;
+    api.signal(signal_of("left", "after")).await.unwrap();
+    let task = tokio::time::timeout(AT_ONCE, api.poll_workflow_task("q")).await;
+    let task = task.expect("it waits in the queue of a worker that has shut down").unwrap();
+    assert!(!task.task_token.is_empty());
+    let events = history_of(api.as_ref(), "left").await;
+    let timeouts = events.iter().filter(|e| e.event_type() == EventType::WorkflowTaskTimedOut);
+    assert_eq!(timeouts.count(), 0);
     running.stop().await;
 }
 

@@ -436,6 +436,48 @@ async fn an_attempt_whose_poll_has_gone_by_its_commit_is_offered_again() {
     members.stop().await;
 }
 
+/// A poll goes on waiting, and says so to its queue, while the attempt that it met is being committed.
+/// It must not stand there twice: whatever met it the second time would be given to nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_poll_that_is_renewed_while_its_task_is_on_the_way_does_not_lose_the_next_task() {
+    let config = ShardConfig { poll_renewal: Duration::from_millis(50), ..shard_config() };
+    let members = Members::start_with(21, config).await;
+    let api = members.client();
+    schedule_attempt(api.as_ref()).await;
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let seen = async || {
+        let queue = QueueName::normal("later");
+        let view = cluster.describe_task_queue(&namespace, queue, QueueType::Activity).await;
+        view.ok().and_then(|view| view.pollers.iter().map(|poller| poller.last_access).max())
+    };
+
+    let before = members.last_indices("waits");
+    members.hold_syncs(true);
+    let polled = tokio::spawn({
+        let api = Arc::clone(&api);
+        async move { api.poll_activity_task("later").await }
+    });
+    let leader = members.leader_of("waits").await;
+    await_until("the attempt is proposed", async || {
+        (members.last_indices("waits")[&leader] > before[&leader]).then_some(())
+    })
+    .await;
+    let first_seen = seen().await;
+    await_until("the poll is renewed", async || (seen().await > first_seen).then_some(())).await;
+    members.hold_syncs(false);
+    let task = tokio::time::timeout(AT_ONCE, polled).await.expect("it got nothing");
+    let task = task.unwrap().unwrap();
+    assert_eq!((task.activity_id.as_str(), task.attempt), ("once", 1));
+    api.complete_activity_task(&task.task_token).await.unwrap();
+
+    let task = api.poll_workflow_task(QUEUE).await.unwrap();
+    api.complete_workflow_task(&task.task_token, vec![schedule("next", "later")]).await.unwrap();
+    let next = tokio::time::timeout(AT_ONCE, api.poll_activity_task("later")).await;
+    let next = next.expect("it was given to nobody").unwrap();
+    assert_eq!((next.activity_id.as_str(), next.attempt), ("next", 1));
+    members.stop().await;
+}
+
 /// The leader proposes a start, the others have that in their logs, and the leader gives up before
 /// it hears of it. Once it is committed after all, the task that it owes is offered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

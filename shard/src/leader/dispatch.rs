@@ -12,7 +12,7 @@ use crate::leader::hosting::{Ask, Envelope, Subscription, WorkflowHandle};
 use crate::leader::mailbox::Refused;
 use crate::leader::matching;
 use crate::leader::runtime::ShardRuntime;
-use crate::message::{Answer, Delivery, QueueCall, QueueKey, ReadCall, WorkflowCall};
+use crate::message::{Answer, Delivery, QueueCall, ReadCall, WantedTasks, WorkflowCall};
 use crate::route::shard_leader::{QueueDepth, ReplyTo, ShardLeader};
 
 impl ShardLeader for ShardRuntime {
@@ -46,9 +46,9 @@ impl ShardLeader for ShardRuntime {
         })
     }
 
-    fn queue_has_room(self: Arc<Self>, queue: &QueueKey) {
+    fn queue_wants(self: Arc<Self>, wanted: &WantedTasks) {
         if !self.is_stopped() {
-            self.offer_again(queue);
+            self.offer_again(wanted);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The workflows of a shard that are in memory: of each its mailbox, what others may know of its
 //! actor, and what its actor can be asked. What the actor does is the workflow wing's.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -76,15 +76,16 @@ pub(crate) struct Workflows {
 }
 
 /// A workflow whose actor gave up.
+#[derive(Default)]
 pub(crate) struct Lost {
-    pub(crate) key: WorkflowKey,
     /// The runs that it had in memory.
-    pub(crate) runs: Vec<RunId>,
+    pub(crate) runs: BTreeSet<RunId>,
     /// Requests of our own that it did not come to.
     pub(crate) requests: Vec<Ask>,
 }
 
-/// The workflows of a shard that wait for their recovery.
+/// The workflows of a shard that wait for their recovery. While there is no quorum each request to
+/// one costs it another actor, so it stands here once.
 #[derive(Default)]
 pub(crate) struct LostWorkflows {
     state: Mutex<LostState>,
@@ -92,7 +93,7 @@ pub(crate) struct LostWorkflows {
 
 #[derive(Default)]
 struct LostState {
-    waiting: Vec<Lost>,
+    waiting: BTreeMap<WorkflowKey, Lost>,
     in_recovery: bool,
 }
 
@@ -218,16 +219,49 @@ impl Workflows {
 
 impl LostWorkflows {
     /// True: nobody recovers them yet, so the caller must.
-    pub(crate) fn add(&self, lost: Lost) -> bool {
+    pub(crate) fn add(&self, key: WorkflowKey, lost: Lost) -> bool {
         let mut state = self.state.lock();
-        state.waiting.push(lost);
+        let known = state.waiting.entry(key).or_default();
+        known.runs.extend(lost.runs);
+        for ask in lost.requests {
+            match ask {
+                Ask::Resume { run_id } => drop(known.runs.insert(run_id)),
+                other => known.requests.push(other),
+            }
+        }
         !std::mem::replace(&mut state.in_recovery, true)
     }
 
     /// All that wait; `None`: nobody does, and whoever is added next must be recovered anew.
-    pub(crate) fn take(&self) -> Option<Vec<Lost>> {
+    pub(crate) fn take(&self) -> Option<BTreeMap<WorkflowKey, Lost>> {
         let mut state = self.state.lock();
         state.in_recovery = !state.waiting.is_empty();
         state.in_recovery.then(|| std::mem::take(&mut state.waiting))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workflow_that_is_lost_again_and_again_waits_once() {
+        let lost = LostWorkflows::default();
+        let key = |id: &str| WorkflowKey { namespace: "n".into(), workflow_id: id.into() };
+        let of = |run: &str| Lost { runs: [RunId::from(run)].into(), requests: Vec::new() };
+        assert!(lost.add(key("a"), of("first")), "somebody has to begin");
+        for _ in 0..1_000 {
+            let resume = Ask::Resume { run_id: RunId::from("first") };
+            let lost_again = Lost { requests: vec![resume], ..of("second") };
+            assert!(!lost.add(key("a"), lost_again));
+        }
+        assert!(!lost.add(key("b"), of("other")));
+        let taken = lost.take().expect("two wait");
+        assert_eq!(taken.len(), 2);
+        let a = &taken[&key("a")];
+        assert!(a.runs.iter().map(RunId::as_str).eq(["first", "second"]));
+        assert_eq!(a.requests.len(), 0, "what a run owes is resumed once");
+        assert!(lost.take().is_none());
+        assert!(lost.add(key("a"), of("first")), "nobody is at it any more");
     }
 }

@@ -1,22 +1,37 @@
-//! One actor per task queue: offers meet polls, and the pair becomes a ticket (architecture D8).
+//! One actor per task queue: offers meet polls, and the pair becomes a ticket (architecture D8). Who
+//! meets whom is decided by `core`; here it is asked and carried out.
 //!
 //! Soft state: the truth is the task rows in the shards. It lives on the leader of the shard that
 //! the queue's name hashes to, so a queue has one owner and one order. Payloads never come here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use piton_core::id::{RunId, ShardId, WorkflowKey};
+use piton_core::id::{RunId, WorkflowKey};
+use piton_core::matching::{Bounds, Match, Matching, Offered, Poll, Polled, Standing, Task, Want};
 use piton_core::time::{Span, Timestamp};
+use piton_raft::NodeId;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 
+use crate::error::ShardError;
 use crate::leader::mailbox::Notice;
+use crate::leader::panics::caught;
 use crate::leader::queues::QueueHandle;
 use crate::leader::runtime::ShardRuntime;
 use crate::message::{
-    Answer, Call, Delivery, Offer, OfferedTask, PollRequest, Poller, QueueCall, QueueKey,
-    TaskQueueView, Ticket, WorkflowCall,
+    Answer, Call, Delivery, Offer, OfferedTask, PollId, PollRequest, Poller, QueueCall, QueueKey,
+    TaskQueueView, Ticket, WantedTasks, WorkflowCall,
 };
+
+/// Lanes of one queue in memory: as many fairness keys, times the shards that have tasks of them.
+const LANES_MAX: usize = 8_192;
+/// Queries and the like that wait in one queue.
+const VOLATILE_MAX: usize = 10_000;
+/// Polls that are remembered after they were matched or withdrawn. A call is repeated within seconds.
+const SPENT_MAX: usize = 1_024;
+/// Wait before a queue that has lost its state to a bug of ours is filled again: it may well happen
+/// again.
+const BEGIN_ANEW_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts a queue's actor.
 ///
@@ -27,69 +42,46 @@ pub(crate) fn start(
     queue: QueueKey,
     handle: Arc<QueueHandle>,
 ) -> Result<ActorRef<Notice>, SpawnErr> {
-    let state = Matching::new(shard, queue, handle);
-    ractor::ActorRuntime::spawn_instant(None, MatchingActor, state).map(|(actor, _)| actor)
+    let owned = Owned::new(shard, queue, handle);
+    ractor::ActorRuntime::spawn_instant(None, MatchingActor, owned).map(|(actor, _)| actor)
 }
 
 struct MatchingActor;
 
-type Identity = (WorkflowKey, RunId, OfferedTask);
-/// Priority, then age, then order of arrival.
-type Rank = (u8, Timestamp, u64);
+type TaskId = (WorkflowKey, RunId, OfferedTask);
+type PollName = (NodeId, PollId);
 
-/// A queue: what waits on either side. Never does a task wait while a poll waits.
-struct Matching {
+/// A queue and what its actor knows of the world.
+struct Owned {
     shard: Weak<ShardRuntime>,
     queue: QueueKey,
     handle: Arc<QueueHandle>,
-    tasks: BTreeMap<Rank, Offer>,
-    ranks: HashMap<Identity, Rank>,
-    arrivals: u64,
-    polls: VecDeque<PollRequest>,
-    pollers: BTreeMap<String, Timestamp>,
-    last_poll: Timestamp,
-    /// Shards with tasks that did not fit into the window, or that they have not offered.
-    declined: BTreeSet<ShardId>,
-    /// Workers that have shut down, and when.
-    shut_down: BTreeMap<String, Timestamp>,
+    matching: Matching<TaskId, PollName>,
 }
 
 impl Actor for MatchingActor {
     type Msg = Notice;
-    type State = Matching;
-    type Arguments = Matching;
+    type State = Owned;
+    type Arguments = Owned;
 
-    async fn pre_start(
-        &self,
-        _: ActorRef<Notice>,
-        m: Matching,
-    ) -> Result<Matching, ActorProcessingErr> {
-        Ok(m)
+    async fn pre_start(&self, _: ActorRef<Notice>, o: Owned) -> Result<Owned, ActorProcessingErr> {
+        Ok(o)
     }
 
     async fn handle(
         &self,
         myself: ActorRef<Notice>,
         _: Notice,
-        matching: &mut Matching,
+        owned: &mut Owned,
     ) -> Result<(), ActorProcessingErr> {
-        let Some(shard) = matching.shard.upgrade() else {
+        let Some(shard) = owned.shard.upgrade() else {
             myself.stop(None);
             return Ok(());
         };
-        loop {
-            let calls = matching.handle.mailbox.take();
-            if calls.is_empty() {
-                break;
-            }
-            for (call, reply) in calls {
-                reply.send(Ok(matching.take(&shard, call)));
-            }
-        }
-        matching.ask_for_more(&shard);
-        matching.show();
-        if matching.is_abandoned(&shard) && matching.handle.mailbox.close_if_empty() {
-            shard.queues.remove(&matching.queue);
+        owned.work(&shard);
+        let is_abandoned = owned.matching.is_abandoned(shard.clock.now());
+        if is_abandoned && owned.handle.mailbox.close_if_empty() {
+            shard.queues.remove(&owned.queue);
             myself.stop(None);
         }
         Ok(())
@@ -98,199 +90,213 @@ impl Actor for MatchingActor {
     async fn post_stop(
         &self,
         _: ActorRef<Notice>,
-        matching: &mut Matching,
+        owned: &mut Owned,
     ) -> Result<(), ActorProcessingErr> {
-        let Some(shard) = matching.shard.upgrade() else { return Ok(()) };
-        let late = matching.handle.mailbox.close();
+        let Some(shard) = owned.shard.upgrade() else { return Ok(()) };
+        let late = owned.handle.mailbox.close();
         let late = late.into_iter().filter_map(|(call, _)| match call {
-            QueueCall::Poll(poll) => Some(poll),
+            QueueCall::Poll(poll) => Some((poll.node, poll.poll)),
             _ => None,
         });
-        for poll in matching.polls.drain(..).chain(late) {
-            shard.cluster.deliver(poll.node, poll.poll, Delivery::Again);
+        let waiting = owned.matching.stop().into_iter().map(|poll| poll.id);
+        for (node, poll) in waiting.chain(late) {
+            shard.cluster.deliver(node, poll, Delivery::Again);
         }
         Ok(())
     }
 }
 
-impl Matching {
+impl Owned {
     fn new(shard: &Arc<ShardRuntime>, queue: QueueKey, handle: Arc<QueueHandle>) -> Self {
-        Self {
-            shard: Arc::downgrade(shard),
-            queue,
-            handle,
-            tasks: BTreeMap::new(),
-            ranks: HashMap::new(),
-            arrivals: 0,
-            polls: VecDeque::new(),
-            pollers: BTreeMap::new(),
-            // Workers that polled the owner before this one get the time to come here.
-            last_poll: shard.began,
-            declined: BTreeSet::new(),
-            shut_down: BTreeMap::new(),
+        // Workers that polled the owner before this one get the time to come here.
+        let matching = Matching::new(bounds(shard, &queue), shard.began);
+        Self { shard: Arc::downgrade(shard), queue, handle, matching }
+    }
+
+    /// Works until nothing waits. A panic is a bug of ours: the call is lost, the queue is not.
+    fn work(&mut self, shard: &Arc<ShardRuntime>) {
+        loop {
+            let calls = self.handle.mailbox.take();
+            if calls.is_empty() {
+                break;
+            }
+            for (call, reply) in calls {
+                let answer = caught(shard.id, "matching", || self.take(shard, call));
+                reply.send(answer.ok_or_else(|| {
+                    self.begin_anew(shard);
+                    ShardError::Internal("an internal error in this task queue".into())
+                }));
+            }
+        }
+        let done = caught(shard.id, "matching", || {
+            self.ask_for_more(shard);
+            self.show();
+        });
+        if done.is_none() {
+            self.begin_anew(shard);
         }
     }
 
+    /// What is here cannot be trusted any more. Polls come again, and the shards offer again.
+    fn begin_anew(&mut self, shard: &Arc<ShardRuntime>) {
+        let polls = caught(shard.id, "matching", || self.matching.stop()).unwrap_or_default();
+        self.matching = Matching::new(bounds(shard, &self.queue), shard.clock.now());
+        for Poll { id: (node, poll), .. } in polls {
+            shard.cluster.deliver(node, poll, Delivery::Again);
+        }
+        let (shard, queue) = (Arc::clone(shard), self.queue.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(BEGIN_ANEW_PAUSE).await;
+            let limit = shard.config.matching_window;
+            for origin in shard.cluster.host().shard_ids() {
+                let wanted = WantedTasks { queue: queue.clone(), class: None, limit };
+                shard.cluster.insist(origin, Call::Wanted(wanted));
+            }
+        });
+    }
+
     fn take(&mut self, shard: &ShardRuntime, call: QueueCall) -> Answer {
+        let now = shard.clock.now();
         match call {
             QueueCall::Offer(offer) => {
-                let has_more = offer.more_behind.then_some(offer.origin);
-                self.offer(shard, offer);
-                // ORDER: afterwards, as whoever has been declined gets nothing more in.
-                self.declined.extend(has_more);
-            }
-            QueueCall::Withdraw { key, run_id, task, .. } => {
-                if let Some(rank) = self.ranks.remove(&(key, run_id, task)) {
-                    self.tasks.remove(&rank);
+                let more_behind = offer.more_behind;
+                match self.matching.offer(task_of(offer), more_behind, now) {
+                    Offered::Matched(met) => self.issue(shard, met),
+                    Offered::Refused(task) => refuse(shard, task),
+                    Offered::Waits | Offered::Declined => {}
                 }
             }
-            QueueCall::Poll(poll) => self.poll(shard, poll),
+            QueueCall::Withdraw { key, run_id, task, .. } => {
+                self.matching.withdraw(&(key, run_id, task));
+            }
+            QueueCall::Poll(poll) => match self.matching.poll(poll_of(poll), now) {
+                Polled::Matched(met) => self.issue(shard, met),
+                Polled::ShutDown(poll) => end(shard, poll),
+                Polled::Waits | Polled::Known => {}
+            },
             QueueCall::WithdrawPoll { node, poll, .. } => {
-                self.polls.retain(|p| (p.node, p.poll) != (node, poll));
+                self.matching.withdraw_poll(&(node, poll))
             }
             QueueCall::ShutdownWorker { worker_instance_key, .. } => {
                 self.shut_down(shard, &worker_instance_key);
             }
-            QueueCall::Describe { .. } => return Answer::Queue(self.view(shard)),
+            QueueCall::Describe { .. } => return Answer::Queue(self.view(now)),
         }
         Answer::Done
     }
 
-    fn offer(&mut self, shard: &ShardRuntime, offer: Offer) {
-        if let Some(poll) = self.polls.pop_front() {
-            return issue(shard, offer, poll);
-        }
-        let age = shard.clock.now() - self.last_poll;
-        let limit = match (&offer.task, self.queue.queue.is_sticky()) {
-            (_, true) => Some(shard.config.sticky_poller_max_age),
-            (OfferedTask::Query(_), false) => Some(shard.config.poller_max_age),
-            (OfferedTask::Task(_), false) => None,
-        };
-        if limit.is_some_and(|limit| age > Span::from(limit)) {
-            let Offer { key, run_id, task, .. } = offer;
-            let call = WorkflowCall::NoPoller { key, run_id, task };
-            return shard.cluster.send(offer.origin, call.into());
-        }
-        let identity = (offer.key.clone(), offer.run_id.clone(), offer.task.clone());
-        if self.ranks.contains_key(&identity) {
-            return;
-        }
-        let is_row = matches!(offer.task, OfferedTask::Task(_));
-        if is_row && (self.tasks.len() >= shard.config.matching_window || !self.declined.is_empty())
-        {
-            self.declined.insert(offer.origin);
-            return;
-        }
-        self.arrivals += 1;
-        let rank = (offer.priority, offer.created, self.arrivals);
-        self.ranks.insert(identity, rank);
-        self.tasks.insert(rank, offer);
-    }
-
-    fn poll(&mut self, shard: &ShardRuntime, poll: PollRequest) {
-        if self.shut_down.contains_key(&poll.worker_instance_key) {
-            shard.cluster.deliver(poll.node, poll.poll, Delivery::Shutdown);
-            return;
-        }
-        self.last_poll = shard.clock.now();
-        if self.pollers.insert(poll.identity.clone(), self.last_poll).is_none() {
-            // Workers come and go with ever new names.
-            self.forget_pollers(shard);
-        }
-        match self.tasks.pop_first() {
-            Some((_, offer)) => {
-                self.ranks.remove(&(offer.key.clone(), offer.run_id.clone(), offer.task.clone()));
-                issue(shard, offer, poll);
-            }
-            None if self.polls.iter().any(|p| (p.node, p.poll) == (poll.node, poll.poll)) => {}
-            None => self.polls.push_back(poll),
-        }
-    }
-
-    /// Answers a worker's polls empty, also those that are still on their way here; a sticky queue
-    /// of it has no poller from now on.
+    /// Answers a worker's polls empty, also those that are still on their way here. Its sticky queue
+    /// has no worker from now on: what waits there goes back at once.
     fn shut_down(&mut self, shard: &ShardRuntime, worker: &str) {
-        let oldest = remembered_since(shard);
-        self.shut_down.retain(|_, since| *since >= oldest);
-        if !worker.is_empty() {
-            self.shut_down.insert(worker.to_owned(), shard.clock.now());
+        let now = shard.clock.now();
+        if !self.queue.queue.is_sticky() {
+            return self.matching.shut_down(worker, now).into_iter().for_each(|p| end(shard, p));
         }
-        if self.queue.queue.is_sticky() {
-            self.last_poll = Timestamp::default();
-        }
-        let (gone, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.polls)
-            .into_iter()
-            .partition(|p| !worker.is_empty() && p.worker_instance_key == worker);
-        self.polls = kept;
-        for poll in gone {
-            self.pollers.remove(&poll.identity);
-            shard.cluster.deliver(poll.node, poll.poll, Delivery::Shutdown);
-        }
+        let left = self.matching.close(worker, now);
+        left.polls.into_iter().for_each(|poll| end(shard, poll));
+        left.tasks.into_iter().for_each(|task| refuse(shard, task));
     }
 
-    /// When the window is half empty, the shards that were declined may offer again.
+    /// Tells the shards for whose tasks there is room.
     fn ask_for_more(&mut self, shard: &ShardRuntime) {
-        if self.tasks.len() <= shard.config.matching_window / 2 {
-            for origin in std::mem::take(&mut self.declined) {
-                shard.cluster.send(origin, Call::Room(self.queue.clone()));
-            }
+        for Want { shard: origin, class, limit } in self.matching.wants() {
+            let wanted = WantedTasks { queue: self.queue.clone(), class, limit };
+            shard.cluster.send(origin, Call::Wanted(wanted));
         }
     }
 
-    fn view(&mut self, shard: &ShardRuntime) -> TaskQueueView {
-        self.forget_pollers(shard);
-        let poller = |(identity, seen): (&String, &Timestamp)| Poller {
-            identity: identity.clone(),
-            last_access: *seen,
+    fn view(&mut self, now: Timestamp) -> TaskQueueView {
+        let poller = |(identity, last_access): (&str, Timestamp)| Poller {
+            identity: identity.to_owned(),
+            last_access,
         };
         TaskQueueView {
-            pollers: self.pollers.iter().map(poller).collect(),
-            backlog_count: self.tasks.len() as u64,
-            oldest: self.oldest(),
-            beyond_window: self.declined.iter().copied().collect(),
+            pollers: self.matching.pollers(now).map(poller).collect(),
+            backlog_count: self.matching.len() as u64,
+            oldest: self.matching.oldest(),
+            beyond_window: self.matching.beyond().into_iter().collect(),
         }
-    }
-
-    fn forget_pollers(&mut self, shard: &ShardRuntime) {
-        let oldest = remembered_since(shard);
-        self.pollers.retain(|_, seen| *seen >= oldest);
-    }
-
-    fn oldest(&self) -> Option<Timestamp> {
-        self.tasks.values().map(|offer| offer.created).min()
     }
 
     fn show(&self) {
-        // Ranked by priority first: the first task of each priority is its oldest.
-        let mut oldest = None;
-        let mut next = self.tasks.first_key_value();
-        while let Some((&(priority, created, _), _)) = next {
-            oldest = oldest.into_iter().chain([created]).min();
-            let Some(below) = priority.checked_add(1) else { break };
-            next = self.tasks.range((below, Timestamp::MIN, 0)..).next();
-        }
-        self.handle.show(self.tasks.len(), oldest, !self.declined.is_empty());
+        let Self { handle, matching, .. } = self;
+        handle.show(matching.len(), matching.oldest(), matching.is_beyond());
     }
 
-    /// Nothing waits, nobody has polled for long, and no worker has shut down whose polls may still be
-    /// on their way here: the queue may be forgotten.
-    fn is_abandoned(&self, shard: &ShardRuntime) -> bool {
-        let is_long_ago = |time: Timestamp| time < remembered_since(shard);
-        self.tasks.is_empty()
-            && self.polls.is_empty()
-            && self.declined.is_empty()
-            && is_long_ago(self.last_poll)
-            && self.shut_down.values().copied().all(is_long_ago)
+    fn issue(&self, shard: &ShardRuntime, met: Match<TaskId, PollName>) {
+        let Match { task, poll } = met;
+        let (origin, (node, id)) = (task.origin, poll.id);
+        let offer = offer_of(self.queue.clone(), task);
+        let ticket = Ticket { offer, node, poll: id, identity: poll.identity };
+        shard.cluster.send(origin, WorkflowCall::Ticket(ticket).into());
     }
 }
 
-/// Polls and shut down workers from before this time are forgotten.
-fn remembered_since(shard: &ShardRuntime) -> Timestamp {
-    shard.clock.now() - Span::from(shard.config.poller_memory)
+fn bounds(shard: &ShardRuntime, queue: &QueueKey) -> Bounds {
+    let config = &shard.config;
+    let (of_rows, of_volatile) = match queue.queue.is_sticky() {
+        true => (Some(config.sticky_poller_max_age), config.sticky_poller_max_age),
+        false => (None, config.poller_max_age),
+    };
+    Bounds {
+        window: config.matching_window,
+        lanes: LANES_MAX,
+        volatile: VOLATILE_MAX,
+        spent: SPENT_MAX,
+        patience_of_rows: of_rows.map(Span::from),
+        patience_of_volatile: Some(Span::from(of_volatile)),
+        memory: Span::from(config.poller_memory),
+    }
 }
 
-fn issue(shard: &ShardRuntime, offer: Offer, poll: PollRequest) {
-    let origin = offer.origin;
-    let ticket = Ticket { offer, node: poll.node, poll: poll.poll, identity: poll.identity };
-    shard.cluster.send(origin, WorkflowCall::Ticket(ticket).into());
+fn task_of(offer: Offer) -> Task<TaskId> {
+    let standing = match offer.task {
+        OfferedTask::Task(_) => Standing::Row,
+        OfferedTask::Query(_) => Standing::Volatile,
+    };
+    Task {
+        id: (offer.key, offer.run_id, offer.task),
+        origin: offer.origin,
+        class: offer.class,
+        stride: offer.stride,
+        created: offer.created,
+        standing,
+    }
+}
+
+fn offer_of(queue: QueueKey, task: Task<TaskId>) -> Offer {
+    let (key, run_id, offered) = task.id;
+    Offer {
+        queue,
+        origin: task.origin,
+        key,
+        run_id,
+        task: offered,
+        class: task.class,
+        stride: task.stride,
+        created: task.created,
+        more_behind: false,
+    }
+}
+
+fn poll_of(poll: PollRequest) -> Poll<PollName> {
+    Poll {
+        id: (poll.node, poll.poll),
+        version: Arc::default(),
+        identity: poll.identity,
+        worker: poll.worker_instance_key,
+    }
+}
+
+/// Nobody will take it here; its workflow is to know.
+fn refuse(shard: &ShardRuntime, task: Task<TaskId>) {
+    let (key, run_id, offered) = task.id;
+    let call = WorkflowCall::NoPoller { key, run_id, task: offered };
+    shard.cluster.send(task.origin, call.into());
+}
+
+/// Answers a poll of a worker that has shut down.
+fn end(shard: &ShardRuntime, poll: Poll<PollName>) {
+    let (node, id) = poll.id;
+    shard.cluster.deliver(node, id, Delivery::Shutdown);
 }

@@ -11,6 +11,7 @@ pub(crate) mod mailbox;
 pub(crate) mod matching;
 pub(crate) mod offers;
 pub(crate) mod outbox;
+pub(crate) mod panics;
 pub(crate) mod queues;
 pub(crate) mod reads;
 pub(crate) mod recovery;

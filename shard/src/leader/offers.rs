@@ -5,33 +5,51 @@ use std::sync::Arc;
 
 use piton_core::effect::TaskKey;
 use piton_core::id::ShardId;
+use piton_core::matching::{self, Bounds};
 
 use crate::leader::runtime::ShardRuntime;
-use crate::message::{Offer, OfferedTask, QueueKey};
-use crate::rows::TaskRow;
+use crate::message::{Offer, OfferedTask, QueueKey, WantedTasks};
+use crate::rows::tasks::FirstTasks;
+use crate::rows::{LoadError, TaskRow};
 
 impl ShardRuntime {
-    /// Offers a queue's first tasks of this shard, as the queue has room.
-    pub(crate) fn offer_again(&self, queue: &QueueKey) {
-        match self.rows.tasks(queue, self.config.matching_window, |row| !self.is_held(row)) {
-            Ok(rows) => self.offer_in_order(&rows),
-            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
+    /// Offers the first tasks that a queue has room for.
+    pub(crate) fn offer_again(&self, wanted: &WantedTasks) {
+        let WantedTasks { queue, class, limit } = wanted;
+        let offered = match class {
+            Some(class) => {
+                let is_meant = |row: &TaskRow| !self.is_held(row);
+                let first = self.rows.first_of_class(queue, class, *limit, is_meant);
+                first.map(|first| self.offer_in_order(first))
+            }
+            None => self.offer_each_class(queue, *limit),
+        };
+        if let Err(error) = offered {
+            tracing::error!(shard = %self.id, %error, "cannot read task rows");
         }
     }
 
     /// Offers what waits here in the queues of these owners. What they hold already, or have given
     /// to a worker, they or the task's workflow drop.
     pub(crate) fn offer_first_tasks(&self, is_meant: impl Fn(ShardId) -> bool) {
-        match self.rows.first_tasks(self.config.matching_window, |row| !self.is_held(row)) {
-            Ok(rows) => {
-                for rows in rows.chunk_by(|one, next| one.queue == next.queue) {
-                    if is_meant(self.cluster.shard_of_queue(&rows[0].queue)) {
-                        self.offer_in_order(rows);
-                    }
-                }
-            }
-            Err(error) => tracing::error!(shard = %self.id, %error, "cannot read task rows"),
+        // All shards together fill a window; its owner asks for the rest.
+        let shards = self.cluster.host().shard_ids().count().max(1);
+        let limit = (self.config.matching_window / shards).max(Bounds::LANE_MIN);
+        let offered = self.rows.queues_with_tasks().and_then(|queues| {
+            let mut meant = queues.iter().filter(|q| is_meant(self.cluster.shard_of_queue(q)));
+            meant.try_for_each(|queue| self.offer_each_class(queue, limit))
+        });
+        if let Err(error) = offered {
+            tracing::error!(shard = %self.id, %error, "cannot read task rows");
         }
+    }
+
+    fn offer_each_class(&self, queue: &QueueKey, limit: usize) -> Result<(), LoadError> {
+        let is_meant = |row: &TaskRow| !self.is_held(row);
+        for first in self.rows.first_of_each_class(queue, limit, is_meant)? {
+            self.offer_in_order(first);
+        }
+        Ok(())
     }
 
     /// Whether a worker has this task. Such rows must not stand among the first ones: behind a
@@ -69,24 +87,24 @@ impl ShardRuntime {
         });
     }
 
-    /// Offers the first tasks of one queue. Where they are as many as its owner holds, others may
-    /// wait behind them: if all of these found room there, nobody would ask for the others.
-    fn offer_in_order(&self, rows: &[TaskRow]) {
-        let has_more = rows.len() >= self.config.matching_window;
-        for (left, row) in (0..rows.len()).rev().zip(rows) {
-            let more_behind = has_more && left == 0;
-            self.cluster.offer(Offer { more_behind, ..self.offer_of(row.clone()) });
+    /// Offers the first tasks of one class; with the last one goes whether there are more.
+    fn offer_in_order(&self, first: FirstTasks) {
+        let last = first.rows.len();
+        for (row, place) in first.rows.into_iter().zip(1..) {
+            let more_behind = first.has_more && place == last;
+            self.cluster.offer(Offer { more_behind, ..self.offer_of(row) });
         }
     }
 
     fn offer_of(&self, row: TaskRow) -> Offer {
         Offer {
+            class: row.class(),
+            stride: matching::stride(row.fairness_weight),
             queue: row.queue,
             origin: self.id,
             key: row.key,
             run_id: row.run_id,
             task: OfferedTask::Task(row.task),
-            priority: row.priority,
             created: row.created,
             more_behind: false,
         }

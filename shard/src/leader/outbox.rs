@@ -2,9 +2,11 @@
 //! again after a failover: the rows are the truth, and doing an errand twice is harmless, since
 //! its request id is derived from its event (architecture D7).
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use piton_core::effect::{Errand, ErrandKey, ParentLink};
 use piton_core::error::Rejection;
 use piton_core::id::{EventId, NamespaceId, RunId, WorkflowId, WorkflowKey};
@@ -21,9 +23,9 @@ use piton_core::request::{
 use piton_core::run::Reply;
 
 use crate::error::ShardError;
-use crate::leader::child_start;
 use crate::leader::errand_lines::Line;
 use crate::leader::runtime::ShardRuntime;
+use crate::leader::{child_start, panics};
 use crate::message::{Answer, WorkflowCall};
 
 /// What events say of requests that the server itself makes, as on the official server.
@@ -88,7 +90,7 @@ impl Sender {
     async fn work_off(self, line: Line) {
         while let Some((key, errand)) = self.shard.errands.first(&line) {
             let mut wait = self.shard.config.errand_retry_min;
-            while let Err(error) = self.carry_out(&line.target, key, &errand).await {
+            while let Err(error) = self.try_carry_out(&line.target, key, &errand).await {
                 if self.shard.errands.is_stopped() {
                     return;
                 }
@@ -98,6 +100,21 @@ impl Sender {
             }
             self.shard.errands.done(&line);
         }
+    }
+
+    /// A panic is a bug of ours: the errand is tried again, and those behind it wait for it.
+    async fn try_carry_out(
+        &self,
+        target: &WorkflowKey,
+        key: ErrandKey,
+        errand: &Errand,
+    ) -> Result<(), ShardError> {
+        let carried_out = AssertUnwindSafe(self.carry_out(target, key, errand)).catch_unwind();
+        carried_out.await.unwrap_or_else(|panic| {
+            let panic = panics::text_of(panic.as_ref());
+            tracing::error!(shard = %self.shard.id, ?key, panic, "an errand panicked");
+            Err(ShardError::Internal("an internal error in an errand".into()))
+        })
     }
 
     /// Carries one errand out and records the result in the run that owes it.

@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use piton_core::id::WorkflowKey;
+
 use crate::leader::hosting::{Ask, Envelope, Lost};
 use crate::leader::runtime::ShardRuntime;
 use crate::replica::entry;
@@ -17,8 +19,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 impl ShardRuntime {
     /// Has a workflow recovered, together with others that wait for it.
-    pub(crate) fn recover(self: &Arc<Self>, lost: Lost) {
-        if self.lost.add(lost) {
+    pub(crate) fn recover(self: &Arc<Self>, key: WorkflowKey, lost: Lost) {
+        if self.lost.add(key, lost) {
             let shard = Arc::clone(self);
             tokio::spawn(async move { recover_all(&shard).await });
         }
@@ -37,7 +39,7 @@ async fn recover_all(shard: &Arc<ShardRuntime>) {
             tracing::debug!(shard = %shard.id, %error, "workflows wait to be recovered");
             tokio::time::sleep(PAUSE).await;
         }
-        for Lost { key, runs, requests } in lost {
+        for (key, Lost { runs, requests }) in lost {
             let resume = runs.into_iter().map(|run_id| Ask::Resume { run_id });
             for ask in requests.into_iter().chain(resume) {
                 shard.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });

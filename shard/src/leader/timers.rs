@@ -2,14 +2,19 @@
 //! rows into `wakeups`, and sleeps until the first of those.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use piton_core::request::RunRequest;
 use piton_core::time::{Span, Timestamp};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::AbortHandle;
 
+use crate::leader::panics::caught;
 use crate::leader::runtime::ShardRuntime;
 use crate::leader::wakeups::{Cause, TimerMessage, Wakeup};
+
+/// Wait before rows are read again that could not be read, or after a bug of ours.
+const BEGIN_ANEW_PAUSE: Duration = Duration::from_millis(100);
 
 /// The actor that waits for the nearest wakeup.
 pub(crate) struct TimerActor;
@@ -58,8 +63,13 @@ impl Actor for TimerActor {
             return Ok(());
         };
         let now = shard.clock.now();
-        load_window(&shard, now);
-        let next = fire(&shard, now);
+        let next = caught(shard.id, "timers", || {
+            let is_loaded = load_window(&shard, now);
+            let next = fire(&shard, now);
+            is_loaded.then_some(next)
+        });
+        let anew = now + Span::from(BEGIN_ANEW_PAUSE);
+        let next = next.flatten().unwrap_or_else(|| shard.wakeups.begin_anew(anew));
         if let Some(sleeper) = state.sleeper.take() {
             sleeper.abort();
         }
@@ -84,13 +94,14 @@ impl Actor for TimerActor {
     }
 }
 
-/// Reads the rows that come due within the next window, when half of the last one is over.
-fn load_window(shard: &ShardRuntime, now: Timestamp) {
+/// Reads the rows that come due within the next window, when half of the last one is over. False:
+/// they cannot be read now.
+fn load_window(shard: &ShardRuntime, now: Timestamp) -> bool {
     let window = shard.config.timer_window;
     let (from, until) = {
         let mut near = shard.wakeups.near();
         if near.horizon - now > Span::from(window / 2) {
-            return;
+            return true;
         }
         let from = near.horizon;
         near.horizon = now + Span::from(window);
@@ -106,10 +117,11 @@ fn load_window(shard: &ShardRuntime, now: Timestamp) {
                 let wakeup = Wakeup { due: row.due, key: row.key, run_id: row.run_id, cause };
                 near.wakeups.insert(wakeup);
             }
+            true
         }
         Err(error) => {
             tracing::error!(shard = %shard.id, %error, "cannot read timer rows");
-            shard.wakeups.near().horizon = from;
+            false
         }
     }
 }

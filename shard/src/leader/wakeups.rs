@@ -68,6 +68,15 @@ impl Wakeups {
         self.near.lock().wakeups.remove(wakeup);
     }
 
+    /// What is in memory may be half of the rows: all of them are read again, at this time, which is
+    /// answered.
+    pub(crate) fn begin_anew(&self, at: Timestamp) -> Timestamp {
+        let mut near = self.near.lock();
+        near.horizon = Timestamp::default();
+        near.looks_at = Some(at);
+        at
+    }
+
     pub(crate) fn near(&self) -> MutexGuard<'_, Near> {
         self.near.lock()
     }

@@ -14,7 +14,7 @@ use piton_core::request::{RunRequest, StartRequest};
 use piton_raft::NodeId;
 
 use crate::message::delivery::PollId;
-use crate::message::queue::{Offer, OfferedTask, PollRequest, QueueKey, Ticket};
+use crate::message::queue::{Offer, OfferedTask, PollRequest, QueueKey, Ticket, WantedTasks};
 use crate::message::{QueryToken, WorkflowTaskToken};
 
 /// A request to the leader of a shard.
@@ -27,8 +27,8 @@ pub enum Call {
     Queue(QueueCall),
     /// To the shard's rows.
     Read(ReadCall),
-    /// To a shard whose tasks a queue has declined: it has room again.
-    Room(QueueKey),
+    /// To a shard for more of whose tasks a queue has room.
+    Wanted(WantedTasks),
 }
 
 /// A call to a workflow's actor.

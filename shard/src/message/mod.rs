@@ -17,6 +17,7 @@ pub use delivery::{Delivery, PollId, Receipt};
 pub use peer::{NoPeers, Peer};
 pub use queue::{
     Offer, OfferedTask, PollRequest, Poller, QueueKey, QueueType, TaskQueueView, Ticket,
+    WantedTasks,
 };
 pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};
 

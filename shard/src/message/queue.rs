@@ -2,6 +2,7 @@
 
 use piton_core::effect::{QueueName, TaskKey};
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
+use piton_core::matching::Class;
 use piton_core::time::Timestamp;
 use piton_raft::NodeId;
 
@@ -39,11 +40,23 @@ pub struct Offer {
     pub key: WorkflowKey,
     pub run_id: RunId,
     pub task: OfferedTask,
-    pub priority: u8,
+    pub class: Class,
+    /// How far the turn of its fairness key moves on with it.
+    pub stride: u32,
     pub created: Timestamp,
-    /// More tasks of this shard wait behind it, which have not been offered: the queue's owner asks
-    /// for them when it has room.
+    /// More tasks of this shard and class wait behind it, which have not been offered: the queue's
+    /// owner asks for them when it has room.
     pub more_behind: bool,
+}
+
+/// A queue has room for more of a shard's tasks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedTasks {
+    pub queue: QueueKey,
+    /// `None`: for tasks of every class.
+    pub class: Option<Class>,
+    /// How many of each class.
+    pub limit: usize,
 }
 
 /// A worker seeks a task.

@@ -2,6 +2,7 @@
 //! and waits for the answer.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use piton_core::error::Rejection;
 use piton_core::id::{RunId, WorkflowKey};
@@ -18,6 +19,7 @@ use piton_core::proto::workflowservice::{
 use piton_core::request::{RunRequest, StartRequest};
 use piton_core::run::Reply;
 use piton_core::time::Timestamp;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::time::Instant;
 
 use crate::error::ShardError;
@@ -31,6 +33,9 @@ use crate::metrics::QueueFigure;
 use crate::route::cluster::{Cluster, Poll};
 use crate::route::shard_leader::QueueDepth;
 use crate::rows::visibility;
+
+/// Wait before a poll that found no owner looks for one again.
+const POLL_PAUSE: Duration = Duration::from_millis(20);
 
 impl Cluster {
     fn key(namespace: &Namespace, workflow_id: &str) -> WorkflowKey {
@@ -165,14 +170,14 @@ impl Cluster {
                     waiting.is_over = true;
                     delivered
                 }
-                () = self.register_poll(request) => Ok(Delivery::Again),
+                () = self.register_poll(request) => waiting.end(),
                 () = tokio::time::sleep_until(poll.deadline) => return Ok(None),
             };
             match delivered {
                 Ok(Delivery::Again) => {
                     if self.host().serving(self.shard_of_queue(&queue)).is_none() {
                         // The queue's owner is changing; no need to ask in a tight circle.
-                        let soon = Instant::now() + std::time::Duration::from_millis(20);
+                        let soon = Instant::now() + POLL_PAUSE;
                         tokio::time::sleep_until(soon.min(poll.deadline)).await;
                     }
                 }
@@ -188,27 +193,25 @@ impl Cluster {
         }
     }
 
-    /// Tells a queue's owner of a poll, again and again: what it gave to the poll may have been lost
-    /// on the way. Returns when the owner cannot know of it any more, since it was not reached or
-    /// another leader has taken its place: an owner whose node dies does not say so to the polls
-    /// it held.
+    /// Tells a queue's owner of a poll. Returns when the poll is to be replaced by another: since its
+    /// owner was not reached, or another leader has taken its place, who cannot know of it (an owner
+    /// whose node dies does not say so to the polls it held); or now and then, since a task for it
+    /// may have been lost on its way.
+    // INVARIANT: a poll is registered once. If it came again while its task is on the way, it would
+    // wait at the queue as well, and the next task that it meets there would be nobody's.
     async fn register_poll(&self, request: PollRequest) {
         let shard = self.shard_of_queue(&request.queue);
         let mut leadership = self.host().group(shard).leadership();
         let term = leadership.borrow_and_update().term;
         let renewal = self.host().config().poll_renewal;
-        loop {
-            if self.ask(shard, QueueCall::Poll(request.clone()).into()).await.is_err() {
-                return;
-            }
-            let moves = leadership.wait_for(|now| now.term != term && now.leader.is_some());
-            let moved = tokio::time::timeout(renewal, moves).await.map(|moved| moved.is_ok());
-            match moved {
-                Ok(true) => return,
-                // The group has stopped and the node with it; its frontend ends the poll.
-                Ok(false) => std::future::pending().await,
-                Err(_) => {}
-            }
+        if self.ask(shard, QueueCall::Poll(request).into()).await.is_err() {
+            // Whatever it is, it may well happen again at once.
+            return tokio::time::sleep(POLL_PAUSE).await;
+        }
+        let moves = leadership.wait_for(|now| now.term != term && now.leader.is_some());
+        if tokio::time::timeout(renewal, moves).await.is_ok_and(|moved| moved.is_err()) {
+            // The group has stopped and the node with it; its frontend ends the poll.
+            std::future::pending().await
         }
     }
 
@@ -484,6 +487,16 @@ struct WaitingPoll<'a> {
     queue: &'a QueueKey,
     open: crate::route::polls::OpenPoll,
     is_over: bool,
+}
+
+impl WaitingPoll<'_> {
+    /// Ends the poll here: what comes for it from now on is nobody's. It may have come by now.
+    fn end(&mut self) -> Result<Delivery, RecvError> {
+        self.open.delivery.close();
+        let delivered = self.open.delivery.try_recv();
+        self.is_over = delivered.is_ok();
+        Ok(delivered.unwrap_or(Delivery::Again))
+    }
 }
 
 impl Drop for WaitingPoll<'_> {

@@ -8,7 +8,7 @@ use piton_core::time::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::error::ShardError;
-use crate::message::{Answer, Call, QueueCall, QueueKey, ReadCall, WorkflowCall};
+use crate::message::{Answer, Call, QueueCall, QueueKey, ReadCall, WantedTasks, WorkflowCall};
 
 /// The leader of a shard, one method for each kind of call.
 pub(crate) trait ShardLeader: Send + Sync {
@@ -18,8 +18,8 @@ pub(crate) trait ShardLeader: Send + Sync {
 
     fn read(self: Arc<Self>, call: ReadCall) -> BoxFuture<'static, Result<Answer, ShardError>>;
 
-    /// A queue that has declined tasks of the shard has room again.
-    fn queue_has_room(self: Arc<Self>, queue: &QueueKey);
+    /// A queue has room for more of the shard's tasks.
+    fn queue_wants(self: Arc<Self>, wanted: &WantedTasks);
 
     /// What a caller hears whose reply was dropped.
     fn unanswered(&self) -> ShardError;
@@ -37,8 +37,8 @@ impl dyn ShardLeader {
             Call::Workflow(call) => Arc::clone(&self).call_workflow(call, reply),
             Call::Queue(call) => Arc::clone(&self).call_queue(call, reply),
             Call::Read(call) => return self.read(call).await,
-            Call::Room(queue) => {
-                self.queue_has_room(&queue);
+            Call::Wanted(wanted) => {
+                self.queue_wants(&wanted);
                 return Ok(Answer::Done);
             }
         }
@@ -50,7 +50,7 @@ impl dyn ShardLeader {
         match call {
             Call::Workflow(call) => self.call_workflow(call, ReplyTo::nobody()),
             Call::Queue(call) => self.call_queue(call, ReplyTo::nobody()),
-            Call::Room(queue) => self.queue_has_room(&queue),
+            Call::Wanted(wanted) => self.queue_wants(&wanted),
             // Nobody would see what it reads.
             Call::Read(_) => {}
         }

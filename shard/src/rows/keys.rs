@@ -354,6 +354,25 @@ pub(crate) fn tasks_of(namespace: &str, queue: &str, queue_type: u8, sticky: boo
     build(|key| put_queue(key, namespace, queue, queue_type, sticky))
 }
 
+/// What all tasks of one class in one queue begin with.
+pub(crate) fn tasks_of_class(
+    queue: &[u8],
+    version: &str,
+    priority: u8,
+    fairness_key: &str,
+) -> Bytes {
+    build(|key| {
+        key.put_slice(queue);
+        put_class(key, version, priority, fairness_key);
+    })
+}
+
+fn put_class(key: &mut BytesMut, version: &str, priority: u8, fairness_key: &str) {
+    put_text(key, version);
+    key.put_u8(priority);
+    put_text(key, fairness_key);
+}
+
 fn put_queue(key: &mut BytesMut, namespace: &str, queue: &str, queue_type: u8, sticky: bool) {
     key.put_u8(TASK);
     put_text(key, namespace);
@@ -367,9 +386,7 @@ impl<Text: AsRef<str>> Task<Text> {
         build(|key| {
             let namespace = self.entity.namespace.as_ref();
             put_queue(key, namespace, self.queue.as_ref(), self.queue_type, self.sticky);
-            put_text(key, self.version.as_ref());
-            key.put_u8(self.priority);
-            put_text(key, self.fairness_key.as_ref());
+            put_class(key, self.version.as_ref(), self.priority, self.fairness_key.as_ref());
             put_time(key, self.created);
             key.put_u16(self.entity.slot);
             key.put_u8(self.entity.kind as u8);

@@ -10,6 +10,7 @@ mod positions;
 pub(crate) mod range;
 pub(crate) mod records;
 pub(crate) mod retention;
+pub(crate) mod tasks;
 pub(crate) mod values;
 pub(crate) mod visibility;
 pub(crate) mod writes;
@@ -26,8 +27,7 @@ use piton_store::codec::Kind;
 use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
 use prost::Message;
 
-use crate::message::QueueKey;
-use crate::rows::codes::{note_key, queue_code, unsigned};
+use crate::rows::codes::{note_key, unsigned};
 use crate::rows::range::SlotRange;
 pub(crate) use crate::rows::positions::Positions;
 use crate::rows::records::decode_note;
@@ -35,7 +35,7 @@ pub(crate) use crate::rows::values::{
     Current, ErrandRow, HistoryBatch, RequestKind, RequestRow, TaskRow, TimerRow, decode_position,
     end_of, workflow, workflow_key,
 };
-use crate::rows::values::{decode_current, decode_range, errand_row, task_row, timer_row};
+use crate::rows::values::{decode_current, decode_range, errand_row, timer_row};
 pub(crate) use crate::rows::writes::{
     change_writes, current_delete, current_write, offer_of, request_writes,
 };
@@ -310,56 +310,6 @@ impl WorkflowRows {
         Ok(timers)
     }
 
-    /// The first tasks of a queue that are meant, by class and age.
-    pub(crate) fn tasks(
-        &self,
-        queue: &QueueKey,
-        limit: usize,
-        is_meant: impl Fn(&TaskRow) -> bool,
-    ) -> Result<Vec<TaskRow>, LoadError> {
-        let prefix = queue_prefix(queue);
-        let mut tasks = Vec::new();
-        self.each_below(&prefix, |row| {
-            let task = self.task_row(&row)?;
-            if tasks.len() < limit && task.queue == *queue && is_meant(&task) {
-                tasks.push(task);
-            }
-            Ok(tasks.len() < limit)
-        })?;
-        Ok(tasks)
-    }
-
-    /// How many tasks of a queue wait here, and since when the oldest.
-    pub(crate) fn backlog(&self, queue: &QueueKey) -> Result<(u64, Option<Timestamp>), LoadError> {
-        let (mut count, mut oldest) = (0, None);
-        self.each_below(&queue_prefix(queue), |row| {
-            let task = keys::parse_task(&row.key).ok_or_else(|| self.bad_key("tasks"))?;
-            let created = Timestamp::from_nanos(task.created);
-            count += 1;
-            oldest = Some(oldest.map_or(created, |time: Timestamp| time.min(created)));
-            Ok(true)
-        })?;
-        Ok((count, oldest))
-    }
-
-    /// The first tasks of every queue that are meant, at most `limit` of each.
-    pub(crate) fn first_tasks(
-        &self,
-        limit: usize,
-        is_meant: impl Fn(&TaskRow) -> bool,
-    ) -> Result<Vec<TaskRow>, LoadError> {
-        let mut tasks = Vec::new();
-        let mut start = keys::tasks();
-        let end = end_of(&keys::tasks());
-        // Queue by queue: from one queue's first task straight to the next queue's.
-        while let Some(row) = self.scan(KeyRange::new(&start, &end), Order::Ascending, 1)?.pop() {
-            let queue = self.task_row(&row)?.queue;
-            tasks.extend(self.tasks(&queue, limit, &is_meant)?);
-            start = end_of(&queue_prefix(&queue));
-        }
-        Ok(tasks)
-    }
-
     /// Every run that has errands to do, each once.
     pub(crate) fn runs_with_errands(&self) -> Result<Vec<(WorkflowKey, RunId)>, LoadError> {
         let mut runs: Vec<(WorkflowKey, RunId)> = Vec::new();
@@ -389,11 +339,6 @@ impl WorkflowRows {
             Ok(true)
         })?;
         Ok(errands)
-    }
-
-    fn task_row(&self, row: &Row) -> Result<TaskRow, LoadError> {
-        let value = self.decode(&records::TASK, &row.value)?;
-        task_row(&row.key, value).ok_or_else(|| self.bad_key("tasks"))
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, LoadError> {
@@ -471,12 +416,6 @@ impl WorkflowRows {
 struct PageBudget {
     events: usize,
     bytes: usize,
-}
-
-fn queue_prefix(queue: &QueueKey) -> Bytes {
-    let name = &queue.queue.name;
-    let (kind, is_sticky) = (queue_code(queue.kind), queue.queue.is_sticky());
-    keys::tasks_of(queue.namespace.as_str(), name, kind, is_sticky)
 }
 
 #[cfg(test)]

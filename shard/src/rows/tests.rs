@@ -21,9 +21,10 @@ use piton_core::transition::Change;
 use piton_store::Write;
 
 use super::*;
-use crate::message::QueueType;
+use crate::message::{QueueKey, QueueType};
 use crate::replica::entry::{TransitionRecord, Verdict};
 use crate::replica::tests::{TestShard, key};
+use crate::rows::values::task_row;
 use crate::rows::writes::effect_write;
 
 struct AllKnown;
@@ -137,8 +138,9 @@ impl Driver {
         let timers = rows.timers_between(first, last).expect("they read");
         let mine = timers.into_iter().filter(|row| row.key == self.key);
         let mut effects: Vec<_> = mine.map(|row| EffectKey::Timer(row.due, row.kind)).collect();
-        let tasks = rows.first_tasks(100, |_| true).expect("they read");
-        let mine = tasks.into_iter().filter(|row| row.key == self.key);
+        let queues = rows.queues_with_tasks().expect("they read");
+        let tasks = queues.iter().flat_map(|queue| first_tasks(&rows, queue));
+        let mine = tasks.filter(|row| row.key == self.key);
         effects.extend(mine.map(|row| EffectKey::Task(row.task)));
         let errands = rows.errands(&self.key, &self.run_id()).expect("they read");
         effects.extend(errands.into_iter().map(|row| EffectKey::Errand(row.errand)));
@@ -244,6 +246,11 @@ fn a_run_loaded_from_its_rows_equals_the_live_one_at_every_step() {
     assert!(driver.effects_in_rows().is_empty(), "a closed run owes nothing");
 }
 
+fn first_tasks(rows: &WorkflowRows, queue: &QueueKey) -> Vec<TaskRow> {
+    let classes = rows.first_of_each_class(queue, 100, |_| true).expect("they read");
+    classes.into_iter().flat_map(|first| first.rows).collect()
+}
+
 #[test]
 fn a_task_row_names_queue_priority_and_age() {
     let mut driver = driver();
@@ -251,7 +258,7 @@ fn a_task_row_names_queue_priority_and_age() {
     let kind = QueueType::Workflow;
     let queue = QueueKey { namespace, queue: QueueName::normal("q"), kind };
     let rows = driver.shard.rows();
-    let tasks = rows.tasks(&queue, 10, |_| true).expect("they read");
+    let tasks = first_tasks(&rows, &queue);
     assert_eq!(tasks.len(), 1);
     let run = driver.live.as_mut().expect("it was started");
     let owed: BTreeMap<EffectKey, Effect> = Change::between(None, run).owed;
@@ -264,9 +271,9 @@ fn a_task_row_names_queue_priority_and_age() {
     assert_eq!((&tasks[0].task, &tasks[0].queue), (&offer.key, &queue));
     assert_eq!(rows.backlog(&queue).expect("it reads"), (1, Some(offer.created)));
     let other = QueueKey { queue: QueueName::sticky("q", "q"), ..queue.clone() };
-    assert_eq!(rows.tasks(&other, 10, |_| true).expect("they read"), []);
+    assert_eq!(first_tasks(&rows, &other), []);
     let other = QueueKey { kind: QueueType::Activity, ..queue };
-    assert_eq!(rows.tasks(&other, 10, |_| true).expect("they read"), []);
+    assert_eq!(first_tasks(&rows, &other), []);
 }
 
 #[test]

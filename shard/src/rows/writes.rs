@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes};
 use piton_core::effect::{Effect, EffectKey, ErrandKey, TaskKey, TaskOffer, TimerKind};
 use piton_core::id::{RequestId, RunId, ShardId, WorkflowKey};
+use piton_core::matching::{self, Class};
 use piton_core::proto::history::HistoryEvent;
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::{Change, first_event};
@@ -120,7 +121,12 @@ pub(crate) fn offer_of(
         key: key.clone(),
         run_id: run_id.clone(),
         task: OfferedTask::Task(offer.key.clone()),
-        priority: offer.priority,
+        class: Class {
+            priority: offer.priority,
+            version: Arc::clone(&offer.version),
+            fairness_key: Arc::clone(&offer.fairness_key),
+        },
+        stride: matching::stride(offer.fairness_weight),
         created: offer.created,
         more_behind: false,
     }

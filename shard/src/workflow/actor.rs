@@ -11,6 +11,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use crate::error::ShardError;
 use crate::leader::hosting::WorkflowHandle;
 use crate::leader::mailbox::Notice;
+use crate::leader::panics;
 use crate::leader::runtime::ShardRuntime;
 use crate::workflow::batch::Hosted;
 
@@ -76,12 +77,8 @@ async fn work(hosted: &mut Hosted) -> Result<(), ShardError> {
         }
         let processed = AssertUnwindSafe(hosted.process(waiting)).catch_unwind().await;
         processed.unwrap_or_else(|panic| {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("unknown panic");
-            tracing::error!(key = ?hosted.key, panic = text, "a workflow's actor panicked");
+            let panic = panics::text_of(panic.as_ref());
+            tracing::error!(key = ?hosted.key, panic, "a workflow's actor panicked");
             Err(ShardError::Internal("an internal error in this workflow".into()))
         })?;
     }

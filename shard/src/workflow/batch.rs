@@ -409,11 +409,7 @@ impl Hosted {
     /// The actor goes without having finished: callers that wait hear why, and what nobody waits
     /// for is done by the next actor.
     pub(crate) fn abandon(&mut self, why: &ShardError) {
-        let mut lost = Lost {
-            key: self.key.clone(),
-            runs: self.runs.keys().cloned().collect(),
-            requests: Vec::new(),
-        };
+        let mut lost = Lost { runs: self.runs.keys().cloned().collect(), requests: Vec::new() };
         for envelope in self.handle.mailbox.close() {
             let is_ticket = matches!(envelope.ask, Ask::Call(WorkflowCall::Ticket(_)));
             if envelope.reply.is_nobody() && !is_ticket {
@@ -423,7 +419,7 @@ impl Hosted {
             }
         }
         if !self.shard.is_stopped() {
-            self.shard.recover(lost);
+            self.shard.recover(self.key.clone(), lost);
         }
         self.queries.fail_all(why);
         if let Some(deadline) = self.held_deadline.take() {

@@ -7,6 +7,7 @@ use piton_core::effect::TaskKey;
 use piton_core::error::Rejection;
 use piton_core::id::{EventId, NamespaceId, RunId};
 use piton_core::limits::Limits;
+use piton_core::matching::{self, Class};
 use piton_core::proto::command::command::Attributes;
 use piton_core::proto::enums::QueryRejectCondition;
 use piton_core::proto::query::{QueryRejected, WorkflowQuery};
@@ -395,7 +396,8 @@ impl Hosted {
             key: self.key.clone(),
             run_id,
             task: OfferedTask::Query(id),
-            priority: 1,
+            class: Class { priority: 1, ..Class::default() },
+            stride: matching::stride(0.0),
             created: self.now(),
             more_behind: false,
         });
