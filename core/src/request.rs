@@ -118,7 +118,7 @@ pub enum RunRequest {
     StickyUnavailable {
         stamp: u32,
     },
-    /// The sticky queue's worker did not take a query in time: what comes next goes to the normal
+    /// The sticky queue's worker did not answer a query in time: what comes next goes to the normal
     /// queue.
     StickyLost,
 

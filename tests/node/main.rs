@@ -30,6 +30,7 @@ mod metrics;
 mod panicking;
 mod passivation;
 mod power_cut;
+mod queries;
 mod refused_limits;
 mod refused_requests;
 mod repeated;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use piton_core::effect::QueueName;
 use piton_core::id::{NamespaceId, RunId, WorkflowId, WorkflowKey};
-use piton_core::limits::Limits;
+use piton_core::limits::{BLOB_OVERSIZED, Limits};
 use piton_proto::common::{
     Header, Link, Memo, Payloads, Priority, WorkerVersionCapabilities, WorkflowExecution,
 };
@@ -112,13 +112,13 @@ pub(crate) fn queue(given: Option<&TaskQueue>, limits: &Limits) -> Result<QueueN
 /// One blob: an input, a result, details, a query's arguments.
 pub(crate) fn blob(payloads: Option<&Payloads>, limits: &Limits) -> Result<(), ApiError> {
     if is_oversized(payloads, limits) {
-        return Err(ApiError::invalid("Blob data size exceeds limit."));
+        return Err(ApiError::invalid(BLOB_OVERSIZED));
     }
     Ok(())
 }
 
 pub(crate) fn is_oversized(payloads: Option<&Payloads>, limits: &Limits) -> bool {
-    payloads.is_some_and(|p| p.encoded_len() as u64 > limits.blob_bytes_max)
+    !limits.is_blob(payloads)
 }
 
 pub(crate) fn header(header: Option<&Header>, limits: &Limits) -> Result<(), ApiError> {

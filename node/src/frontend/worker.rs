@@ -3,11 +3,9 @@
 
 use piton_core::effect::QueueName;
 use piton_core::id::NamespaceId;
-use piton_core::limits::Limits;
 use piton_core::request::RunRequest;
 use piton_core::time::Timestamp;
 use piton_proto::enums::{DescribeTaskQueueMode, QueryResultType, TaskQueueType};
-use piton_proto::query::WorkflowQueryResult;
 use piton_proto::taskqueue::{
     PollerInfo, TaskQueueStats, TaskQueueStatus, TaskQueueTypeInfo, TaskQueueVersionInfo,
 };
@@ -78,7 +76,7 @@ pub(super) async fn complete_workflow_task(
     frontend: &Frontend,
     call: Call<RespondWorkflowTaskCompletedRequest>,
 ) -> Result<RespondWorkflowTaskCompletedResponse, ApiError> {
-    let mut request = call.message;
+    let request = call.message;
     let limits = frontend.limits();
     let TaskToken::Workflow(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
@@ -96,7 +94,6 @@ pub(super) async fn complete_workflow_task(
     if let Some(queue) = sticky.filter(|queue| !queue.name.is_empty()) {
         validate::queue_name(&queue.name, &limits)?;
     }
-    request.query_results.values_mut().for_each(|result| fit_attached_result(result, &limits));
     Ok(frontend.cluster.complete_workflow_task(token, request).await?)
 }
 
@@ -125,46 +122,19 @@ pub(super) async fn answer_query(
     frontend: &Frontend,
     call: Call<RespondQueryTaskCompletedRequest>,
 ) -> Result<RespondQueryTaskCompletedResponse, ApiError> {
-    let mut request = call.message;
+    let request = call.message;
     let TaskToken::Query(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
     };
     check_token_namespace(frontend, &request.namespace, &token.namespace)?;
-    fit_query_result(&mut request, &frontend.limits())?;
-    frontend.cluster.respond_query(token, request).await?;
-    Ok(RespondQueryTaskCompletedResponse {})
-}
-
-/// A result that is too large fails the query: the caller gets an answer all the same.
-fn fit_query_result(
-    answer: &mut RespondQueryTaskCompletedRequest,
-    limits: &Limits,
-) -> Result<(), ApiError> {
-    match QueryResultType::try_from(answer.completed_type) {
+    match QueryResultType::try_from(request.completed_type) {
         Ok(QueryResultType::Answered | QueryResultType::Failed) => {}
         Ok(QueryResultType::Unspecified) | Err(_) => {
             return Err(ApiError::invalid("Invalid QueryTaskCompleted request."));
         }
     }
-    if validate::is_oversized(answer.query_result.as_ref(), limits) {
-        answer.completed_type = QueryResultType::Failed.into();
-        answer.query_result = None;
-        answer.error_message = too_large_result(limits);
-    }
-    Ok(())
-}
-
-/// The same of a query that came with a workflow task.
-fn fit_attached_result(result: &mut WorkflowQueryResult, limits: &Limits) {
-    if validate::is_oversized(result.answer.as_ref(), limits) {
-        result.result_type = QueryResultType::Failed.into();
-        result.answer = None;
-        result.error_message = too_large_result(limits);
-    }
-}
-
-fn too_large_result(limits: &Limits) -> String {
-    format!("Query result size exceeds limit of {} bytes.", limits.blob_bytes_max)
+    frontend.cluster.respond_query(token, request).await?;
+    Ok(RespondQueryTaskCompletedResponse {})
 }
 
 pub(super) async fn shutdown(

@@ -255,7 +255,7 @@ impl Cluster {
         let call = WorkflowCall::Query { key, run_id, query, reject, timeout };
         let answer = tokio::time::timeout_at(deadline, self.call(call)).await;
         match answer.unwrap_or_else(|_| {
-            let text = "query was not answered in time".to_owned();
+            let text = "query timed out before a worker could process it".to_owned();
             Err(ShardError::DeadlineExceeded(text))
         })? {
             Answer::Query(response) => Ok(*response),
