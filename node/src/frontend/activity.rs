@@ -19,11 +19,11 @@ use piton_proto::workflowservice::{
     RespondActivityTaskFailedByIdRequest, RespondActivityTaskFailedByIdResponse,
     RespondActivityTaskFailedRequest, RespondActivityTaskFailedResponse,
 };
-use piton_shard::{Poll, ShardError, TaskToken};
-use tokio::time::Instant;
+use piton_shard::{ShardError, TaskToken};
 
 use super::error::ApiError;
 use super::oversize;
+use super::poll::{self, asked};
 use super::worker::{check_token_namespace, decode_token, wrong_token};
 use super::{Call, Frontend, validate};
 
@@ -32,22 +32,9 @@ pub(super) async fn poll(
     call: Call<PollActivityTaskQueueRequest>,
 ) -> Result<PollActivityTaskQueueResponse, ApiError> {
     let request = call.message;
-    let limits = frontend.limits();
-    let deadline = validate::poll_deadline(call.deadline, Instant::now(), &limits)?;
-    let namespace = frontend.namespace(&request.namespace)?;
-    let queue = validate::queue(request.task_queue.as_ref(), &limits)?;
-    validate::optional("Identity", &request.identity, &limits)?;
-    validate::unversioned(request.deployment_options.as_ref())?;
-    #[expect(deprecated, reason = "old workers still send it")]
-    validate::no_version_sets(request.worker_version_capabilities.as_ref())?;
-    let rate = request.task_queue_metadata.and_then(|m| m.max_tasks_per_second);
+    let rate = request.task_queue_metadata.as_ref().and_then(|m| m.max_tasks_per_second);
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(request))?;
     validate::no_rate_limit(rate)?;
-    let poll = Poll {
-        queue,
-        identity: request.identity,
-        worker_instance_key: request.worker_instance_key,
-        deadline,
-    };
     let task = frontend.cluster.poll_activity_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }

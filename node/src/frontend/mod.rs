@@ -27,6 +27,7 @@ mod gate;
 mod namespace;
 mod operator;
 mod oversize;
+mod poll;
 mod rpc;
 mod server;
 mod start;

@@ -17,32 +17,18 @@ use piton_proto::workflowservice::{
     RespondWorkflowTaskFailedRequest, RespondWorkflowTaskFailedResponse, ShutdownWorkerRequest,
     ShutdownWorkerResponse,
 };
-use piton_shard::{Namespace, Poll, QueueType, TaskQueueView, TaskToken};
-use tokio::time::Instant;
+use piton_shard::{Namespace, QueueType, TaskQueueView, TaskToken};
 
 use super::error::ApiError;
 use super::oversize::{self, Cut};
+use super::poll::{self, asked};
 use super::{Call, Frontend, validate};
 
 pub(super) async fn poll_workflow_task(
     frontend: &Frontend,
     call: Call<PollWorkflowTaskQueueRequest>,
 ) -> Result<PollWorkflowTaskQueueResponse, ApiError> {
-    let request = call.message;
-    let limits = frontend.limits();
-    let deadline = validate::poll_deadline(call.deadline, Instant::now(), &limits)?;
-    let namespace = frontend.namespace(&request.namespace)?;
-    let queue = validate::queue(request.task_queue.as_ref(), &limits)?;
-    validate::optional("Identity", &request.identity, &limits)?;
-    validate::unversioned(request.deployment_options.as_ref())?;
-    #[expect(deprecated, reason = "old workers still send it")]
-    validate::no_version_sets(request.worker_version_capabilities.as_ref())?;
-    let poll = Poll {
-        queue,
-        identity: request.identity,
-        worker_instance_key: request.worker_instance_key,
-        deadline,
-    };
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(call.message))?;
     let task = frontend.cluster.poll_workflow_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }
@@ -53,21 +39,7 @@ pub(super) async fn poll_nexus_task(
     frontend: &Frontend,
     call: Call<PollNexusTaskQueueRequest>,
 ) -> Result<PollNexusTaskQueueResponse, ApiError> {
-    let request = call.message;
-    let limits = frontend.limits();
-    let deadline = validate::poll_deadline(call.deadline, Instant::now(), &limits)?;
-    let namespace = frontend.namespace(&request.namespace)?;
-    let queue = validate::queue(request.task_queue.as_ref(), &limits)?;
-    validate::optional("Identity", &request.identity, &limits)?;
-    validate::unversioned(request.deployment_options.as_ref())?;
-    #[expect(deprecated, reason = "old workers still send it")]
-    validate::no_version_sets(request.worker_version_capabilities.as_ref())?;
-    let poll = Poll {
-        queue,
-        identity: request.identity,
-        worker_instance_key: request.worker_instance_key,
-        deadline,
-    };
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(call.message))?;
     let task = frontend.cluster.poll_nexus_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }
