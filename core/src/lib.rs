@@ -18,6 +18,7 @@ pub mod placement;
 pub mod request;
 pub mod retry_policy;
 pub mod run;
+pub mod search_attribute;
 pub mod time;
 pub mod transition;
 pub mod visibility;

@@ -333,7 +333,12 @@ impl World {
         let offer = self.random.pick(&tasks)?;
         let request_id = format!("ticket-{}", self.step / 2);
         let sticky = offer.queue.is_sticky();
-        let taker = Taker { identity: "worker".into(), request_id: request_id.into(), sticky };
+        let taker = Taker {
+            identity: "worker".into(),
+            request_id: request_id.into(),
+            sticky,
+            worker_version: None,
+        };
         Some(match offer.key {
             TaskKey::Workflow { stamp, .. } if self.random.one_in(10) => {
                 ("sticky unavailable", RunRequest::StickyUnavailable { stamp })

@@ -79,7 +79,12 @@ fn a_ticket_gets_the_same_task_again_and_another_gets_none() {
         panic!("no offer")
     };
     let mut take = |ticket: &str| {
-        let taker = Taker { identity: "w".into(), request_id: ticket.into(), sticky: false };
+        let taker = Taker {
+            identity: "w".into(),
+            request_id: ticket.into(),
+            sticky: false,
+            worker_version: None,
+        };
         flow.ask(RunRequest::TakeWorkflowTask { scheduled, stamp, taker }).expect("never refused")
     };
     let first = take("ticket-a");

@@ -53,8 +53,9 @@ impl RunState {
             }
             Some(_) => None,
             None => {
-                let Taker { identity, request_id, sticky: _ } = taker;
-                let start = ActivityStart { at: drawn.now, identity, request_id };
+                let Taker { identity, request_id, sticky: _, worker_version } = taker;
+                let worker_version = worker_version.map(Proto);
+                let start = ActivityStart { at: drawn.now, identity, request_id, worker_version };
                 self.begin_attempt(scheduled, start, drawn)
             }
         };
@@ -100,7 +101,8 @@ impl RunState {
             }
             let identity = identity.clone();
             let request_id = format!("by-id/{}/{}/{scheduled}", drawn.term, drawn.number).into();
-            let start = ActivityStart { at: drawn.now, identity, request_id };
+            let worker_version = None;
+            let start = ActivityStart { at: drawn.now, identity, request_id, worker_version };
             self.begin_attempt(scheduled, start, drawn);
         }
         if is_oversized(result.as_ref(), drawn) {
@@ -289,6 +291,7 @@ impl RunState {
 
     /// Ends an activity: the Started event, if it was started, then the one that `ending` makes
     /// of its id. 0 while both wait in the buffer: the flush fills it in.
+    #[allow(deprecated, reason = "workers say what build they are of, and the event has it")]
     pub(super) fn close_activity(
         &mut self,
         scheduled: EventId,
@@ -305,6 +308,7 @@ impl RunState {
                 request_id: start.request_id.to_string(),
                 attempt: i32::try_from(note.attempt).unwrap_or(i32::MAX),
                 last_failure: note.last_failure.as_ref().map(|f| f.0.clone()),
+                worker_version: start.worker_version.as_ref().map(|v| v.0.clone()),
                 ..Default::default()
             };
             let attributes = Attributes::ActivityTaskStartedEventAttributes(attributes);

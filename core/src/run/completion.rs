@@ -100,11 +100,7 @@ impl RunState {
             if flushed || applied.cancelled_unstarted || answer.force_create_new_workflow_task {
                 self.schedule_workflow_task(heartbeats_since, drawn);
                 if answer.return_new_workflow_task {
-                    let identity = answer.identity.clone();
-                    self.hold(
-                        &Taker { identity, request_id: INLINE_REQUEST_ID.into(), sticky: true },
-                        drawn,
-                    );
+                    self.hold(&inline_taker(answer), drawn);
                     next = self.handed_out(EventId(held.started.event_id).next()).map(Box::new);
                 }
             }
@@ -169,6 +165,17 @@ impl RunState {
         self.end_held_task(failed_by_worker(answer), drawn);
         self.ensure_workflow_task(drawn);
         Ok(Decided::done(self))
+    }
+}
+
+/// Who gets the next task in the answer to this one.
+#[allow(deprecated, reason = "older workers still send it, and the event has it")]
+fn inline_taker(answer: &RespondWorkflowTaskCompletedRequest) -> Taker {
+    Taker {
+        identity: answer.identity.clone(),
+        request_id: INLINE_REQUEST_ID.into(),
+        sticky: true,
+        worker_version: answer.worker_version_stamp.clone().filter(|stamp| !stamp.use_versioning),
     }
 }
 

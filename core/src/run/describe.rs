@@ -90,12 +90,15 @@ impl RunState {
         }
     }
 
-    /// As lists show it, with figures of open runs, too.
+    /// As lists show it, with figures of open runs, too, and what is known of the last worker.
+    #[allow(deprecated, reason = "clients read the stamp")]
     fn execution_info(&self) -> WorkflowExecutionInfo {
         WorkflowExecutionInfo {
             history_length: self.history_length(),
             history_size_bytes: self.history_bytes as i64,
             state_transition_count: self.note.transitions as i64,
+            most_recent_worker_version_stamp: self.worker_version.as_deref().cloned(),
+            worker_deployment_name: self.worker_deployment.to_string(),
             ..self.visibility().to_proto()
         }
     }

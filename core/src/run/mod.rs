@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use piton_proto::common::{Memo, Payload};
+use piton_proto::common::{Memo, Payload, WorkerVersionStamp};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
     ActivityTaskScheduledEventAttributes, HistoryEvent,
@@ -51,6 +51,7 @@ mod signal;
 mod start;
 mod take;
 mod timer;
+mod worker_version;
 mod workflow_task;
 
 pub use activity::inherit_priority;
@@ -115,6 +116,10 @@ pub struct RunState {
     pub signals: u64,
     pub memo: Arc<Memo>,
     pub search_attributes: Arc<BTreeMap<String, Payload>>,
+    /// What the worker said of its build that completed the last workflow task.
+    pub worker_version: Option<Arc<WorkerVersionStamp>>,
+    /// The deployment that it belongs to; empty if it said none.
+    pub worker_deployment: Arc<str>,
     pub activities: BTreeMap<EventId, Arc<Activity>>,
     /// By the event that started it.
     pub timers: BTreeMap<EventId, Arc<Timer>>,

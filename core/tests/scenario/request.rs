@@ -2,7 +2,9 @@
 
 use piton_core::effect::{ChildOutcome, ChildResult, ErrandKey, ParentLink, TaskKey};
 use piton_core::id::EventId;
-use piton_core::proto::common::{Priority, RetryPolicy, WorkflowExecution, WorkflowType};
+use piton_core::proto::common::{
+    Priority, RetryPolicy, WorkerVersionStamp, WorkflowExecution, WorkflowType,
+};
 use piton_core::proto::enums::{
     RetryState, WorkflowIdConflictPolicy, WorkflowIdReusePolicy, WorkflowTaskFailedCause,
 };
@@ -230,9 +232,15 @@ fn taker(step: &Step) -> Taker {
         identity: step.get("worker").unwrap_or("worker").to_owned(),
         request_id: step.get("ticket").unwrap_or("ticket").into(),
         sticky: step.flag("sticky"),
+        worker_version: step.get("build").map(stamp),
     }
 }
 
+fn stamp(build_id: &str) -> WorkerVersionStamp {
+    WorkerVersionStamp { build_id: build_id.to_owned(), ..WorkerVersionStamp::default() }
+}
+
+#[allow(deprecated, reason = "older workers send them")]
 fn completion(step: &Step) -> RespondWorkflowTaskCompletedRequest {
     let sticky = step.get("sticky").map(|name| StickyExecutionAttributes {
         worker_task_queue: Some(TaskQueue { name: name.to_owned(), ..TaskQueue::default() }),
@@ -244,6 +252,8 @@ fn completion(step: &Step) -> RespondWorkflowTaskCompletedRequest {
         sticky_attributes: sticky,
         return_new_workflow_task: step.flag("return_new"),
         force_create_new_workflow_task: step.flag("heartbeat"),
+        worker_version_stamp: step.get("build").map(stamp),
+        binary_checksum: step.get("checksum").unwrap_or_default().to_owned(),
         ..Default::default()
     }
 }

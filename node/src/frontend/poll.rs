@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use piton_proto::common::WorkerVersionCapabilities;
+use piton_proto::common::{WorkerVersionCapabilities, WorkerVersionStamp};
 use piton_proto::deployment::WorkerDeploymentOptions;
 use piton_proto::taskqueue::TaskQueue;
 use piton_shard::{Namespace, Poll};
@@ -53,6 +53,13 @@ pub(super) fn checked(
     validate::optional("Identity", &asked.identity, &limits)?;
     validate::unversioned(asked.deployment.as_ref())?;
     validate::no_version_sets(asked.capabilities.as_ref())?;
-    let Asked { identity, worker_instance_key, .. } = asked;
-    Ok((namespace, Poll { queue, identity, worker_instance_key, deadline }))
+    let Asked { identity, worker_instance_key, capabilities, .. } = asked;
+    let worker_version = capabilities.and_then(stamp);
+    Ok((namespace, Poll { queue, identity, worker_instance_key, worker_version, deadline }))
+}
+
+/// What a poll says of the worker's build, as events show it.
+fn stamp(capabilities: WorkerVersionCapabilities) -> Option<WorkerVersionStamp> {
+    let WorkerVersionCapabilities { build_id, use_versioning, .. } = capabilities;
+    (!build_id.is_empty()).then_some(WorkerVersionStamp { build_id, use_versioning })
 }

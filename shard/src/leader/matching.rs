@@ -291,6 +291,7 @@ fn remembered_since(shard: &ShardRuntime) -> Timestamp {
 
 fn issue(shard: &ShardRuntime, offer: Offer, poll: PollRequest) {
     let origin = offer.origin;
-    let ticket = Ticket { offer, node: poll.node, poll: poll.poll, identity: poll.identity };
+    let PollRequest { node, poll, identity, worker_version, .. } = poll;
+    let ticket = Ticket { offer, node, poll, identity, worker_version };
     shard.cluster.send(origin, WorkflowCall::Ticket(ticket).into());
 }

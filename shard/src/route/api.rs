@@ -158,6 +158,7 @@ impl Cluster {
                 poll: waiting.open.id,
                 identity: poll.identity.clone(),
                 worker_instance_key: poll.worker_instance_key.clone(),
+                worker_version: poll.worker_version.clone(),
             };
             let delivered = tokio::select! {
                 biased;

@@ -280,6 +280,7 @@ impl Hosted {
             identity: ticket.identity.clone(),
             request_id: ticket.id().into(),
             sticky: ticket.offer.queue.queue.is_sticky(),
+            worker_version: ticket.worker_version.clone(),
         };
         let run_id = ticket.offer.run_id.clone();
         let request = match &ticket.offer.task {
