@@ -366,14 +366,26 @@ async fn malformed_requests_are_refused() {
         let refused = service.clone().start_workflow_execution(soon(start)).await;
         check_refused(text, refused, Code::InvalidArgument, "", text);
     }
-    for filter in ["WorkflowId =", "NoSuchAttribute = 'x'", "WorkflowId = 'a' ORDER BY StartTime"] {
+    for (filter, text) in [
+        ("WorkflowId =", "invalid query: malformed SQL query: syntax error at position 13"),
+        ("NoSuchAttribute = 'x'", "invalid query: invalid search attribute: NoSuchAttribute"),
+        (
+            "WorkflowId = 'a' ORDER BY StartTime",
+            "invalid query: operation is not supported: 'ORDER BY' clause",
+        ),
+        (
+            "ExecutionDuration >= 2e9",
+            "invalid query: invalid expression: unexpected value type float64 for search \
+             attribute ExecutionDuration",
+        ),
+    ] {
         let list = ListWorkflowExecutionsRequest {
             namespace: NAMESPACE.to_owned(),
             query: filter.to_owned(),
             ..ListWorkflowExecutionsRequest::default()
         };
         let refused = service.clone().list_workflow_executions(soon(list)).await;
-        check_refused(filter, refused, Code::InvalidArgument, "", "invalid query:");
+        check_refused(filter, refused, Code::InvalidArgument, "", text);
     }
     running.stop().await;
 }

@@ -21,6 +21,7 @@ use super::event::Annotations;
 use super::field::Fields;
 use crate::id::EventId;
 use crate::request::Drawn;
+use crate::search_attribute;
 
 impl RunState {
     pub(super) fn upsert_search_attributes(
@@ -51,7 +52,7 @@ impl RunState {
         Ok(())
     }
 
-    /// What the run has already counts, too.
+    /// What was set before counts, too; but not what every run has.
     fn check_search_attributes_together(
         &self,
         added: &piton_proto::common::SearchAttributes,
@@ -59,6 +60,7 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let kept = self.search_attributes.iter();
+        let kept = kept.filter(|(name, _)| search_attribute::known(name).is_none());
         let kept = kept.filter(|(name, _)| !added.indexed_fields.contains_key(*name));
         let set = added.indexed_fields.iter().filter(|(_, value)| !is_removal(value));
         let all = kept.chain(set);

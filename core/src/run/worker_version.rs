@@ -8,7 +8,7 @@ use piton_proto::history::WorkflowTaskCompletedEventAttributes;
 
 use super::RunState;
 use crate::id::EventId;
-use crate::search_attribute::{self, BINARY_CHECKSUMS, BUILD_IDS};
+use crate::search_attribute::{self, BINARY_CHECKSUMS, BUILD_IDS, DEPLOYMENT, USED_DEPLOYMENTS};
 
 /// A list is no longer than this as JSON; the oldest values go.
 const LIST_BYTES_MAX: usize = 2 << 10;
@@ -16,8 +16,6 @@ const LIST_BYTES_MAX: usize = 2 << 10;
 const CHECKSUMS_MAX: usize = 20;
 /// Among the build ids: the run's workers are not versioned. It stays the first.
 const UNVERSIONED: &str = "unversioned";
-const USED_DEPLOYMENTS: &str = "TemporalUsedWorkerDeploymentVersions";
-const DEPLOYMENT: &str = "TemporalWorkerDeployment";
 
 impl RunState {
     #[allow(deprecated, reason = "workers say what build they are of, and the events have it")]

@@ -1,11 +1,9 @@
 //! Lists and counts of workflows by a filter.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use piton_core::list_filter::{FilterError, ListFilter, Narrowed};
+use piton_core::search_attribute;
 use piton_core::time::Timestamp;
-use piton_proto::common::Payload;
 use piton_proto::enums::WorkflowExecutionStatus;
 use piton_proto::filter::{StartTimeFilter, WorkflowExecutionFilter};
 use piton_proto::workflow::WorkflowExecutionInfo;
@@ -18,6 +16,8 @@ use piton_proto::workflowservice::{
     list_closed_workflow_executions_request, list_open_workflow_executions_request,
 };
 
+use piton_shard::Namespace;
+
 use super::error::ApiError;
 use super::{Call, Frontend, validate};
 
@@ -29,7 +29,8 @@ pub(super) async fn list(
     let limits = frontend.limits();
     let namespace = frontend.namespace(&request.namespace)?;
     let page_size = validate::page_size(request.page_size, limits.list_page_max);
-    let filter = ListFilter::parse_for_list(&request.query).map_err(refused)?;
+    let filter = ListFilter::parse_for_list(&request.query);
+    let filter = filter.map_err(|error| refused(frontend, &namespace, error))?;
     let token = request.next_page_token.into();
     let (executions, next_page_token) =
         frontend.cluster.list(&namespace, &filter, page_size, token).await?;
@@ -126,10 +127,11 @@ pub(super) async fn count(
 ) -> Result<CountWorkflowExecutionsResponse, ApiError> {
     let request = call.message;
     let namespace = frontend.namespace(&request.namespace)?;
-    let filter = ListFilter::parse(&request.query).map_err(refused)?;
+    let filter = ListFilter::parse(&request.query);
+    let filter = filter.map_err(|error| refused(frontend, &namespace, error))?;
     let counts = frontend.cluster.count(&namespace, &filter).await?;
     let group = |(value, count): (String, u64)| AggregationGroup {
-        group_values: vec![keyword(&value)],
+        group_values: vec![search_attribute::keyword(&value)],
         count: count as i64,
     };
     Ok(CountWorkflowExecutionsResponse {
@@ -138,19 +140,7 @@ pub(super) async fn count(
     })
 }
 
-fn refused(error: FilterError) -> ApiError {
-    ApiError::Invalid(error.to_string())
-}
-
-/// A search attribute's value as clients read it.
-fn keyword(value: &str) -> Payload {
-    let metadata = [("encoding", "json/plain"), ("type", "Keyword")];
-    Payload {
-        metadata: metadata
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value.as_bytes().into()))
-            .collect::<HashMap<_, _>>(),
-        data: serde_json::Value::from(value).to_string().into(),
-        ..Payload::default()
-    }
+fn refused(frontend: &Frontend, namespace: &Namespace, error: FilterError) -> ApiError {
+    let attributes = frontend.cluster.meta().search_attributes(&namespace.id);
+    ApiError::Invalid(error.where_defined(|name| attributes.contains_key(name)).to_string())
 }
