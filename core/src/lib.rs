@@ -14,6 +14,7 @@ pub mod limits;
 pub mod list_filter;
 pub mod message;
 pub mod note;
+pub mod page_token;
 pub mod placement;
 pub mod request;
 pub mod retry_policy;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use piton_core::effect::QueueName;
 use piton_core::id::{NamespaceId, RunId, WorkflowId, WorkflowKey};
 use piton_core::limits::{BLOB_OVERSIZED, Limits};
+use piton_core::page_token::ListOf;
 use piton_proto::common::{
     Header, Link, Memo, Payloads, Priority, WorkerVersionCapabilities, WorkflowExecution,
 };
@@ -190,6 +191,14 @@ pub(crate) fn page_size(given: i32, max: u64) -> usize {
         Ok(0) | Err(_) => max as usize,
         Ok(given) => given.min(max) as usize,
     }
+}
+
+/// Where a page begins: behind the place that the token of the page before stands for.
+pub(crate) fn page_token<'t>(of: ListOf<'_>, token: &'t [u8]) -> Result<&'t [u8], ApiError> {
+    if token.is_empty() {
+        return Ok(token);
+    }
+    of.place(token).ok_or_else(|| ApiError::invalid("Invalid NextPageToken."))
 }
 
 /// When a task poll is answered empty: before its client stops waiting.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use piton_core::list_filter::{FilterError, ListFilter, Narrowed};
+use piton_core::page_token::ListOf;
 use piton_core::search_attribute;
 use piton_core::time::Timestamp;
 use piton_proto::enums::WorkflowExecutionStatus;
@@ -31,10 +32,14 @@ pub(super) async fn list(
     let page_size = validate::page_size(request.page_size, limits.list_page_max);
     let filter = ListFilter::parse_for_list(&request.query);
     let filter = filter.map_err(|error| refused(frontend, &namespace, error))?;
-    let token = request.next_page_token.into();
+    let of = ListOf {
+        call: "workflows",
+        namespace: namespace.id.as_str(),
+        query: request.query.as_bytes(),
+    };
     let (executions, next_page_token) =
-        frontend.cluster.list(&namespace, &filter, page_size, token).await?;
-    Ok(ListWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+        page(frontend, &namespace, (&filter, of), (page_size, request.next_page_token)).await?;
+    Ok(ListWorkflowExecutionsResponse { executions, next_page_token })
 }
 
 /// The same list: every list here comes straight from the rows, in one order.
@@ -64,7 +69,7 @@ pub(super) async fn list_open(
     }
     let page = (request.maximum_page_size, request.next_page_token);
     let (executions, next_page_token) = narrowed(frontend, &request.namespace, asked, page).await?;
-    Ok(ListOpenWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+    Ok(ListOpenWorkflowExecutionsResponse { executions, next_page_token })
 }
 
 pub(super) async fn list_closed(
@@ -89,7 +94,7 @@ pub(super) async fn list_closed(
     }
     let page = (request.maximum_page_size, request.next_page_token);
     let (executions, next_page_token) = narrowed(frontend, &request.namespace, asked, page).await?;
-    Ok(ListClosedWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+    Ok(ListClosedWorkflowExecutionsResponse { executions, next_page_token })
 }
 
 fn started_within(times: Option<StartTimeFilter>) -> Narrowed {
@@ -113,12 +118,31 @@ async fn narrowed(
     namespace: &str,
     asked: Narrowed,
     (page_size, token): (i32, Bytes),
-) -> Result<(Vec<WorkflowExecutionInfo>, Vec<u8>), ApiError> {
+) -> Result<(Vec<WorkflowExecutionInfo>, Bytes), ApiError> {
     let limits = frontend.limits();
     let namespace = frontend.namespace(namespace)?;
     let page_size = validate::page_size(page_size, limits.list_page_max);
+    let query = format!("{asked:?}");
+    let of = ListOf {
+        call: "narrowed",
+        namespace: namespace.id.as_str(),
+        query: query.as_bytes(),
+    };
     let filter = ListFilter::narrowed(asked);
-    Ok(frontend.cluster.list(&namespace, &filter, page_size, token.into()).await?)
+    page(frontend, &namespace, (&filter, of), (page_size, token)).await
+}
+
+/// A page of runs and the token to go on with.
+async fn page(
+    frontend: &Frontend,
+    namespace: &Namespace,
+    (filter, of): (&ListFilter, ListOf<'_>),
+    (size, token): (usize, Bytes),
+) -> Result<(Vec<WorkflowExecutionInfo>, Bytes), ApiError> {
+    let after = validate::page_token(of, &token)?;
+    let (runs, next) = frontend.cluster.list(namespace, filter, size, after.to_vec()).await?;
+    let next = if next.is_empty() { next } else { of.token(&next) };
+    Ok((runs, next.into()))
 }
 
 pub(super) async fn count(

@@ -507,6 +507,7 @@ impl Drop for WaitingPoll<'_> {
 }
 
 /// The refusal of a history page that is not for the addressed run.
-pub(crate) fn bad_page_token() -> ShardError {
-    ShardError::Rejected(Rejection::InvalidArgument("Invalid NextPageToken.".into()))
+pub(crate) fn token_of_another_run() -> ShardError {
+    let text = "RunId in the request does not match the NextPageToken.";
+    ShardError::Rejected(Rejection::InvalidArgument(text.into()))
 }
