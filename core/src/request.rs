@@ -152,6 +152,8 @@ pub enum RunRequest {
     HeartbeatActivity {
         activity: ActivityRef,
         details: Option<Payloads>,
+        /// Of whom the activity's end tells if the details are too large.
+        identity: String,
     },
 
     /// Something may be due; fires everything that is.

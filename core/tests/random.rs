@@ -530,7 +530,11 @@ impl World {
                 identity,
             },
             3 => RunRequest::CancelActivity { activity, details: None, identity },
-            4 => RunRequest::HeartbeatActivity { activity, details: Some(Payloads::default()) },
+            4 => RunRequest::HeartbeatActivity {
+                activity,
+                details: Some(Payloads::default()),
+                identity: "worker".into(),
+            },
             _ => {
                 let request_id = pending.note.started.as_ref()?.request_id.clone();
                 let scheduled = pending.scheduled_event_id;

@@ -332,8 +332,8 @@ fn an_oversized_payload_terminates_the_run() {
     let refused = flow.complete(&task, vec![complete]);
     assert!(matches!(refused, Err(Rejection::CommandsRefused(_))), "{refused:?}");
     assert!(flow.history().ends_with(
-        "4 WorkflowTaskFailed of 2, 3: BadCompleteWorkflowExecutionAttributes\n\
-         5 WorkflowExecutionTerminated: BadCompleteWorkflowExecutionAttributes: \
+        "4 WorkflowTaskFailed of 2, 3: BadScheduleActivityAttributes\n\
+         5 WorkflowExecutionTerminated: BadScheduleActivityAttributes: \
          CompleteWorkflowExecutionCommandAttributes.Result exceeds size limit."
     ));
 }

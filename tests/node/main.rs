@@ -13,6 +13,7 @@
     reason = "a test that panics has failed, and what it prints is read"
 )]
 
+mod build_ids;
 mod checked_store;
 mod client;
 mod members;
@@ -27,6 +28,7 @@ mod held_task;
 mod in_memory;
 mod lost_files;
 mod metrics;
+mod page_tokens;
 mod panicking;
 mod passivation;
 mod power_cut;

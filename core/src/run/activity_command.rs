@@ -148,7 +148,7 @@ impl RunState {
             return Err(fields.bad("invalid priorities: priority key can't be negative"));
         }
         let timeouts = Timeouts::of(&command, &fields)?;
-        fields.blob("Input", command.input.as_ref())?;
+        fields.blob(".Input", command.input.as_ref())?;
         let run_timeout = Span::from_proto(self.started.workflow_run_timeout.as_ref());
         let timeouts = timeouts.normalised(run_timeout).ok_or_else(|| {
             fields.bad(format!(

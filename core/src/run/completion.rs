@@ -17,7 +17,7 @@ use piton_proto::workflowservice::{
 
 use super::command::{Applied, CommandFailure, check_order};
 use super::workflow_task::TaskEnd;
-use super::{Decided, HeldTask, Reply, RunState};
+use super::{Decided, HeldTask, Reply, RunState, oversize};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::EventId;
@@ -151,7 +151,7 @@ impl RunState {
     pub(super) fn fail_workflow_task(
         mut self,
         token: WorkflowTaskRef,
-        answer: RespondWorkflowTaskFailedRequest,
+        mut answer: RespondWorkflowTaskFailedRequest,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
         if !self.status.is_open() {
@@ -162,6 +162,8 @@ impl RunState {
             self.terminate_by_server(&format!("{:?}", answer.cause()), drawn);
             return Ok(Decided::done(self));
         }
+        answer.failure =
+            answer.failure.map(|f| oversize::of_failure(&f, drawn.limits).unwrap_or(f));
         self.end_held_task(failed_by_worker(answer), drawn);
         self.ensure_workflow_task(drawn);
         Ok(Decided::done(self))

@@ -44,6 +44,7 @@ mod event;
 mod external;
 mod field;
 mod fold;
+mod oversize;
 mod owed;
 mod property;
 mod reply;
@@ -270,8 +271,8 @@ impl RunState {
             RunRequest::CancelActivity { activity, details, identity } => {
                 run.cancel_activity(&activity, details, identity, drawn)
             }
-            RunRequest::HeartbeatActivity { activity, details } => {
-                run.heartbeat_activity(&activity, details, drawn)
+            RunRequest::HeartbeatActivity { activity, details, identity } => {
+                run.heartbeat_activity(&activity, details, identity, drawn)
             }
 
             RunRequest::Due => run.fire_due(drawn),

@@ -95,7 +95,8 @@ impl RunState {
             .chain(&memo.fields)
             .map(|(name, value)| (name.len() + value.encoded_len()) as u64)
             .sum();
-        fields.bytes("UpsertedMemo", bytes, drawn.limits.memo_bytes_max)?;
+        fields.bytes("", memo.encoded_len() as u64, drawn.limits.blob_bytes_max)?;
+        fields.bytes(". Memo", bytes, drawn.limits.memo_bytes_max)?;
         let modified = WorkflowPropertiesModifiedEventAttributes {
             workflow_task_completed_event_id: completed.0,
             upserted_memo: Some(memo),
@@ -120,8 +121,8 @@ impl RunState {
         let fields = fields.beside("MarkerName", &command.marker_name);
         fields.required("MarkerName", &command.marker_name)?;
         let details = command.details.values().map(|value| value.encoded_len() as u64).sum();
-        fields.bytes("Details", details, drawn.limits.blob_bytes_max)?;
-        fields.blob("Failure", command.failure.as_ref())?;
+        fields.bytes(".Details", details, drawn.limits.blob_bytes_max)?;
+        fields.blob(".Failure", command.failure.as_ref())?;
         let recorded = MarkerRecordedEventAttributes {
             marker_name: command.marker_name,
             details: command.details,

@@ -212,9 +212,11 @@ impl World {
             "cancel-activity" => {
                 RunRequest::CancelActivity { activity, details: step.payloads("details"), identity }
             }
-            "heartbeat-activity" => {
-                RunRequest::HeartbeatActivity { activity, details: step.payloads("details") }
-            }
+            "heartbeat-activity" => RunRequest::HeartbeatActivity {
+                activity,
+                details: step.payloads("details"),
+                identity: "worker".into(),
+            },
             verb => panic!("{place}: no step is called {verb}"),
         }
     }

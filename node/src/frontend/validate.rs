@@ -112,14 +112,10 @@ pub(crate) fn queue(given: Option<&TaskQueue>, limits: &Limits) -> Result<QueueN
 
 /// One blob: an input, a result, details, a query's arguments.
 pub(crate) fn blob(payloads: Option<&Payloads>, limits: &Limits) -> Result<(), ApiError> {
-    if is_oversized(payloads, limits) {
+    if !limits.is_blob(payloads) {
         return Err(ApiError::invalid(BLOB_OVERSIZED));
     }
     Ok(())
-}
-
-pub(crate) fn is_oversized(payloads: Option<&Payloads>, limits: &Limits) -> bool {
-    !limits.is_blob(payloads)
 }
 
 pub(crate) fn header(header: Option<&Header>, limits: &Limits) -> Result<(), ApiError> {

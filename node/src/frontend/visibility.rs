@@ -123,11 +123,7 @@ async fn narrowed(
     let namespace = frontend.namespace(namespace)?;
     let page_size = validate::page_size(page_size, limits.list_page_max);
     let query = format!("{asked:?}");
-    let of = ListOf {
-        call: "narrowed",
-        namespace: namespace.id.as_str(),
-        query: query.as_bytes(),
-    };
+    let of = ListOf { call: "narrowed", namespace: namespace.id.as_str(), query: query.as_bytes() };
     let filter = ListFilter::narrowed(asked);
     page(frontend, &namespace, (&filter, of), (page_size, token)).await
 }

@@ -20,7 +20,6 @@ use piton_proto::workflowservice::{
 use piton_shard::{Namespace, QueueType, TaskQueueView, TaskToken};
 
 use super::error::ApiError;
-use super::oversize::{self, Cut};
 use super::poll::{self, asked};
 use super::{Call, Frontend, validate};
 
@@ -73,7 +72,7 @@ pub(super) async fn fail_workflow_task(
     frontend: &Frontend,
     call: Call<RespondWorkflowTaskFailedRequest>,
 ) -> Result<RespondWorkflowTaskFailedResponse, ApiError> {
-    let mut request = call.message;
+    let request = call.message;
     let limits = frontend.limits();
     let TaskToken::Workflow(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
@@ -81,9 +80,6 @@ pub(super) async fn fail_workflow_task(
     check_token_namespace(frontend, &request.namespace, &token.namespace)?;
     validate::optional("Identity", &request.identity, &limits)?;
     validate::unversioned(request.deployment_options.as_ref())?;
-    request.failure = request.failure.map(|given| match oversize::cut(given, &limits) {
-        Cut::Whole(failure) | Cut::Replaced(failure) => failure,
-    });
     let (key, task) = (token.key(), token.reference());
     let answer = RunRequest::FailWorkflowTask { token: task, answer: Box::new(request) };
     frontend.cluster.request(key, Some(token.run_id), answer).await?;

@@ -376,8 +376,8 @@ impl Hosted {
             let text = "consistent query buffer is full".to_owned();
             return batch.answer(reply, Err(Rejection::BusyWorkflow(text).into()));
         }
-        let id = self.shard.next_number();
         let deadline = Instant::now() + timeout;
+        let id = self.shard.next_number();
         self.queries
             .add(id, WaitingQuery { run_id, query, deadline, reply, place, offered_to: None });
         if place != Place::Attachable {
