@@ -13,7 +13,6 @@
     reason = "a test that panics has failed, and what it prints is read"
 )]
 
-mod build_ids;
 mod checked_store;
 mod client;
 mod members;
@@ -22,6 +21,7 @@ mod nodes;
 mod refusal;
 mod worker;
 
+mod build_ids;
 mod errands;
 mod full_disk;
 mod held_task;

@@ -3,15 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-use piton_proto::enums::{QueryResultType, TaskQueueKind};
+use piton_proto::command::command::Attributes;
+use piton_proto::command::{Command, ContinueAsNewWorkflowExecutionCommandAttributes};
+use piton_proto::enums::{CommandType, QueryResultType, TaskQueueKind};
+use piton_proto::errordetails::QueryFailedFailure;
 use piton_proto::query::{WorkflowQuery, WorkflowQueryResult};
 use piton_proto::taskqueue::{StickyExecutionAttributes, TaskQueue};
 use piton_proto::workflowservice::{
     PollWorkflowTaskQueueRequest, PollWorkflowTaskQueueResponse, QueryWorkflowRequest,
     QueryWorkflowResponse, RespondQueryTaskCompletedRequest, RespondWorkflowTaskCompletedRequest,
-    StartWorkflowExecutionRequest,
 };
-use piton_proto::{command::Command, errordetails::QueryFailedFailure};
 use tokio::task::JoinHandle;
 use tonic::{Code, Response, Status};
 
@@ -21,7 +22,7 @@ use crate::client::{
 use crate::metrics::{metrics, sum};
 use crate::nodes::{Running, config};
 use crate::refusal::{check_refused, detail_of};
-use crate::worker::{await_until, complete};
+use crate::worker::{await_until, command, complete};
 
 const WORKER_QUEUE: &str = "worker's own";
 
@@ -94,11 +95,18 @@ async fn start_sticky(client: &GrpcClient, id: &str, wait: Duration, commands: V
     client.service().respond_workflow_task_completed(soon(answer)).await.unwrap();
 }
 
-fn delayed(id: &str, delay: Duration) -> StartWorkflowExecutionRequest {
-    StartWorkflowExecutionRequest {
-        workflow_start_delay: prost_types::Duration::try_from(delay).ok(),
-        ..start_of(id, "simple", id)
-    }
+/// Starts a workflow that continues as a run whose first workflow task comes after `delay`.
+async fn start_delayed(client: &GrpcClient, id: &str, delay: Duration) {
+    client.start(start_of(id, "simple", id)).await.unwrap();
+    let task = client.poll_workflow_task(id).await.unwrap();
+    let attributes = ContinueAsNewWorkflowExecutionCommandAttributes {
+        workflow_type: task.workflow_type,
+        backoff_start_interval: prost_types::Duration::try_from(delay).ok(),
+        ..ContinueAsNewWorkflowExecutionCommandAttributes::default()
+    };
+    let attributes = Attributes::ContinueAsNewWorkflowExecutionCommandAttributes(attributes);
+    let commands = vec![command(CommandType::ContinueAsNewWorkflowExecution, attributes)];
+    client.complete_workflow_task(&task.task_token, commands).await.unwrap();
 }
 
 /// Before any workflow task was scheduled: one that will come in the caller's time takes the query along,
@@ -107,14 +115,14 @@ fn delayed(id: &str, delay: Duration) -> StartWorkflowExecutionRequest {
 async fn a_query_does_not_wait_for_a_first_task_that_comes_too_late() {
     let running = Running::start(config(None)).await;
     let client = &running.client;
-    client.start(delayed("late", Duration::from_secs(300))).await.unwrap();
+    start_delayed(client, "late", Duration::from_secs(300)).await;
     let began = Instant::now();
     let (code, detail) = (Code::FailedPrecondition, "WorkflowNotReadyFailure");
     let text = "Workflow task is not scheduled yet.";
     check_refused("late", ask(client, "late").await.unwrap(), code, detail, text);
     assert!(began.elapsed() < Duration::from_secs(10), "it waited for {:?}", began.elapsed());
 
-    client.start(delayed("soon", Duration::from_secs(2))).await.unwrap();
+    start_delayed(client, "soon", Duration::from_secs(2)).await;
     let asked = ask(client, "soon");
     let task = client.poll_workflow_task("soon").await.unwrap();
     let queries = task.queries.keys().cloned().collect::<Vec<_>>();
