@@ -110,7 +110,7 @@ const fn by_server(name: &'static str, kind: Type) -> Known {
 
 /// The attribute of this name that every namespace has.
 pub fn known(name: &str) -> Option<Known> {
-    KNOWN.into_iter().find(|known| known.name == name)
+    KNOWN.iter().find(|known| known.name == name).copied()
 }
 
 /// Whether no custom attribute may have this name.

@@ -64,15 +64,16 @@ impl RunState {
             self.search_attributes.get(name).map(search_attribute::keywords).unwrap_or_default();
         let mut list = before.clone();
         change(&mut list);
+        if list == before {
+            return;
+        }
         let sentinel = usize::from(list.first().is_some_and(|value| value == UNVERSIONED));
         let mut payload = search_attribute::keyword_list(&list);
         while payload.data.len() > LIST_BYTES_MAX && !list.is_empty() {
             list.remove(sentinel.min(list.len() - 1));
             payload = search_attribute::keyword_list(&list);
         }
-        if list != before {
-            self.set_attribute(name, Some(payload));
-        }
+        self.set_attribute(name, Some(payload));
     }
 
     fn set_attribute(&mut self, name: &str, value: Option<Payload>) {
