@@ -132,7 +132,7 @@ async fn tokens_that_are_stale_malformed_or_of_another_kind_are_refused() {
     };
     // Malformed, missing, of another kind.
     for (token, text) in [
-        (&b"nonsense"[..], "Unable to deserialize task token"),
+        (&b"nonsense"[..], "Error deserializing task token."),
         (&[], "Task token not set on request."),
         (&activity.task_token, "it is for another kind of task"),
     ] {

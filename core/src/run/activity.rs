@@ -97,7 +97,8 @@ impl RunState {
                 return Err(not_pending());
             }
             let identity = identity.clone();
-            let request_id = format!("by-id/{}/{}/{scheduled}", drawn.term, drawn.number).into();
+            // No ticket: nobody was handed the attempt.
+            let request_id = "".into();
             let worker_version = None;
             let start = ActivityStart { at: drawn.now, identity, request_id, worker_version };
             self.begin_attempt(scheduled, start, drawn);

@@ -16,7 +16,7 @@ use super::event::Annotations;
 use super::field::{Fields, refused_by_state};
 use super::{ActivityTask, RunState};
 use crate::id::EventId;
-use crate::message::{Proto, json_text};
+use crate::message::json_text;
 use crate::note::ActivityStart;
 use crate::request::Drawn;
 use crate::retry_policy;
@@ -107,8 +107,7 @@ impl RunState {
                 at: drawn.now,
                 identity: identity.clone(),
                 request_id: format!("eager/{}/{}/{scheduled}", drawn.term, drawn.number).into(),
-                // Workers that are not versioned have the empty build id here.
-                worker_version: Some(Proto::default()),
+                worker_version: None,
             };
             started.extend(self.begin_attempt(scheduled, start, drawn));
         }

@@ -133,7 +133,9 @@ impl RunState {
         note.attempt_scheduled_at = drawn.now + wait;
         note.retry_wait = wait.given();
         note.last_failure = Some(Proto(kept(failure, drawn.limits)));
-        note.last_attempt_completed_at = Some(drawn.now);
+        if !matches!(failure.failure_info, Some(FailureInfo::TimeoutFailureInfo(_))) {
+            note.last_attempt_completed_at = Some(drawn.now);
+        }
         if let Some(start) = note.started.take() {
             note.last_worker_identity = start.identity;
         }

@@ -116,6 +116,7 @@ impl RunState {
             memo: set_memo(command.memo),
             search_attributes: set_attributes(command.search_attributes),
             inherit_build_id: command.inherit_build_id,
+            control: command.control,
             priority: command.priority,
             ..Default::default()
         })

@@ -31,7 +31,7 @@ impl RunState {
         let backoff = self.check_continue_as_new(&mut command, drawn)?;
         let birth = Birth {
             attributes: self.continued_attributes(&command, backoff, drawn),
-            user_metadata: self.user_metadata.as_deref().cloned(),
+            user_metadata: None,
             links: Vec::new(),
             request_id: None,
             signal: None,

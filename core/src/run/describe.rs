@@ -139,7 +139,12 @@ impl RunState {
             next_attempt_schedule_time: next,
             priority: a.priority.clone(),
             activity_options: Some(piton_proto::activity::ActivityOptions {
-                task_queue: a.task_queue.clone(),
+                // Its kind is not shown, as on the official server.
+                task_queue: a.task_queue.as_ref().map(|queue| TaskQueue {
+                    name: queue.name.clone(),
+                    normal_name: queue.name.clone(),
+                    ..TaskQueue::default()
+                }),
                 schedule_to_close_timeout: a.schedule_to_close_timeout,
                 schedule_to_start_timeout: a.schedule_to_start_timeout,
                 start_to_close_timeout: a.start_to_close_timeout,

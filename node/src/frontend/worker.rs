@@ -248,7 +248,7 @@ pub(super) fn decode_token(token: &[u8]) -> Result<TaskToken, ApiError> {
 
 /// A token of ours, but of another kind of task.
 pub(super) fn wrong_token() -> ApiError {
-    ApiError::invalid("Unable to deserialize task token: it is for another kind of task.")
+    ApiError::invalid("Error deserializing task token: it is for another kind of task.")
 }
 
 /// The namespace of a token, which must be the one that the request names. Old workers name none.
