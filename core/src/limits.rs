@@ -1,6 +1,7 @@
 //! Every limit the API promises, in one place. The meta group holds a
 //! cluster's values; `--limit key=value` sets them at the start.
 
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::time::Span;
@@ -104,7 +105,15 @@ limits! {
     request_id_ms_min = 3_600_000;
 }
 
+/// What a blob that is too large is refused with.
+pub const BLOB_OVERSIZED: &str = "Blob data size exceeds limit.";
+
 impl Limits {
+    /// Whether a message, if there is one, is no larger than a blob may be.
+    pub fn is_blob(&self, message: Option<&impl Message>) -> bool {
+        message.is_none_or(|message| message.encoded_len() as u64 <= self.blob_bytes_max)
+    }
+
     /// A workflow task timeout with its default, within its limit.
     #[must_use]
     pub fn task_timeout(&self, given: Span) -> Span {

@@ -1,14 +1,16 @@
 //! The filter of list and count requests: a fragment of SQL's WHERE over the system attributes.
 //! Built: `= != < <= > >= IN BETWEEN AND OR`, parentheses, and
-//! `GROUP BY ExecutionStatus`. Anything else is refused with its position, never ignored.
+//! `GROUP BY ExecutionStatus`. Anything else is refused in the official server's words where it has
+//! some, never ignored.
 //!
 //! As in SQL, a value that a run does not have (the close time of an open run) fits no comparison.
 
 mod literal;
 mod token;
 
-use piton_proto::enums::WorkflowExecutionStatus;
+use piton_proto::enums::{IndexedValueType, WorkflowExecutionStatus};
 
+use crate::search_attribute::{self, Field, Origin};
 use crate::time::Timestamp;
 use crate::visibility::VisibilityRecord;
 use literal::Literal;
@@ -47,20 +49,43 @@ pub struct Narrowed {
 
 /// A filter that was refused, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid query: {reason} at position {position}")]
+#[error("invalid query: {reason}")]
 pub struct FilterError {
     /// In bytes, the first being 1.
     pub position: usize,
     pub reason: String,
+    /// The name that stands where an attribute that every namespace has is meant, if that is why.
+    pub unknown_attribute: Option<String>,
+}
+
+/// An attribute that can be compared with, which is read off the run.
+#[derive(Clone, Copy, Debug)]
+struct Attribute {
+    name: &'static str,
+    field: Field,
+    kind: Type,
+}
+
+impl FilterError {
+    /// The same where the namespace defines the attribute: that it can't be compared with yet.
+    #[must_use]
+    pub fn where_defined(self, defines: impl Fn(&str) -> bool) -> Self {
+        match &self.unknown_attribute {
+            Some(name) if defines(name) => {
+                Self { reason: token::not_filtered(name), unknown_attribute: None, ..self }
+            }
+            _ => self,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum Condition {
     All(Vec<Condition>),
     Any(Vec<Condition>),
-    Compare(Attribute, Operator, Literal),
-    In(Attribute, Vec<Literal>),
-    Between(Attribute, Literal, Literal),
+    Compare(Field, Operator, Literal),
+    In(Field, Vec<Literal>),
+    Between(Field, Literal, Literal),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,27 +96,6 @@ enum Operator {
     LessOrEqual,
     Greater,
     GreaterOrEqual,
-}
-
-/// A system attribute of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Attribute {
-    WorkflowId,
-    RunId,
-    WorkflowType,
-    ExecutionStatus,
-    TaskQueue,
-    ParentWorkflowId,
-    ParentRunId,
-    RootWorkflowId,
-    RootRunId,
-    StartTime,
-    ExecutionTime,
-    CloseTime,
-    HistoryLength,
-    HistorySizeBytes,
-    ExecutionDuration,
-    StateTransitionCount,
 }
 
 /// What an attribute's values are.
@@ -107,30 +111,21 @@ enum Type {
 }
 
 impl Attribute {
-    const ALL: [(&'static str, Self, Type); 16] = [
-        ("WorkflowId", Self::WorkflowId, Type::Keyword),
-        ("RunId", Self::RunId, Type::Keyword),
-        ("WorkflowType", Self::WorkflowType, Type::Keyword),
-        ("ExecutionStatus", Self::ExecutionStatus, Type::Status),
-        ("TaskQueue", Self::TaskQueue, Type::Keyword),
-        ("ParentWorkflowId", Self::ParentWorkflowId, Type::Keyword),
-        ("ParentRunId", Self::ParentRunId, Type::Keyword),
-        ("RootWorkflowId", Self::RootWorkflowId, Type::Keyword),
-        ("RootRunId", Self::RootRunId, Type::Keyword),
-        ("StartTime", Self::StartTime, Type::Time),
-        ("ExecutionTime", Self::ExecutionTime, Type::Time),
-        ("CloseTime", Self::CloseTime, Type::Time),
-        ("HistoryLength", Self::HistoryLength, Type::Int),
-        ("HistorySizeBytes", Self::HistorySizeBytes, Type::Int),
-        ("ExecutionDuration", Self::ExecutionDuration, Type::Duration),
-        ("StateTransitionCount", Self::StateTransitionCount, Type::Int),
-    ];
-
-    fn named(name: &str) -> Option<(Self, Type)> {
-        let found = Self::ALL.iter().find(|(known, _, _)| *known == name)?;
-        Some((found.1, found.2))
+    fn named(name: &str) -> Option<Self> {
+        let known = search_attribute::known(name)?;
+        let Origin::Run(field) = known.origin else { return None };
+        let kind = match (field, known.kind) {
+            (Field::ExecutionStatus, _) => Type::Status,
+            (Field::ExecutionDuration, _) => Type::Duration,
+            (_, IndexedValueType::Datetime) => Type::Time,
+            (_, IndexedValueType::Int) => Type::Int,
+            _ => Type::Keyword,
+        };
+        Some(Self { name: known.name, field, kind })
     }
+}
 
+impl Field {
     /// The attribute of one run; `None` where it has none.
     fn of(self, record: &VisibilityRecord) -> Option<Value<'_>> {
         let time = |at: Timestamp| Some(Value::Number(i128::from(at.as_nanos())));
@@ -233,10 +228,11 @@ impl ListFilter {
             return Err(group.refused(text));
         }
         let rest = parser.peek();
-        if rest.kind == TokenKind::End {
-            Ok(Self { condition, group_by })
-        } else {
-            Err(rest.unexpected())
+        match rest.kind {
+            TokenKind::End => Ok(Self { condition, group_by }),
+            _ if rest.is_word("ORDER") => Err(rest.unsupported_clause("ORDER BY")),
+            _ if rest.is_word("LIMIT") => Err(rest.unsupported_clause("LIMIT")),
+            _ => Err(rest.unexpected()),
         }
     }
 
@@ -248,21 +244,21 @@ impl ListFilter {
         let time = |time: Timestamp| number(i128::from(time.as_nanos()));
         let openness = if asked.is_open { Equal } else { NotEqual };
         let mut all = vec![Condition::Compare(
-            Attribute::ExecutionStatus,
+            Field::ExecutionStatus,
             openness,
             status(WorkflowExecutionStatus::Running),
         )];
         let texts = [
-            (Attribute::WorkflowId, asked.workflow_id),
-            (Attribute::RunId, asked.run_id),
-            (Attribute::WorkflowType, asked.workflow_type),
+            (Field::WorkflowId, asked.workflow_id),
+            (Field::RunId, asked.run_id),
+            (Field::WorkflowType, asked.workflow_type),
         ];
         let texts = texts.into_iter().filter_map(|(attribute, text)| Some((attribute, text?)));
         all.extend(texts.map(|(a, text)| Condition::Compare(a, Equal, Literal::Text(text))));
         let numbers = [
-            (Attribute::ExecutionStatus, Equal, asked.status.map(status)),
-            (Attribute::StartTime, GreaterOrEqual, asked.started_from.map(time)),
-            (Attribute::StartTime, LessOrEqual, asked.started_until.map(time)),
+            (Field::ExecutionStatus, Equal, asked.status.map(status)),
+            (Field::StartTime, GreaterOrEqual, asked.started_from.map(time)),
+            (Field::StartTime, LessOrEqual, asked.started_until.map(time)),
         ];
         let numbers = numbers.into_iter().filter_map(|(a, op, value)| Some((a, op, value?)));
         all.extend(numbers.map(|(a, operator, value)| Condition::Compare(a, operator, value)));
@@ -351,23 +347,20 @@ impl<'a> Parser<'a> {
             TokenKind::Name(name) | TokenKind::Quoted(name) => name,
             _ => return Err(token.unexpected()),
         };
-        let Some((attribute, kind)) = Attribute::named(name) else {
-            let text =
-                format!("invalid expression: attribute '{name}' is not a known system attribute");
-            return Err(token.refused(text));
-        };
+        let Some(attribute) = Attribute::named(name) else { return Err(token.no_attribute(name)) };
+        let (field, kind) = (attribute.field, attribute.kind);
         let operator = self.take();
         if operator.is_word("IN") {
-            return Ok(Condition::In(attribute, self.list(kind)?));
+            return Ok(Condition::In(field, self.list(attribute)?));
         }
         if operator.is_word("BETWEEN") {
             ordered(kind, operator)?;
-            let low = self.literal(kind)?;
+            let low = self.literal(attribute)?;
             let and = self.peek();
             if !self.take_word("AND") {
                 return Err(and.unexpected());
             }
-            return Ok(Condition::Between(attribute, low, self.literal(kind)?));
+            return Ok(Condition::Between(field, low, self.literal(attribute)?));
         }
         let compare = match operator.kind {
             TokenKind::Operator(compare) => compare,
@@ -377,29 +370,35 @@ impl<'a> Parser<'a> {
         if !matches!(compare, Operator::Equal | Operator::NotEqual) {
             ordered(kind, operator)?;
         }
-        Ok(Condition::Compare(attribute, compare, self.literal(kind)?))
+        Ok(Condition::Compare(field, compare, self.literal(attribute)?))
     }
 
-    fn list(&mut self, kind: Type) -> Result<Vec<Literal>, FilterError> {
+    fn list(&mut self, attribute: Attribute) -> Result<Vec<Literal>, FilterError> {
         self.expect(TokenKind::Open)?;
-        let mut literals = vec![self.literal(kind)?];
+        let mut literals = vec![self.literal(attribute)?];
         while self.peek().kind == TokenKind::Comma {
             self.take();
-            literals.push(self.literal(kind)?);
+            literals.push(self.literal(attribute)?);
         }
         self.expect(TokenKind::Close)?;
         Ok(literals)
     }
 
-    fn literal(&mut self, kind: Type) -> Result<Literal, FilterError> {
+    fn literal(&mut self, attribute: Attribute) -> Result<Literal, FilterError> {
         let token = self.take();
         self.terms += 1;
         if self.terms > TERMS_MAX {
             return Err(token.refused(format!("a filter has at most {TERMS_MAX} values")));
         }
         let parsed = match token.kind {
-            TokenKind::Text(text) => Literal::from_text(&unquoted(token.text, text), kind),
-            TokenKind::Number(digits) => Literal::from_number(digits, kind),
+            TokenKind::Text(text) => Literal::from_text(&unquoted(token.text, text), attribute),
+            TokenKind::Number(digits) => Literal::from_number(digits, attribute),
+            TokenKind::Name(name) => {
+                return Err(token.refused(format!(
+                    "operation is not supported: column name on the right side of comparison \
+                     expression (did you forget to quote \"{name}\"?)"
+                )));
+            }
             _ => return Err(token.unexpected()),
         };
         parsed.map_err(|reason| token.refused(format!("invalid expression: {reason}")))
@@ -418,9 +417,13 @@ impl<'a> Parser<'a> {
             TokenKind::Name("ExecutionStatus") | TokenKind::Quoted("ExecutionStatus") => {
                 Ok(Some(GroupBy::ExecutionStatus))
             }
-            TokenKind::Name(name) | TokenKind::Quoted(name) => Err(token.refused(format!(
-                "operation is not supported: 'GROUP BY' on '{name}', only on 'ExecutionStatus'"
-            ))),
+            TokenKind::Name(name) | TokenKind::Quoted(name) if Attribute::named(name).is_some() => {
+                Err(token.refused(format!(
+                    "operation is not supported: 'GROUP BY' clause is not supported for search \
+                     attribute {name}"
+                )))
+            }
+            TokenKind::Name(name) | TokenKind::Quoted(name) => Err(token.no_attribute(name)),
             _ => Err(token.unexpected()),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use piton_proto::common::Payloads;
+use piton_proto::common::{Payloads, WorkerVersionStamp};
 use piton_proto::failure::Failure;
 use piton_proto::history::HistoryEvent;
 use serde::{Deserialize, Serialize};
@@ -108,4 +108,6 @@ pub struct ActivityStart {
     pub identity: String,
     /// The ticket by which it was handed out; the Started event's request id.
     pub request_id: Arc<str>,
+    /// What the worker says of its build; shown by the Started event.
+    pub worker_version: Option<Proto<WorkerVersionStamp>>,
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use piton_proto::common::{Header, Payloads, WorkflowExecution};
+use piton_proto::common::{Header, Payloads, WorkerVersionStamp, WorkflowExecution};
 use piton_proto::failure::Failure;
 use piton_proto::workflowservice::{
     RespondWorkflowTaskCompletedRequest, RespondWorkflowTaskFailedRequest,
@@ -118,7 +118,7 @@ pub enum RunRequest {
     StickyUnavailable {
         stamp: u32,
     },
-    /// The sticky queue's worker did not take a query in time: what comes next goes to the normal
+    /// The sticky queue's worker did not answer a query in time: what comes next goes to the normal
     /// queue.
     StickyLost,
 
@@ -152,6 +152,8 @@ pub enum RunRequest {
     HeartbeatActivity {
         activity: ActivityRef,
         details: Option<Payloads>,
+        /// Of whom the activity's end tells if the details are too large.
+        identity: String,
     },
 
     /// Something may be due; fires everything that is.
@@ -188,13 +190,15 @@ pub enum RunRequest {
 }
 
 /// Who takes a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Taker {
     pub identity: String,
     /// The ticket, as text: the Started event's request id.
     pub request_id: Arc<str>,
     /// Whether the poll was on the sticky queue.
     pub sticky: bool,
+    /// What it says of its build; shown by the Started event.
+    pub worker_version: Option<WorkerVersionStamp>,
 }
 
 /// The started workflow task that an answer is for (its token, decoded).

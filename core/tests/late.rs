@@ -20,7 +20,12 @@ fn with_activity() -> Flow {
 }
 
 fn take(flow: &mut Flow, stamp: u32, ticket: &str) -> Option<Box<ActivityTask>> {
-    let taker = Taker { identity: "worker".into(), request_id: ticket.into(), sticky: false };
+    let taker = Taker {
+        identity: "worker".into(),
+        request_id: ticket.into(),
+        sticky: false,
+        worker_version: None,
+    };
     match flow.ask(RunRequest::StartActivity { scheduled: SCHEDULED, stamp, taker }) {
         Ok(Reply::Activity(task)) => Some(task),
         Ok(Reply::Gone) => None,

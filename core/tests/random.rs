@@ -333,7 +333,8 @@ impl World {
         let offer = self.random.pick(&tasks)?;
         let request_id = format!("ticket-{}", self.step / 2);
         let sticky = offer.queue.is_sticky();
-        let taker = Taker { identity: "worker".into(), request_id: request_id.into(), sticky };
+        let (identity, request_id) = ("worker".into(), request_id.into());
+        let taker = Taker { identity, request_id, sticky, worker_version: None };
         Some(match offer.key {
             TaskKey::Workflow { stamp, .. } if self.random.one_in(10) => {
                 ("sticky unavailable", RunRequest::StickyUnavailable { stamp })
@@ -525,7 +526,7 @@ impl World {
                 identity,
             },
             3 => RunRequest::CancelActivity { activity, details: None, identity },
-            4 => RunRequest::HeartbeatActivity { activity, details: Some(Payloads::default()) },
+            4 => RunRequest::HeartbeatActivity { activity, details: None, identity: String::new() },
             _ => {
                 let request_id = pending.note.started.as_ref()?.request_id.clone();
                 let scheduled = pending.scheduled_event_id;

@@ -79,7 +79,12 @@ fn a_ticket_gets_the_same_task_again_and_another_gets_none() {
         panic!("no offer")
     };
     let mut take = |ticket: &str| {
-        let taker = Taker { identity: "w".into(), request_id: ticket.into(), sticky: false };
+        let taker = Taker {
+            identity: "w".into(),
+            request_id: ticket.into(),
+            sticky: false,
+            worker_version: None,
+        };
         flow.ask(RunRequest::TakeWorkflowTask { scheduled, stamp, taker }).expect("never refused")
     };
     let first = take("ticket-a");
@@ -327,8 +332,8 @@ fn an_oversized_payload_terminates_the_run() {
     let refused = flow.complete(&task, vec![complete]);
     assert!(matches!(refused, Err(Rejection::CommandsRefused(_))), "{refused:?}");
     assert!(flow.history().ends_with(
-        "4 WorkflowTaskFailed of 2, 3: BadCompleteWorkflowExecutionAttributes\n\
-         5 WorkflowExecutionTerminated: BadCompleteWorkflowExecutionAttributes: \
+        "4 WorkflowTaskFailed of 2, 3: BadScheduleActivityAttributes\n\
+         5 WorkflowExecutionTerminated: BadScheduleActivityAttributes: \
          CompleteWorkflowExecutionCommandAttributes.Result exceeds size limit."
     ));
 }

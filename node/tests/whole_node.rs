@@ -165,7 +165,9 @@ async fn a_node_says_who_it_is_and_what_it_can() {
     assert_eq!(info.server_version, "1.31.0");
     let can = info.capabilities.unwrap();
     assert!(can.eager_workflow_start && can.upsert_memo && can.encoded_failure_attributes);
-    assert!(!can.nexus && !can.supports_schedules && !can.build_id_based_versioning);
+    // Workers built on the Rust core say what build they are of only then.
+    assert!(can.build_id_based_versioning);
+    assert!(!can.nexus && !can.supports_schedules);
 
     let cluster: GetClusterInfoResponse =
         client.call("GetClusterInfo", GetClusterInfoRequest {}).await.unwrap();

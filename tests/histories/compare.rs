@@ -50,9 +50,12 @@ impl Accepted {
     /// All differences that no rule names.
     pub(crate) fn compare(&mut self, scenario: &Scenario, answers: &[Vec<String>]) -> Vec<String> {
         let mut findings = Vec::new();
+        let (mut recorded_names, mut names) = (Vec::new(), Vec::new());
         for (step, answer) in scenario.steps.iter().zip(answers) {
-            let recorded = sections(&step.words, &step.recorded);
-            let here = sections(&step.words, answer);
+            let mut recorded = sections(&step.words, &step.recorded);
+            let mut here = sections(&step.words, answer);
+            self.number_again(&scenario.name, &mut recorded, &mut recorded_names);
+            self.number_again(&scenario.name, &mut here, &mut names);
             let titles = |all: &[Section]| all.iter().map(|s| s.title.clone()).collect::<Vec<_>>();
             let (recorded_titles, here_titles) = (titles(&recorded), titles(&here));
             let mut of_step = Vec::new();
@@ -72,6 +75,22 @@ impl Accepted {
             }
         }
         findings
+    }
+
+    /// Numbers the request ids by first appearance once more, leaving out those in fields that may
+    /// differ: one that only one side has would shift the numbers of all that follow.
+    fn number_again(&self, scenario: &str, sections: &mut [Section], names: &mut Vec<String>) {
+        for section in sections {
+            let mut fields = BTreeMap::new();
+            for (path, value) in std::mem::take(&mut section.fields) {
+                if self.rule_for(scenario, &section.title, &path).is_some() {
+                    fields.insert(path, value);
+                } else {
+                    fields.insert(renamed(&path, names), renamed(&value, names));
+                }
+            }
+            section.fields = fields;
+        }
     }
 
     /// The rules that no difference needed.
@@ -96,15 +115,40 @@ impl Accepted {
     }
 
     fn accepts(&mut self, scenario: &str, title: &str, path: &str) -> bool {
-        let place = title.rsplit(' ').next().unwrap_or_default();
-        let found = self.rules.iter().position(|rule| {
-            (rule.scenario == "*" || rule.scenario == scenario)
-                && (rule.place == "*" || rule.place == place)
-                && is_within(path, &rule.field)
-        });
+        let found = self.rule_for(scenario, title, path);
         self.used.extend(found);
         found.is_some()
     }
+
+    fn rule_for(&self, scenario: &str, title: &str, path: &str) -> Option<usize> {
+        let place = title.rsplit(' ').next().unwrap_or_default();
+        self.rules.iter().position(|rule| {
+            (rule.scenario == "*" || rule.scenario == scenario)
+                && (rule.place == "*" || rule.place == place)
+                && is_within(path, &rule.field)
+        })
+    }
+}
+
+/// A text with the names of request ids in it, each by its place in `names`.
+fn renamed(text: &str, names: &mut Vec<String>) -> String {
+    const PREFIX: &str = "request-";
+    let mut parts = text.split(PREFIX);
+    let mut renamed = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        let (number, rest) = part.split_at(end);
+        renamed.push_str(PREFIX);
+        if !number.is_empty() {
+            let place = names.iter().position(|name| name == number).unwrap_or_else(|| {
+                names.push(number.to_owned());
+                names.len() - 1
+            });
+            renamed.push_str(&(place + 1).to_string());
+        }
+        renamed.push_str(rest);
+    }
+    renamed
 }
 
 /// Whether the names of `field` stand in `path`, one after the other and whole.

@@ -208,6 +208,10 @@ impl Runner<'_> {
             let body = format!("query: \"{name} IS NULL\"");
             let (method, request) = self.request("CountWorkflowExecutions", &[], &body)?;
             while let Err(status) = self.connection.call(&method, request.clone()).await {
+                // Any other refusal is of one that knows it.
+                if !status.message().contains("invalid search attribute") {
+                    break;
+                }
                 if Instant::now() > deadline {
                     bail!("search attribute {name} is not known: {status}");
                 }

@@ -22,15 +22,18 @@ mod refusal;
 mod worker;
 
 mod backlog;
+mod build_ids;
 mod errands;
 mod full_disk;
 mod held_task;
 mod in_memory;
 mod lost_files;
 mod metrics;
+mod page_tokens;
 mod panicking;
 mod passivation;
 mod power_cut;
+mod queries;
 mod refused_limits;
 mod refused_requests;
 mod repeated;

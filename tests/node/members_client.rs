@@ -97,6 +97,7 @@ pub(crate) fn poll(queue: &str) -> Poll {
         queue: QueueName::normal(queue),
         identity: IDENTITY.to_owned(),
         worker_instance_key: String::new(),
+        worker_version: None,
         deadline: Instant::now() + POLL_TIME,
     }
 }

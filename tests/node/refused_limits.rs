@@ -423,7 +423,7 @@ async fn search_attributes_are_limited_in_number_and_size() {
         (of(5, 1), "number of search attributes 5 exceeds limit 4"),
         (of(1, 29), "exceeds size limit 30"),
         (of(4, 25), "total size of search attributes"),
-        (unknown, "search attribute NoSuch is not defined"),
+        (unknown, "Namespace default has no mapping defined for search attribute NoSuch"),
     ] {
         let mut start = start_of("w", "simple", "q");
         start.search_attributes = Some(attributes);

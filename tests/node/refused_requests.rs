@@ -132,7 +132,7 @@ async fn tokens_that_are_stale_malformed_or_of_another_kind_are_refused() {
     };
     // Malformed, missing, of another kind.
     for (token, text) in [
-        (&b"nonsense"[..], "Unable to deserialize task token"),
+        (&b"nonsense"[..], "Error deserializing task token."),
         (&[], "Task token not set on request."),
         (&activity.task_token, "it is for another kind of task"),
     ] {
@@ -366,14 +366,26 @@ async fn malformed_requests_are_refused() {
         let refused = service.clone().start_workflow_execution(soon(start)).await;
         check_refused(text, refused, Code::InvalidArgument, "", text);
     }
-    for filter in ["WorkflowId =", "NoSuchAttribute = 'x'", "WorkflowId = 'a' ORDER BY StartTime"] {
+    for (filter, text) in [
+        ("WorkflowId =", "invalid query: malformed SQL query: syntax error at position 13"),
+        ("NoSuchAttribute = 'x'", "invalid query: invalid search attribute: NoSuchAttribute"),
+        (
+            "WorkflowId = 'a' ORDER BY StartTime",
+            "invalid query: operation is not supported: 'ORDER BY' clause",
+        ),
+        (
+            "ExecutionDuration >= 2e9",
+            "invalid query: invalid expression: unexpected value type float64 for search \
+             attribute ExecutionDuration",
+        ),
+    ] {
         let list = ListWorkflowExecutionsRequest {
             namespace: NAMESPACE.to_owned(),
             query: filter.to_owned(),
             ..ListWorkflowExecutionsRequest::default()
         };
         let refused = service.clone().list_workflow_executions(soon(list)).await;
-        check_refused(filter, refused, Code::InvalidArgument, "", "invalid query:");
+        check_refused(filter, refused, Code::InvalidArgument, "", text);
     }
     running.stop().await;
 }

@@ -2,7 +2,7 @@
 
 use piton_proto::enums::WorkflowExecutionStatus;
 
-use super::{Type, Value};
+use super::{Attribute, Type, Value};
 
 /// A value to compare with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,36 +20,58 @@ impl Literal {
     }
 
     /// The text inside of quotes.
-    pub(super) fn from_text(text: &str, kind: Type) -> Result<Self, String> {
-        match kind {
+    pub(super) fn from_text(text: &str, attribute: Attribute) -> Result<Self, String> {
+        let name = attribute.name;
+        match attribute.kind {
             Type::Keyword => Ok(Self::Text(text.to_owned())),
             Type::Status => status(text),
             Type::Time => time(text)
-                .or_else(|| text.parse().ok())
                 .map(Self::Number)
-                .ok_or_else(|| format!("'{text}' is not a time as RFC 3339 writes it")),
-            Type::Int => {
-                let number = text.parse().map(Self::Number);
-                number.map_err(|_| format!("'{text}' is not a whole number"))
-            }
-            Type::Duration => duration(text)
-                .map(Self::Number)
-                .ok_or_else(|| format!("'{text}' is not a duration such as '1h30m' or '01:30:00'")),
+                .ok_or_else(|| format!("unable to parse datetime '{text}'")),
+            Type::Int => Err(attribute.wrong(&format!("\"{text}\""), "string")),
+            Type::Duration => duration(text).map(Self::Number).ok_or_else(|| {
+                format!("invalid duration value for search attribute {name}: {text}")
+            }),
         }
     }
 
-    pub(super) fn from_number(digits: &str, kind: Type) -> Result<Self, String> {
+    pub(super) fn from_number(digits: &str, attribute: Attribute) -> Result<Self, String> {
+        let is_whole = !digits.contains(['.', 'e', 'E']);
+        let go_type = if is_whole { "int64" } else { "float64" };
+        let name = attribute.name;
+        match attribute.kind {
+            Type::Duration if !is_whole => {
+                return Err(format!("unexpected value type float64 for search attribute {name}"));
+            }
+            Type::Keyword => return Err(attribute.wrong(digits, go_type)),
+            Type::Time if !is_whole => return Err(attribute.wrong(digits, go_type)),
+            Type::Status | Type::Time | Type::Int | Type::Duration => {}
+        }
         let number = whole(digits).ok_or_else(|| format!("'{digits}' is not a whole number"))?;
-        match kind {
-            Type::Keyword => Err(format!("a text is expected, not {digits}")),
+        match attribute.kind {
             Type::Status => i32::try_from(number)
                 .ok()
                 .and_then(|n| WorkflowExecutionStatus::try_from(n).ok())
                 .filter(|s| *s != WorkflowExecutionStatus::Unspecified)
                 .map(|s| Self::Number(i128::from(s as i32)))
-                .ok_or_else(|| format!("{digits} is not an execution status")),
-            Type::Time | Type::Int | Type::Duration => Ok(Self::Number(number)),
+                .ok_or_else(|| format!("invalid {name} value '{digits}'")),
+            Type::Keyword | Type::Time | Type::Int | Type::Duration => Ok(Self::Number(number)),
         }
+    }
+}
+
+impl Attribute {
+    /// A value of a type that the attribute does not have, named as the official server's language does.
+    fn wrong(self, value: &str, go_type: &str) -> String {
+        let kind = match self.kind {
+            Type::Keyword | Type::Status => "Keyword",
+            Type::Time => "Datetime",
+            Type::Int | Type::Duration => "Int",
+        };
+        let name = self.name;
+        format!(
+            "invalid value type for search attribute {name} of type {kind}: {value} (type: {go_type})"
+        )
     }
 }
 
@@ -90,7 +112,7 @@ fn status(name: &str) -> Result<Literal, String> {
     camel
         .or_else(|| S::from_str_name(name).filter(|s| *s != S::Unspecified))
         .map(|status| Literal::Number(i128::from(status as i32)))
-        .ok_or_else(|| format!("'{name}' is not an execution status"))
+        .ok_or_else(|| format!("invalid ExecutionStatus value '{name}'"))
 }
 
 /// `2024-05-01T10:20:30.123456789+02:00` or `...Z` as nanoseconds since the epoch.

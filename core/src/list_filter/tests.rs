@@ -60,8 +60,9 @@ fn a_filter_lets_the_right_runs_pass() {
         (r#"WorkflowType = "order\'s""#, "open done child"),
         (r"WorkflowType = 'order\\s'", ""),
         (r"WorkflowId != '\\' AND WorkflowId = 'op\en'", "open"),
-        ("ExecutionDuration >= 2e9", "done child"),
-        ("ExecutionDuration >= 3.1e9", ""),
+        ("ExecutionDuration >= 2000000000", "done child"),
+        ("ExecutionDuration >= '3.1s'", ""),
+        ("HistoryLength >= 1.1e1", "done child"),
         ("WorkflowId >= 'done' AND WorkflowId < 'e'", "done"),
         ("WorkflowId IN ('open', 'child')", "open child"),
         ("WorkflowId between 'a' and 'd'", "child"),
@@ -97,33 +98,64 @@ fn a_filter_lets_the_right_runs_pass() {
 #[test]
 fn a_filter_that_is_not_understood_is_refused_with_its_position() {
     for (text, position, part) in [
-        ("WorkflowId", 11, "unexpected end"),
-        ("WorkflowId = ", 14, "unexpected end"),
+        ("WorkflowId", 11, "malformed SQL query: syntax error at position 11"),
+        ("WorkflowId = ", 14, "syntax error at position 14"),
         ("WorkflowId = 'x", 14, "has no end"),
-        ("WorkflowId = x", 14, "near 'x'"),
-        ("WorkflowId = 7", 14, "a text is expected"),
-        ("Colour = 'red'", 1, "'Colour' is not a known"),
-        ("workflowid = 'x'", 1, "'workflowid' is not a known"),
-        ("WorkflowId LIKE 'x'", 12, "operation is not supported: 'LIKE'"),
-        ("WorkflowId STARTS_WITH 'x'", 12, "not supported: 'STARTS_WITH'"),
-        ("WorkflowId IS NULL", 12, "not supported: 'IS'"),
-        ("WorkflowId NOT IN ('x')", 12, "not supported: 'NOT'"),
-        ("NOT (WorkflowId = 'x')", 1, "not supported: 'NOT'"),
+        (
+            "WorkflowId = x",
+            14,
+            "right side of comparison expression (did you forget to quote \"x\"?)",
+        ),
+        (
+            "WorkflowId = 7",
+            14,
+            "invalid value type for search attribute WorkflowId of type Keyword: 7 (type: int64)",
+        ),
+        ("Colour = 'red'", 1, "invalid query: invalid search attribute: Colour"),
+        ("workflowid = 'x'", 1, "invalid search attribute: workflowid"),
+        ("BuildIds = 'x'", 1, "operation is not supported: filtering by search attribute BuildIds"),
+        ("WorkflowId LIKE 'x'", 12, "operation is not supported: operator 'LIKE'"),
+        ("WorkflowId STARTS_WITH 'x'", 12, "not supported: operator 'STARTS_WITH'"),
+        ("WorkflowId IS NULL", 12, "not supported: operator 'IS'"),
+        ("WorkflowId NOT IN ('x')", 12, "not supported: operator 'NOT'"),
+        ("NOT (WorkflowId = 'x')", 1, "not supported: operator 'NOT'"),
         ("WorkflowId <> 'x'", 12, "near '<>'"),
-        ("WorkflowId = 'x' ORDER BY StartTime", 18, "near 'ORDER'"),
-        ("WorkflowId = 'x' LIMIT 5", 18, "near 'LIMIT'"),
-        ("WorkflowId = 'x' AND", 21, "unexpected end"),
+        ("WorkflowId = 'x' ORDER BY StartTime", 18, "not supported: 'ORDER BY' clause"),
+        ("WorkflowId = 'x' LIMIT 5", 18, "operation is not supported: 'LIMIT' clause"),
+        ("WorkflowId = 'x' AND", 21, "syntax error at position 21"),
         ("WorkflowId = 'x')", 17, "near ')'"),
-        ("(WorkflowId = 'x'", 18, "unexpected end"),
+        ("(WorkflowId = 'x'", 18, "syntax error at position 18"),
         ("WorkflowId IN ()", 16, "near ')'"),
         ("WorkflowId BETWEEN 'a' OR 'b'", 24, "near 'OR'"),
-        ("ExecutionStatus = 'Sleeping'", 19, "'Sleeping' is not an execution status"),
-        ("ExecutionStatus = 0", 19, "0 is not an execution status"),
+        ("ExecutionStatus = 'Sleeping'", 19, "invalid ExecutionStatus value 'Sleeping'"),
+        ("ExecutionStatus = 0", 19, "invalid ExecutionStatus value '0'"),
         ("ExecutionStatus > 'Running'", 17, "operation is not supported"),
-        ("StartTime > 'today'", 13, "'today' is not a time"),
-        ("HistoryLength > '3.5'", 17, "not a whole number"),
+        ("StartTime > 'today'", 13, "invalid expression: unable to parse datetime 'today'"),
+        ("StartTime > '5'", 13, "unable to parse datetime '5'"),
+        (
+            "StartTime > 1.5",
+            13,
+            "invalid value type for search attribute StartTime of type Datetime: 1.5 (type: float64)",
+        ),
+        (
+            "HistoryLength > '3'",
+            17,
+            "invalid value type for search attribute HistoryLength of type Int: \"3\" (type: string)",
+        ),
         ("HistoryLength > 1.5", 17, "not a whole number"),
-        ("GROUP BY WorkflowType", 10, "'GROUP BY' on 'WorkflowType'"),
+        (
+            "ExecutionDuration >= 2e9",
+            22,
+            "invalid expression: unexpected value type float64 for search attribute ExecutionDuration",
+        ),
+        ("ExecutionDuration BETWEEN 1 AND 2e9", 33, "unexpected value type float64"),
+        (
+            "ExecutionDuration = 'x'",
+            21,
+            "invalid duration value for search attribute ExecutionDuration: x",
+        ),
+        ("GROUP BY WorkflowType", 10, "clause is not supported for search attribute WorkflowType"),
+        ("GROUP BY Colour", 10, "invalid search attribute: Colour"),
         ("GROUP ExecutionStatus", 7, "near 'ExecutionStatus'"),
         ("GROUP BY ExecutionStatus, RunId", 25, "near ','"),
         ("WorkflowId = 'ä' ; DROP", 19, "near ';'"),
@@ -133,6 +165,14 @@ fn a_filter_that_is_not_understood_is_refused_with_its_position() {
         let shown = error.to_string();
         assert!(shown.starts_with("invalid query: ") && shown.contains(part), "{text}: {shown}");
     }
+}
+
+#[test]
+fn an_attribute_that_the_namespace_defines_is_not_called_invalid() {
+    let error = ListFilter::parse("Colour = 'red'").expect_err("it is not built");
+    let defined = error.clone().where_defined(|name| name == "Colour").to_string();
+    assert!(defined.contains("not supported: filtering by search attribute Colour"), "{defined}");
+    assert_eq!(error.clone().where_defined(|_| false), error);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Cuts the text of a filter into tokens, each with its position.
 
 use super::{FilterError, Operator};
+use crate::search_attribute;
 
 /// A token and where it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,19 +35,41 @@ impl Token<'_> {
     }
 
     pub(super) fn refused(&self, reason: impl Into<String>) -> FilterError {
-        FilterError { position: self.position, reason: reason.into() }
+        FilterError { position: self.position, reason: reason.into(), unknown_attribute: None }
     }
 
     pub(super) fn unexpected(&self) -> FilterError {
-        match self.kind {
-            TokenKind::End => self.refused("malformed SQL query: unexpected end"),
-            _ => self.refused(format!("malformed SQL query: syntax error near '{}'", self.text)),
-        }
+        let Self { position, text, .. } = self;
+        let near = match self.kind {
+            TokenKind::End => String::new(),
+            _ => format!(" near '{text}'"),
+        };
+        self.refused(format!("malformed SQL query: syntax error at position {position}{near}"))
     }
 
     pub(super) fn unsupported(&self) -> FilterError {
-        self.refused(format!("operation is not supported: '{}'", self.text))
+        self.refused(format!("operation is not supported: operator '{}'", self.text))
     }
+
+    pub(super) fn unsupported_clause(&self, clause: &str) -> FilterError {
+        self.refused(format!("operation is not supported: '{clause}' clause"))
+    }
+
+    /// A name that is not of an attribute that can be compared with.
+    pub(super) fn no_attribute(&self, name: &str) -> FilterError {
+        if search_attribute::known(name).is_some() {
+            return self.refused(not_filtered(name));
+        }
+        FilterError {
+            unknown_attribute: Some(name.to_owned()),
+            ..self.refused(format!("invalid search attribute: {name}"))
+        }
+    }
+}
+
+/// The refusal of an attribute that is there, but among the run's search attributes.
+pub(super) fn not_filtered(name: &str) -> String {
+    format!("operation is not supported: filtering by search attribute {name}")
 }
 
 /// The tokens of a text; the last one is the end.
@@ -55,9 +78,10 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token<'_>>, FilterError> {
     let mut at = 0;
     loop {
         at += text[at..].len() - text[at..].trim_start().len();
-        let (kind, length) = next(&text[at..]).map_err(|reason| FilterError {
+        let (kind, length) = next(&text[at..]).map_err(|near| FilterError {
             position: at + 1,
-            reason: format!("malformed SQL query: {reason}"),
+            reason: format!("malformed SQL query: syntax error at position {}{near}", at + 1),
+            unknown_attribute: None,
         })?;
         tokens.push(Token { position: at + 1, text: &text[at..at + length], kind });
         if kind == TokenKind::End {
@@ -76,7 +100,7 @@ fn next(rest: &str) -> Result<(TokenKind<'_>, usize), String> {
         (_, "!=") => (K::Operator(Operator::NotEqual), 2),
         (_, "<=") => (K::Operator(Operator::LessOrEqual), 2),
         (_, ">=") => (K::Operator(Operator::GreaterOrEqual), 2),
-        (_, "<>") => return Err("syntax error near '<>'".into()),
+        (_, "<>") => return Err(" near '<>'".into()),
         ('=', _) => (K::Operator(Operator::Equal), 1),
         ('<', _) => (K::Operator(Operator::Less), 1),
         ('>', _) => (K::Operator(Operator::Greater), 1),
@@ -102,7 +126,7 @@ fn next(rest: &str) -> Result<(TokenKind<'_>, usize), String> {
             let name = &rest[..end.unwrap_or(rest.len())];
             (K::Name(name), name.len())
         }
-        (other, _) => return Err(format!("syntax error near '{other}'")),
+        (other, _) => return Err(format!(" near '{other}'")),
     })
 }
 
@@ -120,5 +144,5 @@ fn quoted(rest: &str, quote: char) -> Result<&str, String> {
             characters.next();
         }
     }
-    Err(format!("a string that begins with {quote} has no end"))
+    Err(format!(": a string that begins with {quote} has no end"))
 }

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::id::ShardId;
+use crate::proto::common::WorkerVersionStamp;
 use crate::time::{Span, Timestamp};
 
 use backlog::Backlog;
@@ -55,12 +56,14 @@ pub enum Standing {
 }
 
 /// A worker seeks a task. Ids are used once: a poll that goes on waiting comes back under another.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Poll<P> {
     pub id: P,
     /// It takes tasks of this version only.
     pub version: Arc<str>,
     pub identity: String,
+    /// What it says of its build, for the events of the task.
+    pub worker_version: Option<WorkerVersionStamp>,
     /// Names the worker that may shut down; empty if it gave no name.
     pub worker: String,
 }
@@ -90,14 +93,14 @@ impl Bounds {
 }
 
 /// A task and a poll that have met; neither is here any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Match<T, P> {
     pub task: Task<T>,
     pub poll: Poll<P>,
 }
 
 /// What became of an offer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Offered<T, P> {
     Matched(Match<T, P>),
     /// It waits here.
@@ -109,7 +112,7 @@ pub enum Offered<T, P> {
 }
 
 /// What became of a poll.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Polled<T, P> {
     Matched(Match<T, P>),
     Waits,
@@ -120,7 +123,7 @@ pub enum Polled<T, P> {
 }
 
 /// Those who leave the queue with a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Leaving<T, P> {
     pub polls: Vec<Poll<P>>,
     /// Nobody will come for them here.
@@ -128,7 +131,7 @@ pub struct Leaving<T, P> {
 }
 
 /// The queue has room: the shard is to offer its first tasks of a class, or of all.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Want {
     pub shard: ShardId,
     pub class: Option<Class>,

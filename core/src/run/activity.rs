@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use piton_proto::common::{Payloads, Priority, WorkflowExecution};
 use piton_proto::enums::RetryState;
-use piton_proto::failure::failure::FailureInfo;
-use piton_proto::failure::{ApplicationFailureInfo, Failure};
+use piton_proto::failure::Failure;
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
     ActivityTaskCancelRequestedEventAttributes, ActivityTaskCanceledEventAttributes,
@@ -15,20 +14,15 @@ use piton_proto::history::{
     ActivityTaskScheduledEventAttributes, ActivityTaskStartedEventAttributes, HistoryEvent,
 };
 use piton_proto::workflowservice::PollActivityTaskQueueResponse;
-use prost::Message;
 
-use super::activity_retry::truncated;
 use super::buffer::Ending;
-use super::{Activity, ActivityTask, Decided, Reply, RunState};
+use super::{Activity, ActivityTask, Decided, Reply, RunState, oversize};
 use crate::error::Rejection;
 use crate::id::EventId;
 use crate::message::Proto;
 use crate::note::{ActivityNote, ActivityStart};
 use crate::request::{ActivityRef, Drawn, Taker};
 use crate::time::Timestamp;
-
-/// The part of a large failure that is kept when it is over the limit.
-const OVERSIZED_FAILURE_BYTES: usize = 64 << 10;
 
 /// What workers take and answer.
 impl RunState {
@@ -53,8 +47,9 @@ impl RunState {
             }
             Some(_) => None,
             None => {
-                let Taker { identity, request_id, sticky: _ } = taker;
-                let start = ActivityStart { at: drawn.now, identity, request_id };
+                let Taker { identity, request_id, sticky: _, worker_version } = taker;
+                let worker_version = worker_version.map(Proto);
+                let start = ActivityStart { at: drawn.now, identity, request_id, worker_version };
                 self.begin_attempt(scheduled, start, drawn)
             }
         };
@@ -92,6 +87,9 @@ impl RunState {
         identity: String,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
+        if !drawn.limits.is_blob(result.as_ref()) {
+            return self.fail_oversized(activity, oversize::RESULT, identity, drawn);
+        }
         let found = self.pending_activity(activity)?;
         let scheduled = found.scheduled_event_id;
         if found.note.started.is_none() {
@@ -99,14 +97,11 @@ impl RunState {
                 return Err(not_pending());
             }
             let identity = identity.clone();
-            let request_id = format!("by-id/{}/{}/{scheduled}", drawn.term, drawn.number).into();
-            let start = ActivityStart { at: drawn.now, identity, request_id };
+            // No ticket: nobody was handed the attempt.
+            let request_id = "".into();
+            let worker_version = None;
+            let start = ActivityStart { at: drawn.now, identity, request_id, worker_version };
             self.begin_attempt(scheduled, start, drawn);
-        }
-        if is_oversized(result.as_ref(), drawn) {
-            let failure = size_failure("Complete result exceeds size limit.");
-            self.fail_attempt(scheduled, failure, identity, drawn);
-            return Ok(Decided::done(self));
         }
         self.close_activity(scheduled, drawn, |started| {
             Attributes::ActivityTaskCompletedEventAttributes(ActivityTaskCompletedEventAttributes {
@@ -120,7 +115,7 @@ impl RunState {
         Ok(Decided::done(self))
     }
 
-    /// The worker's failure: another attempt, or the end.
+    /// The worker's failure: another attempt, or the end. The answer says what was left out.
     pub(super) fn fail_activity(
         mut self,
         activity: &ActivityRef,
@@ -130,17 +125,32 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
         let scheduled = self.started_activity(activity)?;
-        if let Some(details) = last_heartbeat_details
-            && !is_oversized(Some(&details), drawn)
-        {
+        let mut left_out = Vec::new();
+        if !drawn.limits.is_blob(last_heartbeat_details.as_ref()) {
+            left_out.push(oversize::failure(oversize::HEARTBEAT));
+        } else if let Some(details) = last_heartbeat_details {
             self.keep_heartbeat(scheduled, Some(details), drawn);
         }
         let mut failure = failure.unwrap_or_default();
-        if is_oversized(Some(&failure), drawn) {
-            failure = truncated(&failure, OVERSIZED_FAILURE_BYTES);
+        if let Some(instead) = oversize::of_failure(&failure, drawn.limits) {
+            left_out.push(instead.clone());
+            failure = instead;
         }
         self.fail_attempt(scheduled, failure, identity, drawn);
-        Ok(Decided::done(self))
+        Ok(Decided::with(self, Reply::ActivityFailed { left_out }))
+    }
+
+    /// The worker has sent more than fits: that is the end of the activity.
+    fn fail_oversized(
+        self,
+        activity: &ActivityRef,
+        text: &str,
+        identity: String,
+        drawn: &Drawn<'_>,
+    ) -> Result<Decided, Rejection> {
+        let failed =
+            self.fail_activity(activity, Some(oversize::failure(text)), None, identity, drawn)?;
+        Ok(Decided { reply: Ok(Reply::Done), ..failed })
     }
 
     /// The worker has cancelled the activity, as it was asked to.
@@ -151,6 +161,9 @@ impl RunState {
         identity: String,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
+        if !drawn.limits.is_blob(details.as_ref()) {
+            return self.fail_oversized(activity, oversize::CANCEL_DETAILS, identity, drawn);
+        }
         let scheduled = self.started_activity(activity)?;
         let requested = self.activities.get(&scheduled).and_then(|a| a.cancel_requested);
         let Some(requested) = requested else {
@@ -158,11 +171,6 @@ impl RunState {
                 "unable to mark activity as canceled without activity being request canceled first";
             return Err(Rejection::invalid(text));
         };
-        if is_oversized(details.as_ref(), drawn) {
-            let failure = size_failure("Cancel details exceed size limit.");
-            self.fail_attempt(scheduled, failure, identity, drawn);
-            return Ok(Decided::done(self));
-        }
         self.close_activity(scheduled, drawn, |started| {
             Attributes::ActivityTaskCanceledEventAttributes(ActivityTaskCanceledEventAttributes {
                 details,
@@ -181,23 +189,18 @@ impl RunState {
         mut self,
         activity: &ActivityRef,
         details: Option<Payloads>,
+        identity: String,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
-        let scheduled = self.started_activity(activity)?;
-        let mut cancel_requested =
-            self.activities.get(&scheduled).is_some_and(|a| a.cancel_requested.is_some());
-        if is_oversized(details.as_ref(), drawn) {
-            let identity = self
-                .activities
-                .get(&scheduled)
-                .and_then(|a| a.note.started.as_ref())
-                .map_or_else(String::new, |start| start.identity.clone());
-            let failure = size_failure("Heartbeat details exceed size limit.");
-            self.fail_attempt(scheduled, failure, identity, drawn);
-            cancel_requested = true;
-        } else {
-            self.keep_heartbeat(scheduled, details, drawn);
+        if !drawn.limits.is_blob(details.as_ref()) {
+            let failed = self.fail_oversized(activity, oversize::HEARTBEAT, identity, drawn)?;
+            let told = Reply::Heartbeat { cancel_requested: true };
+            return Ok(Decided { reply: Ok(told), ..failed });
         }
+        let scheduled = self.started_activity(activity)?;
+        let cancel_requested =
+            self.activities.get(&scheduled).is_some_and(|a| a.cancel_requested.is_some());
+        self.keep_heartbeat(scheduled, details, drawn);
         Ok(Decided::with(self, Reply::Heartbeat { cancel_requested }))
     }
 }
@@ -289,6 +292,7 @@ impl RunState {
 
     /// Ends an activity: the Started event, if it was started, then the one that `ending` makes
     /// of its id. 0 while both wait in the buffer: the flush fills it in.
+    #[allow(deprecated, reason = "workers say what build they are of, and the event has it")]
     pub(super) fn close_activity(
         &mut self,
         scheduled: EventId,
@@ -305,6 +309,7 @@ impl RunState {
                 request_id: start.request_id.to_string(),
                 attempt: i32::try_from(note.attempt).unwrap_or(i32::MAX),
                 last_failure: note.last_failure.as_ref().map(|f| f.0.clone()),
+                worker_version: start.worker_version.as_ref().map(|v| v.0.clone()),
                 ..Default::default()
             };
             let attributes = Attributes::ActivityTaskStartedEventAttributes(attributes);
@@ -448,21 +453,4 @@ fn not_pending() -> Rejection {
     Rejection::ActivityNotFound(
         "invalid activityID or activity already timed out or invoking workflow is completed".into(),
     )
-}
-
-fn is_oversized(message: Option<&impl Message>, drawn: &Drawn<'_>) -> bool {
-    message.is_some_and(|m| m.encoded_len() as u64 > drawn.limits.blob_bytes_max)
-}
-
-/// The failure of an activity whose worker sent more than fits.
-fn size_failure(message: &str) -> Failure {
-    Failure {
-        message: message.to_owned(),
-        source: "Server".to_owned(),
-        failure_info: Some(FailureInfo::ApplicationFailureInfo(ApplicationFailureInfo {
-            non_retryable: true,
-            ..Default::default()
-        })),
-        ..Default::default()
-    }
 }

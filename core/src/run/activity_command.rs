@@ -107,6 +107,7 @@ impl RunState {
                 at: drawn.now,
                 identity: identity.clone(),
                 request_id: format!("eager/{}/{}/{scheduled}", drawn.term, drawn.number).into(),
+                worker_version: None,
             };
             started.extend(self.begin_attempt(scheduled, start, drawn));
         }
@@ -146,7 +147,7 @@ impl RunState {
             return Err(fields.bad("invalid priorities: priority key can't be negative"));
         }
         let timeouts = Timeouts::of(&command, &fields)?;
-        fields.blob("Input", command.input.as_ref())?;
+        fields.blob(".Input", command.input.as_ref())?;
         let run_timeout = Span::from_proto(self.started.workflow_run_timeout.as_ref());
         let timeouts = timeouts.normalised(run_timeout).ok_or_else(|| {
             fields.bad(format!(

@@ -9,8 +9,10 @@ use piton_proto::failure::Failure;
 use piton_proto::failure::failure::FailureInfo;
 use prost::Message;
 
+use super::oversize::truncated;
 use super::{Activity, RunState};
 use crate::id::EventId;
+use crate::limits::Limits;
 use crate::message::Proto;
 use crate::request::Drawn;
 use crate::retry_policy::TIMEOUT_PREFIX;
@@ -130,9 +132,10 @@ impl RunState {
         note.stamp += 1;
         note.attempt_scheduled_at = drawn.now + wait;
         note.retry_wait = wait.given();
-        note.last_failure =
-            Some(Proto(truncated(failure, drawn.limits.retry_failure_bytes_max as usize)));
-        note.last_attempt_completed_at = Some(drawn.now);
+        note.last_failure = Some(Proto(kept(failure, drawn.limits)));
+        if !matches!(failure.failure_info, Some(FailureInfo::TimeoutFailureInfo(_))) {
+            note.last_attempt_completed_at = Some(drawn.now);
+        }
         if let Some(start) = note.started.take() {
             note.last_worker_identity = start.identity;
         }
@@ -140,49 +143,10 @@ impl RunState {
     }
 }
 
-/// A failure in at most about `bytes_max` bytes: the message, then the stack trace are cut, the
-/// details and what does not fit of the causes are left out. What decides about retries is kept.
-pub(super) fn truncated(failure: &Failure, bytes_max: usize) -> Failure {
-    if failure.encoded_len() <= bytes_max {
-        return failure.clone();
-    }
-    let message = cut(&failure.message, bytes_max);
-    let room = bytes_max - message.len();
-    let stack_trace = cut(&failure.stack_trace, room);
-    let room = room - stack_trace.len();
-    let failure_info = failure.failure_info.clone().map(|info| match info {
-        FailureInfo::ApplicationFailureInfo(mut info) => {
-            info.details = None;
-            FailureInfo::ApplicationFailureInfo(info)
-        }
-        FailureInfo::TimeoutFailureInfo(mut info) => {
-            info.last_heartbeat_details = None;
-            FailureInfo::TimeoutFailureInfo(info)
-        }
-        FailureInfo::CanceledFailureInfo(mut info) => {
-            info.details = None;
-            FailureInfo::CanceledFailureInfo(info)
-        }
-        other => other,
-    });
-    let cause = failure.cause.as_ref().filter(|cause| cause.encoded_len() <= room).cloned();
-    Failure {
-        message: message.to_owned(),
-        source: failure.source.clone(),
-        stack_trace: stack_trace.to_owned(),
-        encoded_attributes: None,
-        cause,
-        failure_info,
-    }
-}
-
-/// The longest beginning of a text within `bytes_max` bytes that ends between two characters.
-fn cut(text: &str, bytes_max: usize) -> &str {
-    let mut end = text.len().min(bytes_max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+/// A failure as `describe` and the next attempt's Started event show it.
+fn kept(failure: &Failure, limits: &Limits) -> Failure {
+    let bytes_max = limits.retry_failure_bytes_max as usize;
+    if failure.encoded_len() <= bytes_max { failure.clone() } else { truncated(failure, bytes_max) }
 }
 
 #[cfg(test)]
@@ -206,13 +170,5 @@ mod tests {
         assert_eq!(waits(&policy(1000, 1.0, 7000)), [1000; 5]);
         assert_eq!(waits(&policy(10, 1.5, 1_000_000))[..4], [10, 15, 22, 33]);
         assert_eq!(backoff(&policy(1, 1e300, Span::MAX.as_millis()), u32::MAX), Span::MAX);
-    }
-
-    #[test]
-    fn a_long_failure_is_cut_between_characters() {
-        let failure = Failure { message: "ä".repeat(100), ..Failure::default() };
-        let cut = truncated(&failure, 51);
-        assert_eq!(cut.message, "ä".repeat(25));
-        assert_eq!(truncated(&failure, 1000), failure);
     }
 }

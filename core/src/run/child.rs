@@ -72,9 +72,9 @@ impl RunState {
         let queue = fields.task_queue(command.task_queue.as_ref(), self.task_queue_name())?;
         command.retry_policy = fields.retry_policy(command.retry_policy.take())?;
         refuse_what_is_not_built(&command, &fields)?;
-        fields.blob("Input", command.input.as_ref())?;
+        fields.blob(". Input", command.input.as_ref())?;
         let memo_bytes = command.memo.as_ref().map_or(0, |memo| memo.encoded_len() as u64);
-        fields.bytes("Memo", memo_bytes, drawn.limits.memo_bytes_max)?;
+        fields.bytes(".Memo", memo_bytes, drawn.limits.memo_bytes_max)?;
         if let Some(attributes) = &mut command.search_attributes {
             drawn.search_attributes.check(attributes).map_err(|text| {
                 CommandFailure::new(WorkflowTaskFailedCause::BadSearchAttributes, text)
@@ -116,6 +116,7 @@ impl RunState {
             memo: set_memo(command.memo),
             search_attributes: set_attributes(command.search_attributes),
             inherit_build_id: command.inherit_build_id,
+            control: command.control,
             priority: command.priority,
             ..Default::default()
         })

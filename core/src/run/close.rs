@@ -156,7 +156,11 @@ impl Reply {
             }
             Self::WorkflowTask(_) | Self::Activity(_) => *self = Self::Gone,
             Self::Started { eager, .. } => *eager = None,
-            Self::Done | Self::Gone | Self::Heartbeat { .. } | Self::ChildRecorded(_) => {}
+            Self::Done
+            | Self::Gone
+            | Self::Heartbeat { .. }
+            | Self::ActivityFailed { .. }
+            | Self::ChildRecorded(_) => {}
         }
     }
 }

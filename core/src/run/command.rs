@@ -244,21 +244,21 @@ impl RunState {
                 self.modify_memo(a, beside, completed, drawn)?;
             }
             C::CompleteWorkflowExecutionCommandAttributes(a) => {
-                let fields = fields("CompleteWorkflowExecutionCommand");
-                fields.blob("Result", a.result.as_ref())?;
+                // The cause is of another kind of command, as on the official server.
+                let cause = Cause::BadScheduleActivityAttributes;
+                let fields = Fields::of("CompleteWorkflowExecutionCommand", cause, drawn.limits);
+                fields.blob(".Result", a.result.as_ref())?;
                 let attributes = completed_attributes(a.result, completed);
                 self.close_by_command(attributes, beside, Status::Completed, drawn);
             }
             C::FailWorkflowExecutionCommandAttributes(a) => {
                 let fields = fields("FailWorkflowExecutionCommand");
                 let failure = a.failure.ok_or_else(|| fields.missing("Failure"))?;
-                fields.blob("Failure", Some(&failure))?;
+                fields.blob(".Failure", Some(&failure))?;
                 let attributes = failed_attributes(failure, self.last_retry_state(), completed);
                 self.close_by_command(attributes, beside, Status::Failed, drawn);
             }
             C::CancelWorkflowExecutionCommandAttributes(a) => {
-                let fields = fields("CancelWorkflowExecutionCommand");
-                fields.blob("Details", a.details.as_ref())?;
                 let attributes = canceled_attributes(a.details, completed);
                 self.close_by_command(attributes, beside, Status::Canceled, drawn);
             }

@@ -17,7 +17,7 @@ use piton_proto::workflowservice::{
 
 use super::command::{Applied, CommandFailure, check_order};
 use super::workflow_task::TaskEnd;
-use super::{Decided, HeldTask, Reply, RunState};
+use super::{Decided, HeldTask, Reply, RunState, oversize};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::EventId;
@@ -100,11 +100,7 @@ impl RunState {
             if flushed || applied.cancelled_unstarted || answer.force_create_new_workflow_task {
                 self.schedule_workflow_task(heartbeats_since, drawn);
                 if answer.return_new_workflow_task {
-                    let identity = answer.identity.clone();
-                    self.hold(
-                        &Taker { identity, request_id: INLINE_REQUEST_ID.into(), sticky: true },
-                        drawn,
-                    );
+                    self.hold(&inline_taker(answer), drawn);
                     next = self.handed_out(EventId(held.started.event_id).next()).map(Box::new);
                 }
             }
@@ -155,7 +151,7 @@ impl RunState {
     pub(super) fn fail_workflow_task(
         mut self,
         token: WorkflowTaskRef,
-        answer: RespondWorkflowTaskFailedRequest,
+        mut answer: RespondWorkflowTaskFailedRequest,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
         if !self.status.is_open() {
@@ -166,9 +162,22 @@ impl RunState {
             self.terminate_by_server(&format!("{:?}", answer.cause()), drawn);
             return Ok(Decided::done(self));
         }
+        answer.failure =
+            answer.failure.map(|f| oversize::of_failure(&f, drawn.limits).unwrap_or(f));
         self.end_held_task(failed_by_worker(answer), drawn);
         self.ensure_workflow_task(drawn);
         Ok(Decided::done(self))
+    }
+}
+
+/// Who gets the next task in the answer to this one.
+#[allow(deprecated, reason = "older workers still send it, and the event has it")]
+fn inline_taker(answer: &RespondWorkflowTaskCompletedRequest) -> Taker {
+    Taker {
+        identity: answer.identity.clone(),
+        request_id: INLINE_REQUEST_ID.into(),
+        sticky: true,
+        worker_version: answer.worker_version_stamp.clone().filter(|stamp| !stamp.use_versioning),
     }
 }
 

@@ -31,7 +31,7 @@ impl RunState {
         let backoff = self.check_continue_as_new(&mut command, drawn)?;
         let birth = Birth {
             attributes: self.continued_attributes(&command, backoff, drawn),
-            user_metadata: self.user_metadata.as_deref().cloned(),
+            user_metadata: None,
             links: Vec::new(),
             request_id: None,
             signal: None,
@@ -91,11 +91,11 @@ impl RunState {
         if command.initial_versioning_behavior != 0 {
             return Err(fields.bad("InitialVersioningBehavior is not supported yet."));
         }
-        fields.blob("Input", command.input.as_ref())?;
-        fields.blob("LastCompletionResult", command.last_completion_result.as_ref())?;
-        fields.blob("Failure", command.failure.as_ref())?;
+        fields.blob(". Input", command.input.as_ref())?;
+        fields.blob(".LastCompletionResult", command.last_completion_result.as_ref())?;
+        fields.blob(".Failure", command.failure.as_ref())?;
         let memo = command.memo.as_ref().map_or(0, |m| prost::Message::encoded_len(m) as u64);
-        fields.bytes("Memo", memo, limits.memo_bytes_max)?;
+        fields.bytes(". Memo", memo, limits.memo_bytes_max)?;
         command.memo = set_memo(command.memo.take());
         if let Some(attributes) = &mut command.search_attributes {
             let refused = |text| CommandFailure::new(Cause::BadSearchAttributes, text);

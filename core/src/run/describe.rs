@@ -25,8 +25,8 @@ pub enum QueryRoute {
     /// It rides on the next workflow task: the one that is scheduled or held, or the first one
     /// that is yet to be scheduled.
     Attach,
-    /// It can't be answered now. The text is for the caller.
-    NotReady(String),
+    /// It can't be answered in time. The text is for the caller.
+    NotReady(&'static str),
 }
 
 impl RunState {
@@ -54,23 +54,24 @@ impl RunState {
         }
     }
 
-    /// Which way a query takes now.
-    pub fn query_route(&self) -> QueryRoute {
+    /// Which way a query takes now whose caller waits until then.
+    pub fn query_route(&self, until: Timestamp) -> QueryRoute {
         let has_completed_one = self.previous_started.0 > 0;
         if !self.status.is_open() {
             return if has_completed_one {
                 QueryRoute::Direct
             } else {
-                let text = "Workflow closed before any workflow task was completed.";
-                QueryRoute::NotReady(text.into())
+                QueryRoute::NotReady("Workflow execution closed before WorkflowTaskStarted event")
             };
         }
         match &self.note.workflow_task {
-            Some(task) if task.attempt >= QUERY_ATTEMPT_MAX => {
-                let text = "Unable to query workflow due to Workflow Task in failed state.";
-                QueryRoute::NotReady(text.into())
-            }
+            Some(task) if task.attempt >= QUERY_ATTEMPT_MAX => QueryRoute::NotReady(
+                "Unable to query workflow due to Workflow Task in failed state.",
+            ),
             None if has_completed_one => QueryRoute::Direct,
+            None if self.execution_time() > until => {
+                QueryRoute::NotReady("Workflow task is not scheduled yet.")
+            }
             Some(_) | None => QueryRoute::Attach,
         }
     }
@@ -89,12 +90,15 @@ impl RunState {
         }
     }
 
-    /// As lists show it, with figures of open runs, too.
+    /// As lists show it, with figures of open runs, too, and what is known of the last worker.
+    #[allow(deprecated, reason = "clients read the stamp")]
     fn execution_info(&self) -> WorkflowExecutionInfo {
         WorkflowExecutionInfo {
             history_length: self.history_length(),
             history_size_bytes: self.history_bytes as i64,
             state_transition_count: self.note.transitions as i64,
+            most_recent_worker_version_stamp: self.worker_version.as_deref().cloned(),
+            worker_deployment_name: self.worker_deployment.to_string(),
             ..self.visibility().to_proto()
         }
     }
@@ -135,7 +139,12 @@ impl RunState {
             next_attempt_schedule_time: next,
             priority: a.priority.clone(),
             activity_options: Some(piton_proto::activity::ActivityOptions {
-                task_queue: a.task_queue.clone(),
+                // Its kind is not shown, as on the official server.
+                task_queue: a.task_queue.as_ref().map(|queue| TaskQueue {
+                    name: queue.name.clone(),
+                    normal_name: queue.name.clone(),
+                    ..TaskQueue::default()
+                }),
                 schedule_to_close_timeout: a.schedule_to_close_timeout,
                 schedule_to_start_timeout: a.schedule_to_start_timeout,
                 start_to_close_timeout: a.start_to_close_timeout,

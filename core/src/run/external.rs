@@ -59,7 +59,7 @@ impl RunState {
         fields.required("WorkflowId", &target.workflow_id)?;
         fields.run_id(&target.run_id)?;
         fields.required("SignalName", &command.signal_name)?;
-        fields.blob("Input", command.input.as_ref())?;
+        fields.blob(".Input", command.input.as_ref())?;
         let max = drawn.limits.pending_external_signals_max;
         if self.external_signals.len() as u64 >= max {
             return Err(CommandFailure::new(
@@ -114,7 +114,7 @@ impl RunState {
             .beside("Namespace", namespace);
         fields.short("WorkflowId", &command.workflow_id)?;
         fields.run_id(run_id)?;
-        fields.blob("Reason", Some(&command.reason))?;
+        fields.blob(".Reason", Some(&command.reason))?;
         let begun_by_this_task = self.children.values().any(|child| {
             child.attributes.workflow_task_completed_event_id == completed.0
                 && child.attributes.workflow_id == command.workflow_id

@@ -121,7 +121,8 @@ impl<'a> Fields<'a> {
         Err(self.bad(format!("Invalid RunId set on {}.{all}", self.command)))
     }
 
-    /// A payload blob. One that is too large would be so again, so it ends the run.
+    /// A payload blob; `field` is what the official server puts behind the command's name. One that
+    /// is too large would be so again, so it ends the run.
     pub(super) fn blob(
         &self,
         field: &str,
@@ -136,7 +137,7 @@ impl<'a> Fields<'a> {
         if bytes <= max {
             return Ok(());
         }
-        let text = format!("{}Attributes.{field} exceeds size limit.", self.command);
+        let text = format!("{}Attributes{field} exceeds size limit.", self.command);
         Err(CommandFailure { terminate: true, ..self.bad(text) })
     }
 }

@@ -134,6 +134,8 @@ impl RunState {
             signals: 0,
             memo: Arc::default(),
             search_attributes: Arc::default(),
+            worker_version: None,
+            worker_deployment: Arc::from(""),
             activities: BTreeMap::new(),
             timers: BTreeMap::new(),
             children: BTreeMap::new(),
@@ -203,9 +205,7 @@ impl RunState {
         let Some(attributes) = &event.attributes else { return };
         match attributes {
             A::WorkflowExecutionStartedEventAttributes(a) => self.fold_started(event, a),
-            A::WorkflowTaskCompletedEventAttributes(a) => {
-                self.previous_started = EventId(a.started_event_id);
-            }
+            A::WorkflowTaskCompletedEventAttributes(a) => self.fold_workflow_task_completed(a),
             A::ActivityTaskScheduledEventAttributes(a) => self.fold_activity_scheduled(event, a),
             A::ActivityTaskCancelRequestedEventAttributes(a) => {
                 self.fold_activity_cancel_requested(event, a);

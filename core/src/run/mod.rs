@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use piton_proto::common::{Memo, Payload};
+use piton_proto::common::{Memo, Payload, WorkerVersionStamp};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
     ActivityTaskScheduledEventAttributes, HistoryEvent,
@@ -44,6 +44,7 @@ mod event;
 mod external;
 mod field;
 mod fold;
+mod oversize;
 mod owed;
 mod property;
 mod reply;
@@ -51,6 +52,7 @@ mod signal;
 mod start;
 mod take;
 mod timer;
+mod worker_version;
 mod workflow_task;
 
 pub use activity::inherit_priority;
@@ -115,6 +117,10 @@ pub struct RunState {
     pub signals: u64,
     pub memo: Arc<Memo>,
     pub search_attributes: Arc<BTreeMap<String, Payload>>,
+    /// What the worker said of its build that completed the last workflow task.
+    pub worker_version: Option<Arc<WorkerVersionStamp>>,
+    /// The deployment that it belongs to; empty if it said none.
+    pub worker_deployment: Arc<str>,
     pub activities: BTreeMap<EventId, Arc<Activity>>,
     /// By the event that started it.
     pub timers: BTreeMap<EventId, Arc<Timer>>,
@@ -265,8 +271,8 @@ impl RunState {
             RunRequest::CancelActivity { activity, details, identity } => {
                 run.cancel_activity(&activity, details, identity, drawn)
             }
-            RunRequest::HeartbeatActivity { activity, details } => {
-                run.heartbeat_activity(&activity, details, drawn)
+            RunRequest::HeartbeatActivity { activity, details, identity } => {
+                run.heartbeat_activity(&activity, details, identity, drawn)
             }
 
             RunRequest::Due => run.fire_due(drawn),

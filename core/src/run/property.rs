@@ -21,6 +21,7 @@ use super::event::Annotations;
 use super::field::Fields;
 use crate::id::EventId;
 use crate::request::Drawn;
+use crate::search_attribute;
 
 impl RunState {
     pub(super) fn upsert_search_attributes(
@@ -51,7 +52,7 @@ impl RunState {
         Ok(())
     }
 
-    /// What the run has already counts, too.
+    /// What was set before counts, too; but not what every run has.
     fn check_search_attributes_together(
         &self,
         added: &piton_proto::common::SearchAttributes,
@@ -59,6 +60,7 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<(), CommandFailure> {
         let kept = self.search_attributes.iter();
+        let kept = kept.filter(|(name, _)| search_attribute::known(name).is_none());
         let kept = kept.filter(|(name, _)| !added.indexed_fields.contains_key(*name));
         let set = added.indexed_fields.iter().filter(|(_, value)| !is_removal(value));
         let all = kept.chain(set);
@@ -93,7 +95,8 @@ impl RunState {
             .chain(&memo.fields)
             .map(|(name, value)| (name.len() + value.encoded_len()) as u64)
             .sum();
-        fields.bytes("UpsertedMemo", bytes, drawn.limits.memo_bytes_max)?;
+        fields.bytes("", memo.encoded_len() as u64, drawn.limits.blob_bytes_max)?;
+        fields.bytes(". Memo", bytes, drawn.limits.memo_bytes_max)?;
         let modified = WorkflowPropertiesModifiedEventAttributes {
             workflow_task_completed_event_id: completed.0,
             upserted_memo: Some(memo),
@@ -118,8 +121,8 @@ impl RunState {
         let fields = fields.beside("MarkerName", &command.marker_name);
         fields.required("MarkerName", &command.marker_name)?;
         let details = command.details.values().map(|value| value.encoded_len() as u64).sum();
-        fields.bytes("Details", details, drawn.limits.blob_bytes_max)?;
-        fields.blob("Failure", command.failure.as_ref())?;
+        fields.bytes(".Details", details, drawn.limits.blob_bytes_max)?;
+        fields.blob(".Failure", command.failure.as_ref())?;
         let recorded = MarkerRecordedEventAttributes {
             marker_name: command.marker_name,
             details: command.details,

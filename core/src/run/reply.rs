@@ -1,5 +1,6 @@
 //! What a decision answers its caller.
 
+use piton_proto::failure::Failure;
 use piton_proto::history::HistoryEvent;
 use piton_proto::workflowservice::PollActivityTaskQueueResponse;
 
@@ -31,6 +32,10 @@ pub enum Reply {
     Activity(Box<ActivityTask>),
     Heartbeat {
         cancel_requested: bool,
+    },
+    /// The activity's failure is recorded, but for what was too large, each of which these stand for.
+    ActivityFailed {
+        left_out: Vec<Failure>,
     },
     /// The child's start is recorded: it may go on. Or this run is closed or never asked for the
     /// child: it must not.

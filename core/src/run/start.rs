@@ -167,7 +167,7 @@ fn start_new(
     let mut task = None;
     if eager {
         let (identity, request_id) = (start.identity, start.request_id.into());
-        run.hold(&Taker { identity, request_id, sticky: false }, drawn);
+        run.hold(&Taker { identity, request_id, sticky: false, worker_version: None }, drawn);
         task = run.handed_out(EventId::FIRST);
     }
     let reply = Ok(run.started_reply(true, task));

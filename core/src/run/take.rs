@@ -75,6 +75,7 @@ impl RunState {
         }));
     }
 
+    #[allow(deprecated, reason = "workers say what build they are of, and the event has it")]
     fn started_attributes(
         &self,
         scheduled: EventId,
@@ -93,6 +94,7 @@ impl RunState {
             scheduled_event_id: scheduled.0,
             identity: taker.identity.clone(),
             request_id: taker.request_id.as_ref().into(),
+            worker_version: taker.worker_version.clone(),
             suggest_continue_as_new: !reasons.is_empty(),
             suggest_continue_as_new_reasons: reasons,
             history_size_bytes: self.history_bytes as i64,

@@ -270,7 +270,7 @@ impl RunState {
         self.lose_sticky()
     }
 
-    /// The same of a closed run: queries still go to its worker.
+    /// The same of a run that may be closed: it has none, and nothing to lose.
     pub(super) fn lose_sticky(mut self) -> Result<Decided, Rejection> {
         self.move_to_normal_queue();
         self.note.sticky = None;

@@ -120,7 +120,7 @@ impl Flow {
         let TaskKey::Workflow { scheduled, stamp } = offer.key else { unreachable!() };
         let request_id = format!("ticket-{}", self.number).into();
         let sticky = offer.queue.is_sticky();
-        let taker = Taker { identity: "worker".into(), request_id, sticky };
+        let taker = Taker { identity: "worker".into(), request_id, sticky, worker_version: None };
         match self.ask(RunRequest::TakeWorkflowTask { scheduled, stamp, taker }) {
             Ok(Reply::WorkflowTask(task)) => *task,
             other => panic!("not handed out: {other:?}"),

@@ -70,7 +70,13 @@ fn task(id: u64, shard: u32, class: Class, created: Timestamp) -> Task<u64> {
 }
 
 fn poll(id: u64, worker: &str) -> Poll<u64> {
-    Poll { id, version: "".into(), identity: worker.to_owned(), worker: worker.to_owned() }
+    Poll {
+        id,
+        version: "".into(),
+        identity: worker.to_owned(),
+        worker_version: None,
+        worker: worker.to_owned(),
+    }
 }
 
 fn taken(queue: &mut Queue, id: u64) -> Option<Task<u64>> {

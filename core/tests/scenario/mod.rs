@@ -24,6 +24,8 @@ pub(crate) use arguments::{Block, Step, blocks};
 
 /// The time at which every scenario begins.
 pub(crate) const BEGINNING: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+/// How long the caller of a query waits.
+const QUERY_TIME: Span = Span::from_secs(10);
 
 /// What a shard would have stored of one run.
 #[derive(Default)]
@@ -87,7 +89,11 @@ impl World {
                 }
             }
             "describe" => out = show::description(&self.run(place).describe()),
-            "query-route" => out = format!("{:?}\n", self.run(place).query_route()),
+            "query-route" => {
+                let waits = step.get("for").map_or(QUERY_TIME, span);
+                let until = self.now + waits;
+                out = format!("{:?}\n", self.run(place).query_route(until));
+            }
             "shown" => out = show::record(&self.run(place).visibility()),
             "owes" => out = show::effects(&owed(self.run(place))),
             "rehost" => {

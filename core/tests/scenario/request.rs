@@ -2,7 +2,9 @@
 
 use piton_core::effect::{ChildOutcome, ChildResult, ErrandKey, ParentLink, TaskKey};
 use piton_core::id::EventId;
-use piton_core::proto::common::{Priority, RetryPolicy, WorkflowExecution, WorkflowType};
+use piton_core::proto::common::{
+    Priority, RetryPolicy, WorkerVersionStamp, WorkflowExecution, WorkflowType,
+};
 use piton_core::proto::enums::{
     RetryState, WorkflowIdConflictPolicy, WorkflowIdReusePolicy, WorkflowTaskFailedCause,
 };
@@ -210,9 +212,11 @@ impl World {
             "cancel-activity" => {
                 RunRequest::CancelActivity { activity, details: step.payloads("details"), identity }
             }
-            "heartbeat-activity" => {
-                RunRequest::HeartbeatActivity { activity, details: step.payloads("details") }
-            }
+            "heartbeat-activity" => RunRequest::HeartbeatActivity {
+                activity,
+                details: step.payloads("details"),
+                identity: "worker".into(),
+            },
             verb => panic!("{place}: no step is called {verb}"),
         }
     }
@@ -230,9 +234,15 @@ fn taker(step: &Step) -> Taker {
         identity: step.get("worker").unwrap_or("worker").to_owned(),
         request_id: step.get("ticket").unwrap_or("ticket").into(),
         sticky: step.flag("sticky"),
+        worker_version: step.get("build").map(stamp),
     }
 }
 
+fn stamp(build_id: &str) -> WorkerVersionStamp {
+    WorkerVersionStamp { build_id: build_id.to_owned(), ..WorkerVersionStamp::default() }
+}
+
+#[allow(deprecated, reason = "older workers send them")]
 fn completion(step: &Step) -> RespondWorkflowTaskCompletedRequest {
     let sticky = step.get("sticky").map(|name| StickyExecutionAttributes {
         worker_task_queue: Some(TaskQueue { name: name.to_owned(), ..TaskQueue::default() }),
@@ -244,6 +254,8 @@ fn completion(step: &Step) -> RespondWorkflowTaskCompletedRequest {
         sticky_attributes: sticky,
         return_new_workflow_task: step.flag("return_new"),
         force_create_new_workflow_task: step.flag("heartbeat"),
+        worker_version_stamp: step.get("build").map(stamp),
+        binary_checksum: step.get("checksum").unwrap_or_default().to_owned(),
         ..Default::default()
     }
 }

@@ -30,6 +30,9 @@ pub(crate) fn reply(reply: &Reply) -> String {
         }
         Reply::Activity(task) => activity(task),
         Reply::Heartbeat { cancel_requested } => format!("cancel requested: {cancel_requested}\n"),
+        Reply::ActivityFailed { left_out } => {
+            left_out.iter().map(|failure| format!("left out: {}\n", compact(failure))).collect()
+        }
         Reply::ChildRecorded(may_run) => format!("the child may run: {may_run}\n"),
     }
 }

@@ -1,9 +1,6 @@
 //! Activity tasks: polls, heartbeats and answers, by task token and by activity id.
 
-use std::sync::Arc;
-
 use piton_core::id::{RunId, WorkflowKey};
-use piton_core::limits::Limits;
 use piton_core::request::{ActivityRef, RunRequest};
 use piton_core::run::Reply;
 use piton_proto::common::Payloads;
@@ -19,11 +16,10 @@ use piton_proto::workflowservice::{
     RespondActivityTaskFailedByIdRequest, RespondActivityTaskFailedByIdResponse,
     RespondActivityTaskFailedRequest, RespondActivityTaskFailedResponse,
 };
-use piton_shard::{Poll, ShardError, TaskToken};
-use tokio::time::Instant;
+use piton_shard::{ShardError, TaskToken};
 
 use super::error::ApiError;
-use super::oversize;
+use super::poll::{self, asked};
 use super::worker::{check_token_namespace, decode_token, wrong_token};
 use super::{Call, Frontend, validate};
 
@@ -32,22 +28,9 @@ pub(super) async fn poll(
     call: Call<PollActivityTaskQueueRequest>,
 ) -> Result<PollActivityTaskQueueResponse, ApiError> {
     let request = call.message;
-    let limits = frontend.limits();
-    let deadline = validate::poll_deadline(call.deadline, Instant::now(), &limits)?;
-    let namespace = frontend.namespace(&request.namespace)?;
-    let queue = validate::queue(request.task_queue.as_ref(), &limits)?;
-    validate::optional("Identity", &request.identity, &limits)?;
-    validate::unversioned(request.deployment_options.as_ref())?;
-    #[expect(deprecated, reason = "old workers still send it")]
-    validate::no_version_sets(request.worker_version_capabilities.as_ref())?;
-    let rate = request.task_queue_metadata.and_then(|m| m.max_tasks_per_second);
+    let rate = request.task_queue_metadata.as_ref().and_then(|m| m.max_tasks_per_second);
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(request))?;
     validate::no_rate_limit(rate)?;
-    let poll = Poll {
-        queue,
-        identity: request.identity,
-        worker_instance_key: request.worker_instance_key,
-        deadline,
-    };
     let task = frontend.cluster.poll_activity_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }
@@ -85,23 +68,28 @@ impl Target {
     }
 }
 
-/// Whether the worker asked for was told to stop: the answer to a heartbeat.
+/// Sends a worker's answer to its activity's workflow.
+async fn record(
+    frontend: &Frontend,
+    target: Target,
+    identity: &str,
+    request: impl FnOnce(ActivityRef) -> RunRequest,
+) -> Result<Reply, ApiError> {
+    validate::optional("Identity", identity, &frontend.limits())?;
+    let Target { key, run_id, activity } = target;
+    Ok(frontend.cluster.request(key, run_id, request(activity)).await?)
+}
+
+/// Whether the worker was told to stop: the answer to a heartbeat.
 async fn record_heartbeat(
     frontend: &Frontend,
     target: Target,
     details: Option<Payloads>,
     identity: String,
 ) -> Result<bool, ApiError> {
-    let limits = frontend.limits();
-    validate::optional("Identity", &identity, &limits)?;
-    if validate::is_oversized(details.as_ref(), &limits) {
-        let failure = oversize::failure(oversize::HEARTBEAT);
-        record_failure(frontend, target, Some(failure), None, identity).await?;
-        return Ok(true);
-    }
-    let Target { key, run_id, activity } = target;
-    let request = RunRequest::HeartbeatActivity { activity, details };
-    match frontend.cluster.request(key, run_id, request).await? {
+    let by = identity.clone();
+    let request = |activity| RunRequest::HeartbeatActivity { activity, details, identity };
+    match record(frontend, target, &by, request).await? {
         Reply::Heartbeat { cancel_requested } => Ok(cancel_requested),
         other => Err(unexpected(&other)),
     }
@@ -109,7 +97,7 @@ async fn record_heartbeat(
 
 fn unexpected(reply: &Reply) -> ApiError {
     let kind = std::mem::discriminant(reply);
-    ShardError::Internal(format!("a heartbeat was answered with another reply ({kind:?})")).into()
+    ShardError::Internal(format!("an activity was answered with another reply ({kind:?})")).into()
 }
 
 async fn record_result(
@@ -118,16 +106,9 @@ async fn record_result(
     result: Option<Payloads>,
     identity: String,
 ) -> Result<(), ApiError> {
-    let limits = frontend.limits();
-    validate::optional("Identity", &identity, &limits)?;
-    if validate::is_oversized(result.as_ref(), &limits) {
-        let failure = oversize::failure(oversize::RESULT);
-        return record_failure(frontend, target, Some(failure), None, identity).await.map(drop);
-    }
-    let Target { key, run_id, activity } = target;
-    let request = RunRequest::CompleteActivity { activity, result, identity };
-    frontend.cluster.request(key, run_id, request).await?;
-    Ok(())
+    let by = identity.clone();
+    let request = |activity| RunRequest::CompleteActivity { activity, result, identity };
+    record(frontend, target, &by, request).await.map(drop)
 }
 
 /// The failures answered say what was left out of the record.
@@ -138,26 +119,13 @@ async fn record_failure(
     last_heartbeat_details: Option<Payloads>,
     identity: String,
 ) -> Result<Vec<Failure>, ApiError> {
-    let limits: Arc<Limits> = frontend.limits();
-    validate::optional("Identity", &identity, &limits)?;
-    let mut left_out = Vec::new();
-    let mut details = last_heartbeat_details;
-    if validate::is_oversized(details.as_ref(), &limits) {
-        details = None;
-        left_out.push(oversize::failure(oversize::HEARTBEAT));
-    }
-    let failure = failure.map(|failure| match oversize::cut(failure, &limits) {
-        oversize::Cut::Whole(failure) => failure,
-        oversize::Cut::Replaced(failure) => {
-            left_out.push(oversize::failure(oversize::FAILURE));
-            failure
-        }
-    });
-    let Target { key, run_id, activity } = target;
+    let by = identity.clone();
     let request =
-        RunRequest::FailActivity { activity, failure, last_heartbeat_details: details, identity };
-    frontend.cluster.request(key, run_id, request).await?;
-    Ok(left_out)
+        |activity| RunRequest::FailActivity { activity, failure, last_heartbeat_details, identity };
+    match record(frontend, target, &by, request).await? {
+        Reply::ActivityFailed { left_out } => Ok(left_out),
+        other => Err(unexpected(&other)),
+    }
 }
 
 async fn record_cancel(
@@ -166,16 +134,9 @@ async fn record_cancel(
     details: Option<Payloads>,
     identity: String,
 ) -> Result<(), ApiError> {
-    let limits = frontend.limits();
-    validate::optional("Identity", &identity, &limits)?;
-    if validate::is_oversized(details.as_ref(), &limits) {
-        let failure = oversize::failure(oversize::CANCEL_DETAILS);
-        return record_failure(frontend, target, Some(failure), None, identity).await.map(drop);
-    }
-    let Target { key, run_id, activity } = target;
-    let request = RunRequest::CancelActivity { activity, details, identity };
-    frontend.cluster.request(key, run_id, request).await?;
-    Ok(())
+    let by = identity.clone();
+    let request = |activity| RunRequest::CancelActivity { activity, details, identity };
+    record(frontend, target, &by, request).await.map(drop)
 }
 
 pub(super) async fn heartbeat(

@@ -26,7 +26,7 @@ mod error;
 mod gate;
 mod namespace;
 mod operator;
-mod oversize;
+mod poll;
 mod rpc;
 mod server;
 mod start;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use piton_core::page_token::ListOf;
 use piton_core::time::Span;
 use piton_proto::enums::{ArchivalState, NamespaceState};
 use piton_proto::namespace::{NamespaceConfig, NamespaceInfo, namespace_info};
@@ -81,21 +82,22 @@ pub(super) async fn describe(
     Ok(description(frontend, &namespace))
 }
 
+const NAMESPACES: ListOf<'_> = ListOf { call: "namespaces", namespace: "", query: &[] };
+
 pub(super) async fn list(
     frontend: &Frontend,
     call: Call<ListNamespacesRequest>,
 ) -> Result<ListNamespacesResponse, ApiError> {
     let request = call.message;
     let page_size = validate::page_size(request.page_size, PAGE_MAX);
-    let after = std::str::from_utf8(&request.next_page_token)
-        .map_err(|_| ApiError::invalid("Invalid NextPageToken."))?;
-    // The token is the last name of the page before.
+    // Behind the last name of the page before.
+    let after = validate::page_token(NAMESPACES, &request.next_page_token)?;
     let mut all = frontend.cluster.meta().namespaces();
     all.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut rest = all.into_iter().filter(|n| after.is_empty() || &*n.name > after).peekable();
+    let mut rest = all.into_iter().filter(|n| n.name.as_bytes() > after).peekable();
     let page: Vec<_> = rest.by_ref().take(page_size).collect();
     let next = match (rest.peek(), page.last()) {
-        (Some(_), Some(last)) => last.name.as_bytes().to_vec(),
+        (Some(_), Some(last)) => NAMESPACES.token(last.name.as_bytes()),
         _ => Vec::new(),
     };
     Ok(ListNamespacesResponse {

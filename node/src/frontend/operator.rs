@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use piton_core::search_attribute;
 use piton_proto::enums::IndexedValueType;
 use piton_proto::operatorservice::{
     AddSearchAttributesRequest, AddSearchAttributesResponse, ListSearchAttributesRequest,
@@ -11,35 +12,10 @@ use piton_proto::operatorservice::{
 use super::error::ApiError;
 use super::{Call, Frontend, validate};
 
-/// What every workflow has; names and types are the API's.
-const SYSTEM: &[(&str, IndexedValueType)] = &[
-    ("WorkflowId", IndexedValueType::Keyword),
-    ("RunId", IndexedValueType::Keyword),
-    ("WorkflowType", IndexedValueType::Keyword),
-    ("ExecutionStatus", IndexedValueType::Keyword),
-    ("TaskQueue", IndexedValueType::Keyword),
-    ("ParentWorkflowId", IndexedValueType::Keyword),
-    ("ParentRunId", IndexedValueType::Keyword),
-    ("RootWorkflowId", IndexedValueType::Keyword),
-    ("RootRunId", IndexedValueType::Keyword),
-    ("StartTime", IndexedValueType::Datetime),
-    ("ExecutionTime", IndexedValueType::Datetime),
-    ("CloseTime", IndexedValueType::Datetime),
-    ("HistoryLength", IndexedValueType::Int),
-    ("HistorySizeBytes", IndexedValueType::Int),
-    ("ExecutionDuration", IndexedValueType::Int),
-    ("StateTransitionCount", IndexedValueType::Int),
-    // Upserted by SDKs when a workflow is patched.
-    ("TemporalChangeVersion", IndexedValueType::KeywordList),
-];
-
-/// The prefix of names that are the server's own.
-const RESERVED_PREFIX: &str = "Temporal";
-
 fn check_name(frontend: &Frontend, name: &str) -> Result<(), ApiError> {
     validate::required("SearchAttribute", name, &frontend.limits())?;
-    if name.starts_with(RESERVED_PREFIX) || SYSTEM.iter().any(|(system, _)| *system == name) {
-        return Err(ApiError::invalid(format!("{name} is reserved by system.")));
+    if search_attribute::is_reserved(name) {
+        return Err(ApiError::invalid(format!("Search attribute {name} is reserved by system.")));
     }
     Ok(())
 }
@@ -80,9 +56,9 @@ pub(super) async fn remove_search_attributes(
         return Err(ApiError::invalid("SearchAttributes are not set on request."));
     }
     for name in &request.search_attributes {
-        if SYSTEM.iter().any(|(system, _)| system == name) {
+        if search_attribute::known(name).is_some() {
             return Err(ApiError::invalid(format!(
-                "Unable to remove non-custom search attributes: {name}"
+                "Unable to remove non-custom search attributes: {name}."
             )));
         }
     }
@@ -97,10 +73,10 @@ pub(super) async fn list_search_attributes(
 ) -> Result<ListSearchAttributesResponse, ApiError> {
     let namespace = frontend.namespace(&call.message.namespace)?;
     let custom = frontend.cluster.meta().search_attributes(&namespace.id);
-    let system = SYSTEM.iter();
+    let system = search_attribute::KNOWN.iter();
     Ok(ListSearchAttributesResponse {
         custom_attributes: custom.iter().map(|(n, kind)| (n.clone(), *kind as i32)).collect(),
-        system_attributes: system.map(|(n, kind)| ((*n).to_owned(), *kind as i32)).collect(),
+        system_attributes: system.map(|known| (known.name.to_owned(), known.kind as i32)).collect(),
         storage_schema: HashMap::new(),
     })
 }

@@ -83,8 +83,12 @@ fn check_timeouts(
 
     let run = run.min_given(execution);
     let task = limits.task_timeout(task).min_given(run);
-    request.workflow_execution_timeout = Some(execution.to_proto());
-    request.workflow_run_timeout = Some(run.to_proto());
+    // What was not given stays so: the first event shows it.
+    let given = |timeout: &mut Option<_>, read: Span| {
+        *timeout = timeout.take().map(|_| read.to_proto());
+    };
+    given(&mut request.workflow_execution_timeout, execution);
+    given(&mut request.workflow_run_timeout, run);
     request.workflow_task_timeout = Some(task.to_proto());
     Ok(())
 }

@@ -32,7 +32,8 @@ pub(super) async fn system_info(
             sdk_metadata: true,
             count_group_by_execution_status: true,
             supports_schedules: false,
-            build_id_based_versioning: false,
+            // Workers built on the Rust core say what build they are of only where this is true.
+            build_id_based_versioning: true,
             nexus: false,
             server_scaled_deployments: false,
             server_scaled_provider_cloud_run: false,

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use piton_core::effect::QueueName;
 use piton_core::id::{NamespaceId, RunId, WorkflowId, WorkflowKey};
-use piton_core::limits::Limits;
+use piton_core::limits::{BLOB_OVERSIZED, Limits};
+use piton_core::page_token::ListOf;
 use piton_proto::common::{
     Header, Link, Memo, Payloads, Priority, WorkerVersionCapabilities, WorkflowExecution,
 };
@@ -111,14 +112,10 @@ pub(crate) fn queue(given: Option<&TaskQueue>, limits: &Limits) -> Result<QueueN
 
 /// One blob: an input, a result, details, a query's arguments.
 pub(crate) fn blob(payloads: Option<&Payloads>, limits: &Limits) -> Result<(), ApiError> {
-    if is_oversized(payloads, limits) {
-        return Err(ApiError::invalid("Blob data size exceeds limit."));
+    if !limits.is_blob(payloads) {
+        return Err(ApiError::invalid(BLOB_OVERSIZED));
     }
     Ok(())
-}
-
-pub(crate) fn is_oversized(payloads: Option<&Payloads>, limits: &Limits) -> bool {
-    payloads.is_some_and(|p| p.encoded_len() as u64 > limits.blob_bytes_max)
 }
 
 pub(crate) fn header(header: Option<&Header>, limits: &Limits) -> Result<(), ApiError> {
@@ -190,6 +187,14 @@ pub(crate) fn page_size(given: i32, max: u64) -> usize {
         Ok(0) | Err(_) => max as usize,
         Ok(given) => given.min(max) as usize,
     }
+}
+
+/// Where a page begins: behind the place that the token of the page before stands for.
+pub(crate) fn page_token<'t>(of: ListOf<'_>, token: &'t [u8]) -> Result<&'t [u8], ApiError> {
+    if token.is_empty() {
+        return Ok(token);
+    }
+    of.place(token).ok_or_else(|| ApiError::invalid("Invalid NextPageToken."))
 }
 
 /// When a task poll is answered empty: before its client stops waiting.

@@ -1,11 +1,10 @@
 //! Lists and counts of workflows by a filter.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use piton_core::list_filter::{FilterError, ListFilter, Narrowed};
+use piton_core::page_token::ListOf;
+use piton_core::search_attribute;
 use piton_core::time::Timestamp;
-use piton_proto::common::Payload;
 use piton_proto::enums::WorkflowExecutionStatus;
 use piton_proto::filter::{StartTimeFilter, WorkflowExecutionFilter};
 use piton_proto::workflow::WorkflowExecutionInfo;
@@ -18,6 +17,8 @@ use piton_proto::workflowservice::{
     list_closed_workflow_executions_request, list_open_workflow_executions_request,
 };
 
+use piton_shard::Namespace;
+
 use super::error::ApiError;
 use super::{Call, Frontend, validate};
 
@@ -29,11 +30,16 @@ pub(super) async fn list(
     let limits = frontend.limits();
     let namespace = frontend.namespace(&request.namespace)?;
     let page_size = validate::page_size(request.page_size, limits.list_page_max);
-    let filter = ListFilter::parse_for_list(&request.query).map_err(refused)?;
-    let token = request.next_page_token.into();
+    let filter = ListFilter::parse_for_list(&request.query);
+    let filter = filter.map_err(|error| refused(frontend, &namespace, error))?;
+    let of = ListOf {
+        call: "workflows",
+        namespace: namespace.id.as_str(),
+        query: request.query.as_bytes(),
+    };
     let (executions, next_page_token) =
-        frontend.cluster.list(&namespace, &filter, page_size, token).await?;
-    Ok(ListWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+        page(frontend, &namespace, (&filter, of), (page_size, request.next_page_token)).await?;
+    Ok(ListWorkflowExecutionsResponse { executions, next_page_token })
 }
 
 /// The same list: every list here comes straight from the rows, in one order.
@@ -63,7 +69,7 @@ pub(super) async fn list_open(
     }
     let page = (request.maximum_page_size, request.next_page_token);
     let (executions, next_page_token) = narrowed(frontend, &request.namespace, asked, page).await?;
-    Ok(ListOpenWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+    Ok(ListOpenWorkflowExecutionsResponse { executions, next_page_token })
 }
 
 pub(super) async fn list_closed(
@@ -88,7 +94,7 @@ pub(super) async fn list_closed(
     }
     let page = (request.maximum_page_size, request.next_page_token);
     let (executions, next_page_token) = narrowed(frontend, &request.namespace, asked, page).await?;
-    Ok(ListClosedWorkflowExecutionsResponse { executions, next_page_token: next_page_token.into() })
+    Ok(ListClosedWorkflowExecutionsResponse { executions, next_page_token })
 }
 
 fn started_within(times: Option<StartTimeFilter>) -> Narrowed {
@@ -112,12 +118,27 @@ async fn narrowed(
     namespace: &str,
     asked: Narrowed,
     (page_size, token): (i32, Bytes),
-) -> Result<(Vec<WorkflowExecutionInfo>, Vec<u8>), ApiError> {
+) -> Result<(Vec<WorkflowExecutionInfo>, Bytes), ApiError> {
     let limits = frontend.limits();
     let namespace = frontend.namespace(namespace)?;
     let page_size = validate::page_size(page_size, limits.list_page_max);
+    let query = format!("{asked:?}");
+    let of = ListOf { call: "narrowed", namespace: namespace.id.as_str(), query: query.as_bytes() };
     let filter = ListFilter::narrowed(asked);
-    Ok(frontend.cluster.list(&namespace, &filter, page_size, token.into()).await?)
+    page(frontend, &namespace, (&filter, of), (page_size, token)).await
+}
+
+/// A page of runs and the token to go on with.
+async fn page(
+    frontend: &Frontend,
+    namespace: &Namespace,
+    (filter, of): (&ListFilter, ListOf<'_>),
+    (size, token): (usize, Bytes),
+) -> Result<(Vec<WorkflowExecutionInfo>, Bytes), ApiError> {
+    let after = validate::page_token(of, &token)?;
+    let (runs, next) = frontend.cluster.list(namespace, filter, size, after.to_vec()).await?;
+    let next = if next.is_empty() { next } else { of.token(&next) };
+    Ok((runs, next.into()))
 }
 
 pub(super) async fn count(
@@ -126,10 +147,11 @@ pub(super) async fn count(
 ) -> Result<CountWorkflowExecutionsResponse, ApiError> {
     let request = call.message;
     let namespace = frontend.namespace(&request.namespace)?;
-    let filter = ListFilter::parse(&request.query).map_err(refused)?;
+    let filter = ListFilter::parse(&request.query);
+    let filter = filter.map_err(|error| refused(frontend, &namespace, error))?;
     let counts = frontend.cluster.count(&namespace, &filter).await?;
     let group = |(value, count): (String, u64)| AggregationGroup {
-        group_values: vec![keyword(&value)],
+        group_values: vec![search_attribute::keyword(&value)],
         count: count as i64,
     };
     Ok(CountWorkflowExecutionsResponse {
@@ -138,19 +160,7 @@ pub(super) async fn count(
     })
 }
 
-fn refused(error: FilterError) -> ApiError {
-    ApiError::Invalid(error.to_string())
-}
-
-/// A search attribute's value as clients read it.
-fn keyword(value: &str) -> Payload {
-    let metadata = [("encoding", "json/plain"), ("type", "Keyword")];
-    Payload {
-        metadata: metadata
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value.as_bytes().into()))
-            .collect::<HashMap<_, _>>(),
-        data: serde_json::Value::from(value).to_string().into(),
-        ..Payload::default()
-    }
+fn refused(frontend: &Frontend, namespace: &Namespace, error: FilterError) -> ApiError {
+    let attributes = frontend.cluster.meta().search_attributes(&namespace.id);
+    ApiError::Invalid(error.where_defined(|name| attributes.contains_key(name)).to_string())
 }

@@ -3,11 +3,9 @@
 
 use piton_core::effect::QueueName;
 use piton_core::id::NamespaceId;
-use piton_core::limits::Limits;
 use piton_core::request::RunRequest;
 use piton_core::time::Timestamp;
 use piton_proto::enums::{DescribeTaskQueueMode, QueryResultType, TaskQueueType};
-use piton_proto::query::WorkflowQueryResult;
 use piton_proto::taskqueue::{
     PollerInfo, TaskQueueStats, TaskQueueStatus, TaskQueueTypeInfo, TaskQueueVersionInfo,
 };
@@ -19,32 +17,17 @@ use piton_proto::workflowservice::{
     RespondWorkflowTaskFailedRequest, RespondWorkflowTaskFailedResponse, ShutdownWorkerRequest,
     ShutdownWorkerResponse,
 };
-use piton_shard::{Namespace, Poll, QueueType, TaskQueueView, TaskToken};
-use tokio::time::Instant;
+use piton_shard::{Namespace, QueueType, TaskQueueView, TaskToken};
 
 use super::error::ApiError;
-use super::oversize::{self, Cut};
+use super::poll::{self, asked};
 use super::{Call, Frontend, validate};
 
 pub(super) async fn poll_workflow_task(
     frontend: &Frontend,
     call: Call<PollWorkflowTaskQueueRequest>,
 ) -> Result<PollWorkflowTaskQueueResponse, ApiError> {
-    let request = call.message;
-    let limits = frontend.limits();
-    let deadline = validate::poll_deadline(call.deadline, Instant::now(), &limits)?;
-    let namespace = frontend.namespace(&request.namespace)?;
-    let queue = validate::queue(request.task_queue.as_ref(), &limits)?;
-    validate::optional("Identity", &request.identity, &limits)?;
-    validate::unversioned(request.deployment_options.as_ref())?;
-    #[expect(deprecated, reason = "old workers still send it")]
-    validate::no_version_sets(request.worker_version_capabilities.as_ref())?;
-    let poll = Poll {
-        queue,
-        identity: request.identity,
-        worker_instance_key: request.worker_instance_key,
-        deadline,
-    };
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(call.message))?;
     let task = frontend.cluster.poll_workflow_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }
@@ -55,21 +38,7 @@ pub(super) async fn poll_nexus_task(
     frontend: &Frontend,
     call: Call<PollNexusTaskQueueRequest>,
 ) -> Result<PollNexusTaskQueueResponse, ApiError> {
-    let request = call.message;
-    let limits = frontend.limits();
-    let deadline = validate::poll_deadline(call.deadline, Instant::now(), &limits)?;
-    let namespace = frontend.namespace(&request.namespace)?;
-    let queue = validate::queue(request.task_queue.as_ref(), &limits)?;
-    validate::optional("Identity", &request.identity, &limits)?;
-    validate::unversioned(request.deployment_options.as_ref())?;
-    #[expect(deprecated, reason = "old workers still send it")]
-    validate::no_version_sets(request.worker_version_capabilities.as_ref())?;
-    let poll = Poll {
-        queue,
-        identity: request.identity,
-        worker_instance_key: request.worker_instance_key,
-        deadline,
-    };
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(call.message))?;
     let task = frontend.cluster.poll_nexus_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }
@@ -78,7 +47,7 @@ pub(super) async fn complete_workflow_task(
     frontend: &Frontend,
     call: Call<RespondWorkflowTaskCompletedRequest>,
 ) -> Result<RespondWorkflowTaskCompletedResponse, ApiError> {
-    let mut request = call.message;
+    let request = call.message;
     let limits = frontend.limits();
     let TaskToken::Workflow(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
@@ -96,7 +65,6 @@ pub(super) async fn complete_workflow_task(
     if let Some(queue) = sticky.filter(|queue| !queue.name.is_empty()) {
         validate::queue_name(&queue.name, &limits)?;
     }
-    request.query_results.values_mut().for_each(|result| fit_attached_result(result, &limits));
     Ok(frontend.cluster.complete_workflow_task(token, request).await?)
 }
 
@@ -104,7 +72,7 @@ pub(super) async fn fail_workflow_task(
     frontend: &Frontend,
     call: Call<RespondWorkflowTaskFailedRequest>,
 ) -> Result<RespondWorkflowTaskFailedResponse, ApiError> {
-    let mut request = call.message;
+    let request = call.message;
     let limits = frontend.limits();
     let TaskToken::Workflow(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
@@ -112,9 +80,6 @@ pub(super) async fn fail_workflow_task(
     check_token_namespace(frontend, &request.namespace, &token.namespace)?;
     validate::optional("Identity", &request.identity, &limits)?;
     validate::unversioned(request.deployment_options.as_ref())?;
-    request.failure = request.failure.map(|given| match oversize::cut(given, &limits) {
-        Cut::Whole(failure) | Cut::Replaced(failure) => failure,
-    });
     let (key, task) = (token.key(), token.reference());
     let answer = RunRequest::FailWorkflowTask { token: task, answer: Box::new(request) };
     frontend.cluster.request(key, Some(token.run_id), answer).await?;
@@ -125,46 +90,19 @@ pub(super) async fn answer_query(
     frontend: &Frontend,
     call: Call<RespondQueryTaskCompletedRequest>,
 ) -> Result<RespondQueryTaskCompletedResponse, ApiError> {
-    let mut request = call.message;
+    let request = call.message;
     let TaskToken::Query(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
     };
     check_token_namespace(frontend, &request.namespace, &token.namespace)?;
-    fit_query_result(&mut request, &frontend.limits())?;
-    frontend.cluster.respond_query(token, request).await?;
-    Ok(RespondQueryTaskCompletedResponse {})
-}
-
-/// A result that is too large fails the query: the caller gets an answer all the same.
-fn fit_query_result(
-    answer: &mut RespondQueryTaskCompletedRequest,
-    limits: &Limits,
-) -> Result<(), ApiError> {
-    match QueryResultType::try_from(answer.completed_type) {
+    match QueryResultType::try_from(request.completed_type) {
         Ok(QueryResultType::Answered | QueryResultType::Failed) => {}
         Ok(QueryResultType::Unspecified) | Err(_) => {
             return Err(ApiError::invalid("Invalid QueryTaskCompleted request."));
         }
     }
-    if validate::is_oversized(answer.query_result.as_ref(), limits) {
-        answer.completed_type = QueryResultType::Failed.into();
-        answer.query_result = None;
-        answer.error_message = too_large_result(limits);
-    }
-    Ok(())
-}
-
-/// The same of a query that came with a workflow task.
-fn fit_attached_result(result: &mut WorkflowQueryResult, limits: &Limits) {
-    if validate::is_oversized(result.answer.as_ref(), limits) {
-        result.result_type = QueryResultType::Failed.into();
-        result.answer = None;
-        result.error_message = too_large_result(limits);
-    }
-}
-
-fn too_large_result(limits: &Limits) -> String {
-    format!("Query result size exceeds limit of {} bytes.", limits.blob_bytes_max)
+    frontend.cluster.respond_query(token, request).await?;
+    Ok(RespondQueryTaskCompletedResponse {})
 }
 
 pub(super) async fn shutdown(
@@ -310,7 +248,7 @@ pub(super) fn decode_token(token: &[u8]) -> Result<TaskToken, ApiError> {
 
 /// A token of ours, but of another kind of task.
 pub(super) fn wrong_token() -> ApiError {
-    ApiError::invalid("Unable to deserialize task token: it is for another kind of task.")
+    ApiError::invalid("Error deserializing task token: it is for another kind of task.")
 }
 
 /// The namespace of a token, which must be the one that the request names. Old workers name none.

@@ -28,8 +28,8 @@ use super::namespace::api_state;
 use super::start::{self, Origin};
 use super::{Call, Frontend, validate};
 
-/// How long a query waits whose client set no limit.
-const QUERY_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long a query waits at most.
+const QUERY_TIME_MAX: Duration = Duration::from_secs(30);
 
 pub(super) async fn start(
     frontend: &Frontend,
@@ -200,7 +200,8 @@ pub(super) async fn query(
     let reject = QueryRejectCondition::try_from(request.query_reject_condition)
         .map_err(|_| ApiError::invalid("QueryRejectCondition is unknown."))?;
     // Unlike a poll, a query that runs out of time is an error, so it gets all of the time.
-    let deadline = call.deadline.unwrap_or_else(|| Instant::now() + QUERY_TIME_MAX);
+    let longest = Instant::now() + QUERY_TIME_MAX;
+    let deadline = call.deadline.map_or(longest, |deadline| deadline.min(longest));
     let answer = frontend.cluster.query(key, run_id, query, reject, deadline);
     frontend.unless_stopping(answer).await?.ok_or(ApiError::Stopping)
 }

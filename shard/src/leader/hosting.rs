@@ -38,7 +38,7 @@ pub(crate) enum Ask {
     Resume {
         run_id: RunId,
     },
-    /// The sticky queue's worker had its time to take this query.
+    /// The sticky queue's worker had its time to answer this query.
     StickyWaitOver {
         run_id: RunId,
         query: u64,

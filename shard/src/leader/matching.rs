@@ -227,7 +227,8 @@ impl Owned {
         let Match { task, poll } = met;
         let (origin, (node, id)) = (task.origin, poll.id);
         let offer = offer_of(self.queue.clone(), task);
-        let ticket = Ticket { offer, node, poll: id, identity: poll.identity };
+        let worker_version = poll.worker_version;
+        let ticket = Ticket { offer, node, poll: id, identity: poll.identity, worker_version };
         shard.cluster.send(origin, WorkflowCall::Ticket(ticket).into());
     }
 }
@@ -284,6 +285,7 @@ fn poll_of(poll: PollRequest) -> Poll<PollName> {
         id: (poll.node, poll.poll),
         version: Arc::default(),
         identity: poll.identity,
+        worker_version: poll.worker_version,
         worker: poll.worker_instance_key,
     }
 }

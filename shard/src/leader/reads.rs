@@ -88,7 +88,7 @@ impl ShardRuntime {
         if let (Some(pinned), Some(asked)) = (&pinned, &run_id)
             && pinned != asked
         {
-            return Err(crate::route::api::bad_page_token());
+            return Err(crate::route::api::token_of_another_run());
         }
         // ORDER: before the rows are looked into, "not found" too has to be true of the whole group.
         self.confirm().await?;

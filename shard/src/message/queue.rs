@@ -3,6 +3,7 @@
 use piton_core::effect::{QueueName, TaskKey};
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::matching::Class;
+use piton_core::proto::common::WorkerVersionStamp;
 use piton_core::time::Timestamp;
 use piton_raft::NodeId;
 
@@ -60,22 +61,25 @@ pub struct WantedTasks {
 }
 
 /// A worker seeks a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PollRequest {
     pub queue: QueueKey,
     pub node: NodeId,
     pub poll: PollId,
     pub identity: String,
     pub worker_instance_key: String,
+    /// What the worker says of its build.
+    pub worker_version: Option<WorkerVersionStamp>,
 }
 
 /// An offer met a poll.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ticket {
     pub offer: Offer,
     pub node: NodeId,
     pub poll: PollId,
     pub identity: String,
+    pub worker_version: Option<WorkerVersionStamp>,
 }
 
 /// What is known of a task queue.

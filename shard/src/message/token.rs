@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A token that is not one of ours.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("Unable to deserialize task token: {0}")]
+#[error("Error deserializing task token.")]
 pub struct TokenError(String);
 
 /// What a worker hands back with its answer.

@@ -8,9 +8,9 @@ use piton_core::id::{NamespaceId, ShardId};
 use piton_core::limits::Limits;
 use piton_core::placement::{SLOTS, initial_range};
 use piton_core::proto::enums::IndexedValueType;
+use piton_core::search_attribute::is_reserved;
 use piton_core::time::Span;
 
-use crate::meta::search_attribute::is_reserved;
 use crate::meta::state::SearchAttributeTypes;
 use crate::meta::state::{MetaChange, MetaState, Namespace, NamespaceState, Route};
 use crate::meta::{MetaError, NamespaceUpdate, NewNamespace};

@@ -118,7 +118,11 @@ impl Meta {
     /// Checks the search attributes of requests in this namespace.
     pub fn search_attribute_check(&self, namespace: &NamespaceId) -> NamespaceAttributes {
         let state = self.states.borrow();
-        NamespaceAttributes::new(state.search_attributes(namespace), Arc::clone(state.limits()))
+        NamespaceAttributes::new(
+            state.namespace_by_id(namespace).cloned(),
+            state.search_attributes(namespace),
+            Arc::clone(state.limits()),
+        )
     }
 
     pub fn limits(&self) -> Arc<Limits> {

@@ -6,101 +6,63 @@ use piton_core::limits::Limits;
 use piton_core::proto::common::{Payload, SearchAttributes};
 use piton_core::proto::enums::IndexedValueType;
 use piton_core::request::SearchAttributeCheck;
+use piton_core::search_attribute::{self, Origin, type_name};
 use serde_json::Value;
 
-use crate::meta::state::SearchAttributeTypes;
+use crate::meta::state::{Namespace, SearchAttributeTypes};
 
 use IndexedValueType as Type;
-
-/// Filled in by the server alone.
-const SYSTEM: &[&str] = &[
-    "WorkflowId",
-    "RunId",
-    "WorkflowType",
-    "ExecutionStatus",
-    "TaskQueue",
-    "ParentWorkflowId",
-    "ParentRunId",
-    "RootWorkflowId",
-    "RootRunId",
-    "StartTime",
-    "ExecutionTime",
-    "CloseTime",
-    "HistoryLength",
-    "HistorySizeBytes",
-    "ExecutionDuration",
-    "StateTransitionCount",
-    "VisibilityTimestamp",
-];
-
-/// There in every namespace; SDKs and tools set them.
-const PREDEFINED: &[(&str, Type)] = &[
-    ("BatcherNamespace", Type::Keyword),
-    ("BatcherUser", Type::Keyword),
-    ("BinaryChecksums", Type::KeywordList),
-    ("BuildIds", Type::KeywordList),
-    ("TemporalChangeVersion", Type::KeywordList),
-    ("TemporalExternalPayloadCount", Type::Int),
-    ("TemporalExternalPayloadSizeBytes", Type::Int),
-    ("TemporalNamespaceDivision", Type::Keyword),
-    ("TemporalPauseInfo", Type::KeywordList),
-    ("TemporalReportedProblems", Type::KeywordList),
-    ("TemporalScheduledById", Type::Keyword),
-    ("TemporalScheduledStartTime", Type::Datetime),
-    ("TemporalSchedulePaused", Type::Bool),
-    ("TemporalUsedWorkerDeploymentVersions", Type::KeywordList),
-    ("TemporalWorkerDeployment", Type::Keyword),
-    ("TemporalWorkerDeploymentVersion", Type::Keyword),
-    ("TemporalWorkflowVersioningBehavior", Type::Keyword),
-];
-
-/// Whether no custom attribute may have this name.
-pub(crate) fn is_reserved(name: &str) -> bool {
-    name.starts_with("Temporal") || SYSTEM.contains(&name) || predefined(name).is_some()
-}
-
-fn predefined(name: &str) -> Option<Type> {
-    let found = PREDEFINED.iter().find(|(known, _)| *known == name);
-    found.map(|&(_, kind)| kind)
-}
 
 /// Knows one namespace's search attributes at one moment.
 #[derive(Clone, Debug)]
 pub struct NamespaceAttributes {
+    /// For refusals, which name it.
+    namespace: Option<Arc<Namespace>>,
     custom: Arc<SearchAttributeTypes>,
     limits: Arc<Limits>,
 }
 
 impl NamespaceAttributes {
-    pub(crate) fn new(custom: Arc<SearchAttributeTypes>, limits: Arc<Limits>) -> Self {
-        Self { custom, limits }
+    pub(crate) fn new(
+        namespace: Option<Arc<Namespace>>,
+        custom: Arc<SearchAttributeTypes>,
+        limits: Arc<Limits>,
+    ) -> Self {
+        Self { namespace, custom, limits }
     }
 
-    /// The attribute's type, if a workflow may set it.
-    fn settable(&self, name: &str) -> Result<Type, String> {
-        if SYSTEM.contains(&name) {
-            return Err(format!("{name} attribute can't be set in SearchAttributes"));
-        }
-        let kind = predefined(name).or_else(|| self.custom.get(name).copied());
-        kind.ok_or_else(|| format!("search attribute {name} is not defined"))
+    fn known(&self, name: &str) -> Result<Type, String> {
+        let kind = search_attribute::known(name).map(|known| known.kind);
+        kind.or_else(|| self.custom.get(name).copied()).ok_or_else(|| {
+            let namespace = self.namespace.as_ref().map_or("", |namespace| &namespace.name);
+            format!("Namespace {namespace} has no mapping defined for search attribute {name}")
+        })
     }
 }
 
 impl SearchAttributeCheck for NamespaceAttributes {
     fn check(&self, attributes: &mut SearchAttributes) -> Result<(), String> {
         let fields = &mut attributes.indexed_fields;
+        // In the order of their names, so that the refusal does not depend on the map's order.
+        let mut names: Vec<String> = fields.keys().cloned().collect();
+        names.sort_unstable();
+        // ORDER: all names before any value, as on the official server.
+        let kinds = names.iter().map(|name| self.known(name)).collect::<Result<Vec<_>, _>>()?;
         let count = fields.len() as u64;
         if count > self.limits.search_attributes_max {
             let max = self.limits.search_attributes_max;
             return Err(format!("number of search attributes {count} exceeds limit {max}"));
         }
-        // In the order of their names, so that the refusal does not depend on the map's order.
-        let mut names: Vec<String> = fields.keys().cloned().collect();
-        names.sort_unstable();
         let mut total = 0;
-        for name in names {
+        for (name, kind) in names.into_iter().zip(kinds) {
             let Some(payload) = fields.get_mut(&name) else { continue };
-            let kind = self.settable(&name)?;
+            settable(&name)?;
+            if !is_valid(kind, payload) {
+                let (kind, value) = (type_name(kind), shown(payload));
+                return Err(format!(
+                    "invalid value for search attribute {name} of type {kind}: {value}"
+                ));
+            }
             let bytes = payload.data.len() as u64;
             if bytes > self.limits.search_attribute_bytes_max {
                 let max = self.limits.search_attribute_bytes_max;
@@ -109,10 +71,6 @@ impl SearchAttributeCheck for NamespaceAttributes {
                 ));
             }
             total += bytes + name.len() as u64;
-            if !is_valid(kind, payload) {
-                let kind = type_name(kind);
-                return Err(format!("invalid value for search attribute {name} of type {kind}"));
-            }
             payload.metadata.insert("type".to_owned(), type_name(kind).into());
         }
         if total > self.limits.search_attributes_bytes_max {
@@ -125,18 +83,27 @@ impl SearchAttributeCheck for NamespaceAttributes {
     }
 }
 
-/// What a payload's `type` metadata says.
-fn type_name(kind: Type) -> &'static str {
-    match kind {
-        Type::Unspecified => "Unspecified",
-        Type::Text => "Text",
-        Type::Keyword => "Keyword",
-        Type::Int => "Int",
-        Type::Double => "Double",
-        Type::Bool => "Bool",
-        Type::Datetime => "Datetime",
-        Type::KeywordList => "KeywordList",
+fn settable(name: &str) -> Result<(), String> {
+    match search_attribute::known(name).map(|known| known.origin) {
+        Some(Origin::Run(_) | Origin::Server) => {
+            Err(format!("{name} attribute can't be set in SearchAttributes"))
+        }
+        Some(Origin::Anyone) | None => Ok(()),
     }
+}
+
+/// A value as a refusal shows it.
+fn shown(payload: &Payload) -> String {
+    fn text(value: Value) -> String {
+        match value {
+            Value::String(text) => text,
+            Value::Array(items) => {
+                format!("[{}]", items.into_iter().map(text).collect::<Vec<_>>().join(" "))
+            }
+            other => other.to_string(),
+        }
+    }
+    serde_json::from_slice(&payload.data).map_or_else(|_| "value from <payload>".into(), text)
 }
 
 fn is_valid(kind: Type, payload: &Payload) -> bool {

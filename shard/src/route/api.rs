@@ -163,6 +163,7 @@ impl Cluster {
                 poll: waiting.open.id,
                 identity: poll.identity.clone(),
                 worker_instance_key: poll.worker_instance_key.clone(),
+                worker_version: poll.worker_version.clone(),
             };
             let delivered = tokio::select! {
                 biased;
@@ -258,7 +259,7 @@ impl Cluster {
         let call = WorkflowCall::Query { key, run_id, query, reject, timeout };
         let answer = tokio::time::timeout_at(deadline, self.call(call)).await;
         match answer.unwrap_or_else(|_| {
-            let text = "query was not answered in time".to_owned();
+            let text = "query timed out before a worker could process it".to_owned();
             Err(ShardError::DeadlineExceeded(text))
         })? {
             Answer::Query(response) => Ok(*response),
@@ -519,6 +520,7 @@ impl Drop for WaitingPoll<'_> {
 }
 
 /// The refusal of a history page that is not for the addressed run.
-pub(crate) fn bad_page_token() -> ShardError {
-    ShardError::Rejected(Rejection::InvalidArgument("Invalid NextPageToken.".into()))
+pub(crate) fn token_of_another_run() -> ShardError {
+    let text = "RunId in the request does not match the NextPageToken.";
+    ShardError::Rejected(Rejection::InvalidArgument(text.into()))
 }

@@ -8,6 +8,7 @@ use piton_core::effect::QueueName;
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::limits::Limits;
 use piton_core::placement;
+use piton_core::proto::common::WorkerVersionStamp;
 pub use piton_core::proto::query::WorkflowQuery;
 use piton_core::time::Span;
 use piton_raft::NodeId;
@@ -33,6 +34,8 @@ pub struct Poll {
     pub identity: String,
     /// Names the worker process to `ShutdownWorker`; empty if it gave none.
     pub worker_instance_key: String,
+    /// What the worker says of its build.
+    pub worker_version: Option<WorkerVersionStamp>,
     /// When the poll is answered empty.
     pub deadline: Instant,
 }

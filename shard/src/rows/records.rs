@@ -13,12 +13,15 @@ use piton_store::codec::{CodecError, Kind, Layout};
 
 use bytes::Bytes;
 
+mod activity_note_1;
+
 use crate::rows::values::{CurrentRun, RequestRow, TaskValue};
 
 pub(crate) const CURRENT_RUN: Kind<CurrentRun> = Kind::new("a current run", &[]);
 pub(crate) const REQUEST: Kind<RequestRow> = Kind::new("a request id", &[]);
 pub(crate) const RUN_NOTE: Kind<RunNote> = Kind::new("a run's note", &[]);
-pub(crate) const ACTIVITY_NOTE: Kind<ActivityNote> = Kind::new("an activity's note", &[]);
+pub(crate) const ACTIVITY_NOTE: Kind<ActivityNote> =
+    Kind::new("an activity's note", &[|old| Ok(old.read::<activity_note_1::Note>()?.into())]);
 pub(crate) const BUFFERED_NOTE: Kind<Proto<HistoryEvent>> = Kind::new("a buffered event", &[]);
 pub(crate) const TASK: Kind<TaskValue> = Kind::new("a task", &[]);
 pub(crate) const VISIBILITY: Kind<VisibilityRecord> = Kind::new("a visibility row", &[]);

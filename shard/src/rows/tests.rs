@@ -152,7 +152,12 @@ impl Driver {
     pub(crate) fn take_task(&mut self) -> StartedTask {
         let note = self.live.as_ref().and_then(|run| run.note.workflow_task.clone());
         let note = note.expect("a task is scheduled");
-        let taker = Taker { identity: "w".into(), request_id: "ticket".into(), sticky: false };
+        let taker = Taker {
+            identity: "w".into(),
+            request_id: "ticket".into(),
+            sticky: false,
+            worker_version: None,
+        };
         let (scheduled, stamp) = (note.scheduled_event_id, note.stamp);
         match self.ask(RunRequest::TakeWorkflowTask { scheduled, stamp, taker }) {
             Reply::WorkflowTask(task) => *task,

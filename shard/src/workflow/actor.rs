@@ -60,6 +60,10 @@ impl Actor for WorkflowActor {
             return Ok(());
         }
         let leaves = matches!(notice, Notice::Leave) || hosted.shard.config.idle.is_zero();
+        if leaves {
+            // Nothing that a caller does wakes the actor when the caller goes.
+            hosted.forget_abandoned_queries();
+        }
         if leaves && hosted.is_idle() && hosted.handle.mailbox.close_if_empty() {
             hosted.shard.leave(&hosted.key, &hosted.handle);
             myself.stop(None);

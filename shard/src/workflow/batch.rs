@@ -393,7 +393,7 @@ impl Hosted {
     /// Drops closed runs and followers nobody needs; keeps the open current run.
     fn forget_unneeded(&mut self) {
         self.watchers.retain(|_, sender| sender.receiver_count() > 0);
-        self.queries.forget_abandoned(tokio::time::Instant::now());
+        self.forget_abandoned_queries();
         let current = self.current_run();
         self.runs.retain(|id, run| Some(id) == current.as_ref() || run.status.is_open());
         self.handle.set_open(self.current.as_ref().is_some_and(|c| c.run.status.is_open()));

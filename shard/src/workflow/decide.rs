@@ -2,6 +2,7 @@
 //! core, and notes what is to be answered once the batch is committed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use piton_core::effect::TaskKey;
 use piton_core::error::Rejection;
@@ -16,12 +17,13 @@ use piton_core::proto::workflowservice::{
 };
 use piton_core::request::{Drawn, RunRequest, StartRequest, Taker};
 use piton_core::run::{self, QueryRoute, Reply};
+use piton_core::time::{Span, Timestamp};
 use tokio::time::Instant;
 
 use crate::error::ShardError;
 use crate::leader::hosting::{Ask, Envelope};
 use crate::message::{
-    Answer, Offer, OfferedTask, QueryToken, QueueKey, QueueType, Ticket, WorkflowCall,
+    Answer, Offer, OfferedTask, QueryToken, QueueCall, QueueKey, QueueType, Ticket, WorkflowCall,
     WorkflowTaskToken,
 };
 use crate::meta::{Namespace, NamespaceAttributes};
@@ -42,7 +44,7 @@ struct Draw {
 }
 
 impl Draw {
-    fn drawn<'a>(&'a self, now: piton_core::time::Timestamp, term: u64) -> Drawn<'a> {
+    fn drawn<'a>(&'a self, now: Timestamp, term: u64) -> Drawn<'a> {
         Drawn {
             now,
             term,
@@ -81,8 +83,7 @@ impl Hosted {
                 self.complete_workflow_task(&token, *answer, reply, batch);
             }
             WorkflowCall::Query { run_id, query, reject, timeout, .. } => {
-                let deadline = Instant::now() + timeout;
-                self.ask_query(run_id, query, reject, deadline, reply, batch);
+                self.ask_query(run_id, query, reject, timeout, reply, batch);
             }
             WorkflowCall::AnswerQuery { token, answer } => {
                 let result = self.answer_query(&token, *answer);
@@ -280,6 +281,7 @@ impl Hosted {
             identity: ticket.identity.clone(),
             request_id: ticket.id().into(),
             sticky: ticket.offer.queue.queue.is_sticky(),
+            worker_version: ticket.worker_version.clone(),
         };
         let run_id = ticket.offer.run_id.clone();
         let request = match &ticket.offer.task {
@@ -314,7 +316,9 @@ impl Hosted {
             }
             OfferedTask::Task(TaskKey::Activity { .. }) => {}
             OfferedTask::Query(id) => match self.queries.get_mut(*id).map(|q| q.place) {
-                Some(Place::Sticky) => self.leave_sticky(run_id, *id, batch),
+                Some(Place::Sticky | Place::AtStickyWorker) => {
+                    self.leave_sticky(run_id, *id, batch);
+                }
                 Some(Place::Normal) => {
                     let text = "no poller seen for task queue recently, worker may be down";
                     let refusal = Rejection::FailedPrecondition(text.into());
@@ -326,12 +330,16 @@ impl Hosted {
         }
     }
 
-    /// The sticky worker has not taken this query: it goes to the normal queue, and so does what
-    /// comes after it.
+    /// The sticky worker has not answered this query, whether it took it or not: it goes to the
+    /// normal queue, and so does what comes after it.
     fn leave_sticky(&mut self, run_id: &RunId, query: u64, batch: &mut Batch) {
-        if self.queries.get_mut(query).is_some_and(|q| q.place == Place::Sticky) {
+        if let Some(waiting) = self.queries.take_sticky(query) {
+            self.withdraw_query(query, &waiting);
+            // By another number, so that an answer that comes late is to none.
+            let renewed = self.shard.next_number();
+            self.queries.add(renewed, waiting);
             self.decide_own(run_id, RunRequest::StickyLost, batch);
-            batch.pending.push(Pending::SendQuery(query, Place::Normal));
+            batch.pending.push(Pending::SendQuery(renewed, Place::Normal));
         }
     }
 
@@ -340,7 +348,7 @@ impl Hosted {
         run_id: Option<RunId>,
         query: WorkflowQuery,
         reject: QueryRejectCondition,
-        deadline: Instant,
+        timeout: Duration,
         reply: ReplyTo,
         batch: &mut Batch,
     ) {
@@ -356,9 +364,9 @@ impl Hosted {
                 QueryWorkflowResponse { query_rejected: Some(rejected), ..Default::default() };
             return batch.answer(reply, Ok(Answer::Query(Box::new(response))));
         }
-        let place = match run.query_route() {
+        let place = match run.query_route(self.now() + Span::from(timeout)) {
             QueryRoute::NotReady(text) => {
-                return batch.answer(reply, Err(Rejection::WorkflowNotReady(text).into()));
+                return batch.answer(reply, Err(Rejection::WorkflowNotReady(text.into()).into()));
             }
             QueryRoute::Attach => Place::Attachable,
             QueryRoute::Direct if run.note.sticky.is_some() => Place::Sticky,
@@ -369,8 +377,10 @@ impl Hosted {
             let text = "consistent query buffer is full".to_owned();
             return batch.answer(reply, Err(Rejection::BusyWorkflow(text).into()));
         }
+        let deadline = Instant::now() + timeout;
         let id = self.shard.next_number();
-        self.queries.add(id, WaitingQuery { run_id, query, deadline, reply, place });
+        self.queries
+            .add(id, WaitingQuery { run_id, query, deadline, reply, place, offered_to: None });
         if place != Place::Attachable {
             batch.pending.push(Pending::SendQuery(id, place));
         }
@@ -378,18 +388,25 @@ impl Hosted {
 
     /// Offers a query to a worker on its own.
     pub(crate) fn send_query(&mut self, id: u64, place: Place) {
-        let Some(query) = self.queries.get_mut(id) else { return };
-        let Some(run) = self.runs.get(&query.run_id) else { return };
-        let sticky = run.note.sticky.as_ref().filter(|_| place == Place::Sticky);
-        query.place = if sticky.is_some() { Place::Sticky } else { Place::Normal };
-        let queue = sticky.map_or_else(|| run.normal_queue(), |s| s.queue.clone());
-        let run_id = query.run_id.clone();
-        if let Some(sticky) = sticky {
-            let wait = sticky.schedule_to_start.to_std();
-            self.give_up_sticky_after(wait, &run_id, id);
+        let Some(run_id) = self.queries.get_mut(id).map(|query| query.run_id.clone()) else {
+            return;
+        };
+        // A closed run does not stay in memory for its queries.
+        if let Err(error) = self.run(Some(&run_id)) {
+            return self.queries.finish(id, Err(error));
         }
-        let queue =
-            QueueKey { namespace: self.key.namespace.clone(), queue, kind: QueueType::Workflow };
+        let run = &self.runs[&run_id];
+        let sticky = run.note.sticky.as_ref().filter(|_| place == Place::Sticky);
+        let place = if sticky.is_some() { Place::Sticky } else { Place::Normal };
+        let queue = sticky.map_or_else(|| run.normal_queue(), |s| s.queue.clone());
+        if let Some(sticky) = sticky {
+            self.give_up_sticky_after(sticky.schedule_to_start.to_std(), &run_id, id);
+        }
+        let namespace = self.key.namespace.clone();
+        let queue = QueueKey { namespace, queue, kind: QueueType::Workflow };
+        if let Some(query) = self.queries.get_mut(id) {
+            (query.place, query.offered_to) = (place, Some(queue.clone()));
+        }
         self.shard.cluster.offer(Offer {
             queue,
             origin: self.shard.id,
@@ -403,8 +420,30 @@ impl Hosted {
         });
     }
 
-    /// A sticky worker that does not take a query in time has lost it to the normal queue.
-    fn give_up_sticky_after(&self, wait: std::time::Duration, run_id: &RunId, query: u64) {
+    /// Nobody shall take this query from the queue that it was offered to.
+    fn withdraw_query(&self, id: u64, query: &WaitingQuery) {
+        if let Some(queue) = query.offered_to.clone() {
+            self.shard.cluster.send_to_queue(QueueCall::Withdraw {
+                queue,
+                origin: self.shard.id,
+                key: self.key.clone(),
+                run_id: query.run_id.clone(),
+                task: OfferedTask::Query(id),
+            });
+        }
+    }
+
+    /// Forgets the queries whose callers have gone or whose time is over: they keep neither this
+    /// workflow nor a queue in memory.
+    pub(crate) fn forget_abandoned_queries(&mut self) {
+        for (id, query) in self.queries.take_abandoned(Instant::now()) {
+            self.withdraw_query(id, &query);
+        }
+    }
+
+    /// A sticky worker that does not answer a query in time, be it that it died with the query in its
+    /// hands, has lost it to the normal queue.
+    fn give_up_sticky_after(&self, wait: Duration, run_id: &RunId, query: u64) {
         let (shard, key, run_id) = (Arc::clone(&self.shard), self.key.clone(), run_id.clone());
         let until = Instant::now() + wait;
         tokio::spawn(async move {
@@ -423,14 +462,8 @@ impl Hosted {
             let text = "query task not found, or already expired";
             return Err(Rejection::NotFound(text.into()).into());
         }
-        use piton_core::proto::enums::QueryResultType;
-        let result = match answer.completed_type() {
-            QueryResultType::Answered => Ok(query::success(answer.query_result)),
-            QueryResultType::Failed | QueryResultType::Unspecified => {
-                Err(query::failure(answer.error_message, answer.failure))
-            }
-        };
-        self.queries.finish(token.query, result);
+        let limits = self.shard.cluster.limits();
+        self.queries.answered_alone(token.query, answer, &limits);
         Ok(Answer::Done)
     }
 

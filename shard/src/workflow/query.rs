@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 
 use piton_core::error::Rejection;
 use piton_core::id::RunId;
+use piton_core::limits::{BLOB_OVERSIZED, Limits};
 use piton_core::proto::common::Payloads;
 use piton_core::proto::enums::{QueryRejectCondition, QueryResultType};
 use piton_core::proto::failure::Failure;
 use piton_core::proto::query::{WorkflowQuery, WorkflowQueryResult};
-use piton_core::proto::workflowservice::QueryWorkflowResponse;
+use piton_core::proto::workflowservice::{QueryWorkflowResponse, RespondQueryTaskCompletedRequest};
 use tokio::time::Instant;
 
 use crate::error::ShardError;
-use crate::message::Answer;
+use crate::message::{Answer, QueueKey};
 use crate::route::shard_leader::ReplyTo;
 
 /// A query that has no answer yet.
@@ -23,6 +24,18 @@ pub(crate) struct WaitingQuery {
     pub(crate) deadline: Instant,
     pub(crate) reply: ReplyTo,
     pub(crate) place: Place,
+    /// The queue that it was offered to last.
+    pub(crate) offered_to: Option<QueueKey>,
+}
+
+impl WaitingQuery {
+    fn is_abandoned(&self, now: Instant) -> bool {
+        self.reply.is_closed() || self.deadline <= now
+    }
+
+    fn is_sticky(&self) -> bool {
+        matches!(self.place, Place::Sticky | Place::AtStickyWorker)
+    }
 }
 
 /// Where a query waits.
@@ -34,9 +47,11 @@ pub(crate) enum Place {
     Attached(u64),
     /// Offered to the sticky queue on its own.
     Sticky,
+    /// At the sticky queue's worker on its own, which has the same time for both.
+    AtStickyWorker,
     /// Offered to the normal queue on its own.
     Normal,
-    /// At a worker on its own.
+    /// At a worker of the normal queue on its own.
     AtWorker,
 }
 
@@ -61,13 +76,19 @@ impl Queries {
         self.waiting.get_mut(&id)
     }
 
+    /// Takes out a query that the sticky queue's worker has not answered in time.
+    pub(crate) fn take_sticky(&mut self, number: u64) -> Option<WaitingQuery> {
+        let is_sticky = self.waiting.get(&number).is_some_and(WaitingQuery::is_sticky);
+        if is_sticky { self.waiting.remove(&number) } else { None }
+    }
+
     pub(crate) fn attachable(&self) -> usize {
         self.waiting.values().filter(|q| q.place == Place::Attachable).count()
     }
 
-    /// Forgets those whose caller has gone or whose time is over.
-    pub(crate) fn forget_abandoned(&mut self, now: Instant) {
-        self.waiting.retain(|_, q| !q.reply.is_closed() && q.deadline > now);
+    /// Takes out those whose caller has gone or whose time is over.
+    pub(crate) fn take_abandoned(&mut self, now: Instant) -> BTreeMap<u64, WaitingQuery> {
+        self.waiting.extract_if(.., |_, query| query.is_abandoned(now)).collect()
     }
 
     /// Lets a workflow task take along what waits for one.
@@ -98,12 +119,32 @@ impl Queries {
     }
 
     /// Answers with what a worker said along with its workflow task.
-    pub(crate) fn answered(&mut self, id: u64, result: WorkflowQueryResult) {
+    pub(crate) fn answered(&mut self, id: u64, result: WorkflowQueryResult, limits: &Limits) {
         let failed = result.result_type() == QueryResultType::Failed;
-        let answer = if failed {
+        let answer = if !limits.is_blob(result.answer.as_ref()) {
+            Err(Rejection::invalid(BLOB_OVERSIZED).into())
+        } else if failed {
             Err(failure(result.error_message, result.failure))
         } else {
             Ok(success(result.answer))
+        };
+        self.finish(id, answer);
+    }
+
+    /// Answers with what a worker said of the query alone. One that is too large fails the query as
+    /// if the worker had said so, unlike one that comes along with a workflow task.
+    pub(crate) fn answered_alone(
+        &mut self,
+        id: u64,
+        said: RespondQueryTaskCompletedRequest,
+        limits: &Limits,
+    ) {
+        let answer = if !limits.is_blob(said.query_result.as_ref()) {
+            Err(failure(BLOB_OVERSIZED.to_owned(), None))
+        } else if said.completed_type() == QueryResultType::Answered {
+            Ok(success(said.query_result))
+        } else {
+            Err(failure(said.error_message, said.failure))
         };
         self.finish(id, answer);
     }
@@ -122,12 +163,12 @@ impl Queries {
     }
 }
 
-pub(crate) fn success(result: Option<Payloads>) -> Answer {
+fn success(result: Option<Payloads>) -> Answer {
     let response = QueryWorkflowResponse { query_result: result, ..Default::default() };
     Answer::Query(Box::new(response))
 }
 
-pub(crate) fn failure(message: String, failure: Option<Failure>) -> ShardError {
+fn failure(message: String, failure: Option<Failure>) -> ShardError {
     ShardError::Rejected(Rejection::QueryFailed { message, failure: failure.map(Box::new) })
 }
 

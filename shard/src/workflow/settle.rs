@@ -82,10 +82,11 @@ impl Hosted {
         completed: Result<Reply, ShardError>,
     ) -> Result<RespondWorkflowTaskCompletedResponse, ShardError> {
         let completed = completed?;
+        let limits = self.shard.cluster.limits();
         // In order, so that a repeated run answers in the same one.
         for (id, result) in results.into_iter().collect::<BTreeMap<_, _>>() {
             if let Ok(id) = id.parse() {
-                self.queries.answered(id, result);
+                self.queries.answered(id, result, &limits);
             }
         }
         self.queries.detach();
@@ -113,7 +114,7 @@ impl Hosted {
     /// Queries that no workflow task will take along are sent on their own.
     pub(crate) fn release_queries(&mut self, run_id: &RunId) {
         let Some(run) = self.runs.get(run_id) else { return };
-        match run.query_route() {
+        match run.query_route(self.now()) {
             QueryRoute::Attach => {}
             QueryRoute::Direct => {
                 let place = if run.note.sticky.is_some() { Place::Sticky } else { Place::Normal };
@@ -123,7 +124,7 @@ impl Hosted {
             }
             QueryRoute::NotReady(text) => {
                 for id in self.queries.release(run_id) {
-                    let refusal = Rejection::WorkflowNotReady(text.clone());
+                    let refusal = Rejection::WorkflowNotReady(text.into());
                     self.queries.finish(id, Err(refusal.into()));
                 }
             }
@@ -194,7 +195,7 @@ impl Hosted {
             // It has been offered elsewhere since.
             return Ok(None);
         }
-        query.place = Place::AtWorker;
+        query.place = if sticky { Place::AtStickyWorker } else { Place::AtWorker };
         let (run_id, query) = (query.run_id.clone(), query.query.clone());
         let run_id = self.run(Some(&run_id))?;
         let run = &self.runs[&run_id];

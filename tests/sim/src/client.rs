@@ -174,6 +174,7 @@ impl Client {
             queue: QueueName::normal(queue),
             identity: "worker".to_owned(),
             worker_instance_key: String::new(),
+            worker_version: None,
             deadline: in_ms(limit_ms),
         };
         self.ask(limit_ms + CALL_MS, |cluster, namespace| ask(cluster, namespace, poll)).await

@@ -12,7 +12,7 @@ fn attributes() -> NamespaceAttributes {
     ];
     let types = types.into_iter().map(|(name, kind)| (name.to_owned(), kind)).collect();
     let limits = Limits { search_attributes_max: 3, ..Limits::default() };
-    NamespaceAttributes::new(Arc::new(types), Arc::new(limits))
+    NamespaceAttributes::new(None, Arc::new(types), Arc::new(limits))
 }
 
 fn payload(json: &str) -> Payload {
@@ -86,13 +86,27 @@ fn sizes_and_counts_are_limited_and_the_text_names_the_attribute() {
     let four = [("Text", "null"), ("Keyword", "null"), ("Int", "null"), ("Bool", "null")];
     assert!(check(&four).expect_err("too many").contains("exceeds limit 3"));
     let unknown = check(&[("Unknown", "1"), ("Bool", "true")]).expect_err("unknown");
-    assert_eq!(unknown, "search attribute Unknown is not defined");
+    assert_eq!(unknown, "Namespace  has no mapping defined for search attribute Unknown");
 }
 
+/// The official server's words.
 #[test]
-fn system_and_predefined_names_are_reserved() {
-    for name in ["RunId", "BuildIds", "TemporalAnything", "StartTime"] {
-        assert!(is_reserved(name), "{name}");
+fn a_refusal_names_the_attribute_and_shows_the_value() {
+    for (name, json, text) in [
+        ("Int", r#""x""#, "invalid value for search attribute Int of type Int: x"),
+        ("Int", "1.5", "invalid value for search attribute Int of type Int: 1.5"),
+        (
+            "Keyword",
+            r#"["a","b"]"#,
+            "invalid value for search attribute Keyword of type Keyword: [a b]",
+        ),
+        ("RunId", r#""x""#, "RunId attribute can't be set in SearchAttributes"),
+        (
+            "TemporalWorkerDeployment",
+            r#""x""#,
+            "TemporalWorkerDeployment attribute can't be set in SearchAttributes",
+        ),
+    ] {
+        assert_eq!(check(&[(name, json)]).expect_err(json), text);
     }
-    assert!(!is_reserved("CustomerId"));
 }

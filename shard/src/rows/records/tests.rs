@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use piton_core::effect::{ErrandKey, QueueName};
 use piton_core::id::{EventId, Position};
 use piton_core::note::{ActivityStart, Sticky, WorkflowTaskNote};
-use piton_core::proto::common::{Memo, Payload, Payloads, Priority};
+use piton_core::proto::common::{Memo, Payload, Payloads, Priority, WorkerVersionStamp};
 use piton_core::proto::failure::Failure;
 use piton_core::run::Status;
 use piton_core::time::{Span, Timestamp};
@@ -68,7 +68,13 @@ fn run_note() -> RunNote {
 }
 
 fn activity_note() -> ActivityNote {
-    let start = ActivityStart { at: TIME, identity: "worker".into(), request_id: "ticket".into() };
+    let stamp = WorkerVersionStamp { build_id: "b1".into(), ..WorkerVersionStamp::default() };
+    let start = ActivityStart {
+        at: TIME,
+        identity: "worker".into(),
+        request_id: "ticket".into(),
+        worker_version: Some(Proto(stamp)),
+    };
     ActivityNote {
         attempt: 3,
         stamp: 4,
