@@ -1,6 +1,6 @@
 //! What a run owes the world: timers to fire, tasks to offer, errands to run to other workflows.
 //!
-//! Effects are never "sent" by a decision. They are read off a run's state ([`crate::run::RunState::effects`]),
+//! Effects are never "sent" by a decision. They are read off a run's state (`RunState::effects`),
 //! and the difference between the states before and after a transition becomes index rows in the
 //! same batch as the events (D7). So none can be forgotten, and a new leader finds
 //! the same ones.

@@ -202,7 +202,7 @@ pub(crate) const SHARDS_DEFAULT: u32 = 16;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShardsConfig {
-    /// Fixed when a cluster is first started: [`SHARDS_DEFAULT`] unless given, and from then on what
+    /// Fixed when a cluster is first started: 16 unless given, and from then on what
     /// it was; another number is refused.
     pub count: Option<u32>,
     /// A workflow without anything to do leaves memory after this time.

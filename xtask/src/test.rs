@@ -39,6 +39,12 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, fast: bool) -> Res
         command.args(["--", "-D", "warnings"]);
         process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
     });
+    report.step("docs", |log| {
+        let mut command = process::cargo(root);
+        command.args(["doc", "--workspace", "--no-deps", "--profile", "ci", "--locked"]);
+        command.env("RUSTDOCFLAGS", "-D warnings");
+        process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
+    });
     if !built {
         println!("   the build failed: nothing more can run");
         return Ok(());

@@ -1,7 +1,7 @@
 //! The mutable state of one run: a fold of its history, overlaid with its notes.
 //!
 //! [`RunState::decide`] answers a request with the state after it; nothing else changes a state.
-//! Every event enters through [`RunState::append`], which folds it at once, so that the live state
+//! Every event enters through `RunState::append`, which folds it at once, so that the live state
 //! and the fold of the stored history cannot differ. This file only dispatches; each concern has
 //! its own file with its decisions and its fold side by side. Step 3 of a request's way.
 
