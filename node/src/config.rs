@@ -195,15 +195,20 @@ impl AdmissionConfig {
     }
 }
 
-/// Shards of a new cluster (D1).
-pub(crate) const SHARDS_DEFAULT: u32 = 16;
+/// Shards of a new cluster where nobody says how many (D1): one for each core. More let less be done
+/// together, and each costs a Raft group of its own.
+pub(crate) fn shards_default() -> u32 {
+    const MAX: u32 = 16;
+    let cores = std::thread::available_parallelism().map_or(MAX as usize, usize::from);
+    u32::try_from(cores).unwrap_or(MAX).min(MAX)
+}
 
 /// How workflows are spread and kept in memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShardsConfig {
-    /// Fixed when a cluster is first started: 16 unless given, and from then on what
-    /// it was; another number is refused.
+    /// Fixed when a cluster is first started: one for each core, at most 16, unless given, and from
+    /// then on what it was; another number is refused.
     pub count: Option<u32>,
     /// A workflow without anything to do leaves memory after this time.
     pub idle_ms: u64,

@@ -11,6 +11,7 @@ mod frontend;
 mod identity;
 mod log_metrics;
 mod node;
+mod process_metrics;
 mod storage;
 mod store_upkeep;
 mod telemetry;

@@ -135,7 +135,7 @@ struct Flags {
     /// What keeps the store; one that another engine made is rebuilt from the log [default: redb].
     #[arg(long, value_name = "ENGINE", env = "PITON_STORE")]
     store: Option<StoreEngine>,
-    /// Shards of a cluster that is first started [default: 16].
+    /// Shards of a cluster that is first started [default: one for each core, at most 16].
     #[arg(long, value_name = "COUNT", env = "PITON_SHARDS")]
     shards: Option<u32>,
     /// What is logged, such as `info` or `warn,piton_shard=debug` [default: info; of `dev`: warn].

@@ -16,11 +16,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, ConfigError, SHARDS_DEFAULT};
+use crate::config::{Config, ConfigError, shards_default};
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::disk_watch::DiskWatch;
 use crate::frontend::{self, Facts, Frontend};
 use crate::identity::{Identity, IdentityError};
+use crate::process_metrics;
 use crate::storage::{Devices, Place, Storage, StorageError};
 use crate::telemetry::{self, Metrics, Ready};
 
@@ -159,6 +160,7 @@ impl Node {
             ready.clone(),
             &mut registry,
         );
+        process_metrics::register(&mut registry);
         let metrics = Metrics::new(registry);
         let addresses = (local(&grpc, config.listen.grpc()), local(&http, config.listen.http()));
         let facts = Facts {
@@ -287,7 +289,7 @@ fn identify(
     directory: &DataDirectory,
     asked: Option<u32>,
 ) -> Result<Identity, NodeError> {
-    let identity = Identity::of(disk, directory.path(), asked.unwrap_or(SHARDS_DEFAULT))?;
+    let identity = Identity::of(disk, directory.path(), asked.unwrap_or_else(shards_default))?;
     // ORDER: before the store, of which nothing may be thrown away for a log that is missing.
     identity.check_log(disk, directory.path())?;
     // ORDER: before anything is opened. A shard that is led with another number of them would

@@ -64,7 +64,7 @@ pub(crate) struct RpcMetrics {
 impl RpcMetrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         // From 0.25 ms to 65 s: a long poll ends after 60 s.
-        let histogram = || Histogram::new((0..19).map(|n| 0.000_25 * f64::from(1_u32 << n)));
+        let histogram = || Histogram::new((0..10).map(|n| 0.000_25 * f64::from(4_u32.pow(n))));
         let metrics = Self {
             answered: Family::default(),
             duration: Family::new_with_constructor(histogram as fn() -> Histogram),

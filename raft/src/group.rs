@@ -380,7 +380,7 @@ pub(crate) async fn watch_leadership(
             changed
         });
         if changed {
-            tracing::info!(group = %id, term = now.term, leader = ?now.leader,
+            tracing::debug!(group = %id, term = now.term, leader = ?now.leader,
                 serving = now.serving, "leadership");
         }
         let begins_to_lead = now.leader == Some(node) && !now.serving;

@@ -1,9 +1,11 @@
 //! What a node's shards measure. Registered into the node's registry; every name ends in its unit.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use piton_core::id::ShardId;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -18,7 +20,17 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 #[derive(Clone)]
 pub struct ShardMetrics(Arc<Metrics>);
 
+/// Names of types that get a series of their own; clients choose them, so that they have to be bounded.
+const TYPES_MAX: usize = 500;
+/// The label of all types beyond.
+const OTHER_TYPES: &str = "other";
+
 struct Metrics {
+    types: Mutex<HashSet<String>>,
+    workflow_starts: Family<TypeLabels, Counter>,
+    workflow_task_failures: Family<FailureLabels, Counter>,
+    timer_lag: Histogram,
+    polls: Family<QueueLabels, Gauge>,
     workflow_latency: Histograms<WorkflowLabels>,
     workflow_task_latency: Histograms<TypeLabels>,
     activity_latency: Histograms<TypeLabels>,
@@ -46,6 +58,13 @@ struct WorkflowLabels {
 struct TypeLabels {
     namespace: String,
     r#type: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    namespace: String,
+    r#type: String,
+    cause: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -77,9 +96,39 @@ pub(crate) struct QueueFigure {
     pub(crate) kind: &'static str,
     pub(crate) depth: u64,
     pub(crate) age: Duration,
+    pub(crate) polls: u64,
 }
 
 impl Metrics {
+    fn register_course(&self, registry: &mut Registry) {
+        registry.register("workflow_starts", "Runs begun", self.workflow_starts.clone());
+        registry.register(
+            "workflow_task_failures",
+            "Workflow tasks that failed, by the cause that their event names, or timed out",
+            self.workflow_task_failures.clone(),
+        );
+        let (help, lag) = ("From a timer's due time to its firing", self.timer_lag.clone());
+        registry.register_with_unit("timer_lag", help, Unit::Seconds, lag);
+        let help = "Polls that wait for a task";
+        registry.register("task_queue_polls", help, self.polls.clone());
+    }
+
+    fn type_labels(&self, namespace: &str, name: &str) -> TypeLabels {
+        TypeLabels { namespace: namespace.to_owned(), r#type: self.bounded(name) }
+    }
+
+    /// The name of a type, or that it is one too many.
+    fn bounded(&self, name: &str) -> String {
+        let mut types = self.types.lock();
+        if !types.contains(name) {
+            if types.len() >= TYPES_MAX {
+                return OTHER_TYPES.to_owned();
+            }
+            types.insert(name.to_owned());
+        }
+        name.to_owned()
+    }
+
     fn register_commits(&self, registry: &mut Registry) {
         let latency = self.commit_latency.clone();
         registry.register_with_unit("commit", "From proposal to applied", Unit::Seconds, latency);
@@ -97,6 +146,11 @@ impl ShardMetrics {
     /// Makes the figures and registers them.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Metrics {
+            types: Mutex::default(),
+            workflow_starts: Family::default(),
+            workflow_task_failures: Family::default(),
+            timer_lag: quick(),
+            polls: Family::default(),
             workflow_latency: Family::new_with_constructor(slow),
             workflow_task_latency: Family::new_with_constructor(quick),
             activity_latency: Family::new_with_constructor(slow),
@@ -159,6 +213,7 @@ impl ShardMetrics {
         r.register("actors", "Workflows in memory", m.actors.clone());
         r.register("shard_leader", "1 where this node leads the shard", m.leads.clone());
         metrics.register_commits(r);
+        metrics.register_course(r);
         Self(Arc::new(metrics))
     }
 
@@ -185,6 +240,29 @@ impl ShardMetrics {
         self.0.leads.get_or_create(&ShardLabels { shard: shard.0 }).set(i64::from(leads));
     }
 
+    pub(crate) fn workflow_started(&self, namespace: &str, workflow_type: &str) {
+        self.0.workflow_starts.get_or_create(&self.0.type_labels(namespace, workflow_type)).inc();
+    }
+
+    pub(crate) fn workflow_task_failed(
+        &self,
+        namespace: &str,
+        workflow_type: &str,
+        cause: &'static str,
+    ) {
+        let labels = FailureLabels {
+            namespace: namespace.to_owned(),
+            r#type: self.0.bounded(workflow_type),
+            cause,
+        };
+        self.0.workflow_task_failures.get_or_create(&labels).inc();
+    }
+
+    /// Notes how late a timer fires.
+    pub(crate) fn timer_fired(&self, lag: Duration) {
+        self.0.timer_lag.observe(lag.as_secs_f64());
+    }
+
     pub(crate) fn workflow_closed(
         &self,
         namespace: &str,
@@ -194,7 +272,7 @@ impl ShardMetrics {
     ) {
         let labels = WorkflowLabels {
             namespace: namespace.to_owned(),
-            workflow_type: workflow_type.to_owned(),
+            workflow_type: self.0.bounded(workflow_type),
             outcome,
         };
         self.0.workflow_latency.get_or_create(&labels).observe(latency.as_secs_f64());
@@ -206,7 +284,7 @@ impl ShardMetrics {
         workflow_type: &str,
         latency: Duration,
     ) {
-        let labels = of_type(namespace, workflow_type);
+        let labels = self.0.type_labels(namespace, workflow_type);
         self.0.workflow_task_latency.get_or_create(&labels).observe(latency.as_secs_f64());
     }
 
@@ -217,7 +295,7 @@ impl ShardMetrics {
         latency: Duration,
         failed: bool,
     ) {
-        let labels = of_type(namespace, activity_type);
+        let labels = self.0.type_labels(namespace, activity_type);
         self.0.activity_latency.get_or_create(&labels).observe(latency.as_secs_f64());
         if failed {
             self.0.activity_failures.get_or_create(&labels).inc();
@@ -225,13 +303,14 @@ impl ShardMetrics {
     }
 
     pub(crate) fn activity_retried(&self, namespace: &str, activity_type: &str) {
-        self.0.activity_retries.get_or_create(&of_type(namespace, activity_type)).inc();
+        self.0.activity_retries.get_or_create(&self.0.type_labels(namespace, activity_type)).inc();
     }
 
     /// Replaces what is shown of the task queues; called before each scrape.
     pub(crate) fn show_queues(&self, queues: Vec<QueueFigure>) {
         self.0.queue_depth.clear();
         self.0.queue_age.clear();
+        self.0.polls.clear();
         for queue in queues {
             let labels = QueueLabels {
                 namespace: queue.namespace,
@@ -240,10 +319,22 @@ impl ShardMetrics {
             };
             self.0.queue_depth.get_or_create(&labels).set(queue.depth as i64);
             self.0.queue_age.get_or_create(&labels).set(queue.age.as_secs_f64());
+            self.0.polls.get_or_create(&labels).set(queue.polls as i64);
         }
     }
 }
 
-fn of_type(namespace: &str, name: &str) -> TypeLabels {
-    TypeLabels { namespace: namespace.to_owned(), r#type: name.to_owned() }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_beyond_the_limit_share_one_name() {
+        let metrics = ShardMetrics::register(&mut Registry::default());
+        for number in 0..TYPES_MAX {
+            assert_eq!(metrics.0.bounded(&number.to_string()), number.to_string());
+        }
+        assert_eq!(metrics.0.bounded("one more"), OTHER_TYPES);
+        assert_eq!(metrics.0.bounded("0"), "0");
+    }
 }

@@ -6,8 +6,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use piton_proto::common::RetryPolicy;
+use piton_proto::enums::WorkflowTaskFailedCause;
 use piton_proto::failure::Failure;
-use piton_proto::workflowservice::RespondActivityTaskFailedRequest;
+use piton_proto::workflowservice::{
+    RespondActivityTaskFailedRequest, RespondWorkflowTaskFailedRequest,
+};
 
 use crate::client::{NAMESPACE, soon, start_of};
 use crate::nodes::{Running, config};
@@ -78,6 +81,20 @@ async fn fail_an_activity(running: &Running) {
     api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
 }
 
+/// A workflow whose worker cannot go on.
+async fn fail_a_workflow_task(running: &Running) {
+    let api = running.api();
+    api.start(start_of("stuck", "failing", "stuck")).await.unwrap();
+    let task = api.poll_workflow_task("stuck").await.unwrap();
+    let failed = RespondWorkflowTaskFailedRequest {
+        namespace: NAMESPACE.to_owned(),
+        task_token: task.task_token,
+        cause: WorkflowTaskFailedCause::WorkflowWorkerUnhandledFailure.into(),
+        ..RespondWorkflowTaskFailedRequest::default()
+    };
+    running.client.service().respond_workflow_task_failed(soon(failed)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_is_seen_to_move() {
     let mut config = config(None);
@@ -93,6 +110,7 @@ async fn every_metric_is_seen_to_move() {
     await_orders(api.as_ref(), &ledger).await;
     drop(worker);
     fail_an_activity(&running).await;
+    fail_a_workflow_task(&running).await;
     // Nobody has ever polled this queue.
     api.start(start_of("waits", ORDER, "unpolled")).await.unwrap();
     let _ = api.signal(crate::client::signal_of("nowhere", "s")).await.unwrap_err();
@@ -108,10 +126,16 @@ async fn every_metric_is_seen_to_move() {
     let unpolled = [r#"task_queue="unpolled""#, r#"kind="workflow""#];
     assert_eq!(sum(&after, "piton_task_queue_depth", &unpolled), 1.0);
     assert_eq!(sum(&after, "piton_shard_leader", &[]), 2.0);
+    assert_eq!(sum(&after, "piton_build_info", &[r#"version=""#]), 1.0);
+    assert!(sum(&after, "piton_process_resident_memory_bytes", &[]) > 1e6);
+    assert!(sum(&after, "piton_process_open_handles", &[]) > 3.0);
     assert!(sum(&after, "piton_actors", &[]) >= 1.0, "an actor was here a moment ago");
     for (name, labels) in [
         ("piton_workflow_seconds_count", &[r#"workflow_type="order""#, r#"outcome="#][..]),
         ("piton_workflow_task_seconds_count", &[r#"type="order""#]),
+        ("piton_workflow_starts_total", &[r#"type="order""#]),
+        ("piton_workflow_task_failures_total", &[r#"type="failing""#, "WORKFLOW_WORKER_UNHANDLED"]),
+        ("piton_timer_lag_seconds_count", &[]),
         ("piton_activity_seconds_count", &[r#"type="step""#]),
         ("piton_activity_retries_total", &[r#"type="step""#]),
         ("piton_activity_failures_total", &[r#"type="step""#]),
@@ -149,8 +173,10 @@ async fn every_metric_is_seen_to_move() {
         async move { api.poll_workflow_task("orders").await }
     });
     await_until("a poll is seen to wait", || async {
-        let held = sum(&metrics(address).await, "piton_rpcs_in_flight", &[r#"kind="held""#]);
-        (held == 1.0).then_some(())
+        let now = metrics(address).await;
+        let polls = [r#"task_queue="orders""#, r#"kind="workflow""#];
+        let is_held = sum(&now, "piton_rpcs_in_flight", &[r#"kind="held""#]) == 1.0;
+        (is_held && sum(&now, "piton_task_queue_polls", &polls) == 1.0).then_some(())
     })
     .await;
     waiting.abort();

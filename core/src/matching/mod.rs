@@ -266,6 +266,11 @@ impl<T: Ord + Clone, P: Ord + Clone> Matching<T, P> {
         self.backlog.is_beyond()
     }
 
+    /// Polls that wait for a task.
+    pub fn waiting_polls(&self) -> usize {
+        self.polls.len()
+    }
+
     /// Who has polled lately, and when.
     pub fn pollers(&mut self, now: Timestamp) -> impl Iterator<Item = (&str, Timestamp)> {
         self.polls.seen_since(now, self.bounds.memory)

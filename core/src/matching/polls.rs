@@ -38,6 +38,11 @@ impl<P: Ord + Clone> Polls<P> {
         }
     }
 
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
     pub(super) fn knows(&self, id: &P) -> bool {
         self.places.contains_key(id) || self.spent.contains(id)
     }

@@ -71,7 +71,9 @@ impl Room {
 
     /// The longest beginning of a text that has room and ends between two characters.
     fn text(&mut self, text: &str) -> String {
-        let kept = &text[..text.floor_char_boundary(self.0)];
+        let mut ends = (0..=self.0.min(text.len())).rev();
+        let end = ends.find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+        let kept = &text[..end];
         if !kept.is_empty() {
             self.take(kept.len() + FIELD_BYTES);
         }

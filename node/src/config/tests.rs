@@ -9,7 +9,7 @@ fn the_documented_file_says_exactly_the_defaults() {
     let documented: toml::Table = toml::from_str(DOCUMENTED).unwrap();
     // What is left open when nothing is given has its default elsewhere.
     let mut defaults = Config::default();
-    defaults.shards.count = Some(SHARDS_DEFAULT);
+    defaults.shards.count = Some(16);
     let limits = Limits::ALL.iter().map(|(name, default, _)| ((*name).to_owned(), *default));
     defaults.limits = limits.collect();
     assert_eq!(documented, toml::Table::try_from(&defaults).unwrap());

@@ -219,8 +219,7 @@ impl Owned {
     }
 
     fn show(&self) {
-        let Self { handle, matching, .. } = self;
-        handle.show(matching.len(), matching.oldest(), matching.is_beyond());
+        self.handle.show(&self.matching);
     }
 
     fn issue(&self, shard: &ShardRuntime, met: Match<TaskId, PollName>) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use piton_core::matching::Matching;
 use piton_core::time::Timestamp;
 use ractor::{ActorRef, SpawnErr};
 
@@ -27,6 +28,7 @@ pub(crate) struct QueueHandle {
     oldest_nanos: AtomicI64,
     /// Shards hold more tasks than the window does.
     is_beyond_window: AtomicBool,
+    polls: AtomicU64,
 }
 
 impl Queues {
@@ -63,6 +65,7 @@ impl Queues {
             depth: AtomicU64::new(0),
             oldest_nanos: AtomicI64::new(0),
             is_beyond_window: AtomicBool::new(false),
+            polls: AtomicU64::new(0),
         });
         match start(queue.clone(), Arc::clone(&handle)) {
             Ok(actor) => handle.mailbox.attach(actor),
@@ -81,6 +84,7 @@ impl Queues {
                 .filter(|&t| t > 0)
                 .map(Timestamp::from_nanos),
             is_beyond_window: handle.is_beyond_window.load(Ordering::Relaxed),
+            polls: handle.polls.load(Ordering::Relaxed),
         };
         handles.iter().map(depth).collect()
     }
@@ -108,9 +112,11 @@ impl Queues {
 
 impl QueueHandle {
     /// Shows to metrics what waits.
-    pub(crate) fn show(&self, depth: usize, oldest: Option<Timestamp>, is_beyond_window: bool) {
-        self.depth.store(depth as u64, Ordering::Relaxed);
-        self.oldest_nanos.store(oldest.map_or(0, Timestamp::as_nanos), Ordering::Relaxed);
-        self.is_beyond_window.store(is_beyond_window, Ordering::Relaxed);
+    pub(crate) fn show<T: Clone + Ord, P: Clone + Ord>(&self, matching: &Matching<T, P>) {
+        let oldest = matching.oldest().map_or(0, Timestamp::as_nanos);
+        self.depth.store(matching.len() as u64, Ordering::Relaxed);
+        self.oldest_nanos.store(oldest, Ordering::Relaxed);
+        self.is_beyond_window.store(matching.is_beyond(), Ordering::Relaxed);
+        self.polls.store(matching.waiting_polls() as u64, Ordering::Relaxed);
     }
 }

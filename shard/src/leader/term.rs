@@ -116,7 +116,7 @@ impl ShardState {
             host.set_serving(self.id, None);
             old.stop();
             old.metrics.leads(self.id, false);
-            tracing::info!(shard = %self.id, term = old.term, "laid down leadership");
+            tracing::debug!(shard = %self.id, term = old.term, "laid down leadership");
         }
         if let Some(term) = serves {
             while let Err(error) = own_slots(&host, self.id).await {
@@ -131,7 +131,7 @@ impl ShardState {
                 take_up(ShardRuntime::new(&self.cluster, self.id, term, self.start_workflow));
             self.serving = Some(Arc::clone(&runtime));
             host.set_serving(self.id, Some(runtime));
-            tracing::info!(shard = %self.id, term, "took up leadership");
+            tracing::debug!(shard = %self.id, term, "took up leadership");
         }
     }
 }

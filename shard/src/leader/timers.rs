@@ -145,7 +145,8 @@ fn fire(shard: &Arc<ShardRuntime>, now: Timestamp) -> Timestamp {
     // INVARIANT: a row that is due wakes its run once in this term; several of one run at once
     // wake it once, as it fires everything that is due.
     let mut woken = None;
-    for Wakeup { key, run_id, cause, .. } in due {
+    for Wakeup { due, key, run_id, cause } in due {
+        shard.metrics.timer_fired((now - due).to_std());
         let request = match cause {
             Cause::Timer(_) if woken.as_ref() == Some(&(key.clone(), run_id.clone())) => continue,
             Cause::Timer(_) => RunRequest::Due,

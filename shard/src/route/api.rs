@@ -459,6 +459,7 @@ impl Cluster {
                     kind,
                     depth: queue.depth,
                     age: age.unwrap_or_default(),
+                    polls: queue.polls,
                 };
                 figures.insert(queue.queue, figure);
             }

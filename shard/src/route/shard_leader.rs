@@ -88,4 +88,6 @@ pub(crate) struct QueueDepth {
     pub(crate) oldest: Option<Timestamp>,
     /// It is deeper than that, and maybe older: the shards' rows say how much.
     pub(crate) is_beyond_window: bool,
+    /// Polls that wait for a task.
+    pub(crate) polls: u64,
 }

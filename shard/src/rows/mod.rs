@@ -28,8 +28,8 @@ use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
 use prost::Message;
 
 use crate::rows::codes::{note_key, unsigned};
-use crate::rows::range::SlotRange;
 pub(crate) use crate::rows::positions::Positions;
+use crate::rows::range::SlotRange;
 use crate::rows::records::decode_note;
 pub(crate) use crate::rows::values::{
     Current, ErrandRow, HistoryBatch, RequestKind, RequestRow, TaskRow, TimerRow, decode_position,

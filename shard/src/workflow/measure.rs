@@ -24,6 +24,7 @@ impl Hosted {
                 let took = (at - run.start_time).to_std();
                 metrics.workflow_closed(namespace, workflow_type, outcome, took);
             }
+            self.measure_course(namespace, workflow_type, event);
             if let Some((scheduled, failed)) = activity_end(event) {
                 let activity = before.and_then(|b| b.activities.get(&EventId(scheduled)));
                 if let Some(activity) = activity {
@@ -42,6 +43,27 @@ impl Hosted {
             }
         }
         self.measure_retries(before, change, namespace);
+    }
+
+    fn measure_course(&self, namespace: &str, workflow_type: &str, event: &HistoryEvent) {
+        let metrics = &self.shard.metrics;
+        match event.attributes.as_ref() {
+            Some(Attributes::WorkflowExecutionStartedEventAttributes(_)) => {
+                metrics.workflow_started(namespace, workflow_type);
+            }
+            Some(Attributes::WorkflowTaskFailedEventAttributes(failed)) => {
+                metrics.workflow_task_failed(
+                    namespace,
+                    workflow_type,
+                    failed.cause().as_str_name(),
+                );
+            }
+            Some(Attributes::WorkflowTaskTimedOutEventAttributes(timed_out)) => {
+                let kind = timed_out.timeout_type().as_str_name();
+                metrics.workflow_task_failed(namespace, workflow_type, kind);
+            }
+            _ => {}
+        }
     }
 
     /// An attempt that is one higher than before is a retry; it leaves no event.

@@ -88,7 +88,10 @@ impl Queries {
 
     /// Takes out those whose caller has gone or whose time is over.
     pub(crate) fn take_abandoned(&mut self, now: Instant) -> BTreeMap<u64, WaitingQuery> {
-        self.waiting.extract_if(.., |_, query| query.is_abandoned(now)).collect()
+        let waiting = std::mem::take(&mut self.waiting);
+        let (abandoned, kept) = waiting.into_iter().partition(|(_, query)| query.is_abandoned(now));
+        self.waiting = kept;
+        abandoned
     }
 
     /// Lets a workflow task take along what waits for one.
