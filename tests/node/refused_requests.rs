@@ -343,7 +343,7 @@ async fn malformed_requests_are_refused() {
     for (start, text) in [
         (with(|s| s.workflow_id.clear()), "WorkflowId is not set on request."),
         (with(|s| s.workflow_type = None), "WorkflowType is not set on request."),
-        (with(|s| s.task_queue = None), "TaskQueue is not set on request."),
+        (with(|s| s.task_queue = None), "taskQueue is not set"),
         (
             with(|s| s.task_queue.as_mut().unwrap().name = "/_sys/q/1".to_owned()),
             "cannot start with reserved prefix /_sys/",

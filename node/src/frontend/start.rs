@@ -58,7 +58,8 @@ fn check_queue(
     request: &mut StartWorkflowExecutionRequest,
     limits: &Limits,
 ) -> Result<(), ApiError> {
-    let queue = request.task_queue.get_or_insert_default();
+    let queue =
+        request.task_queue.as_mut().ok_or_else(|| ApiError::invalid("taskQueue is not set"))?;
     validate::queue_name(&queue.name, limits)?;
     // Whatever the client says: workflows are not started on a worker's sticky queue.
     queue.kind = TaskQueueKind::Normal.into();

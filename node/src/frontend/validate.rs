@@ -84,7 +84,10 @@ pub(crate) fn workflow_key(
 
 /// The name of a task queue that a workflow or a worker chose.
 pub(crate) fn queue_name(name: &str, limits: &Limits) -> Result<(), ApiError> {
-    required("TaskQueue", name, limits)?;
+    if name.is_empty() {
+        return Err(ApiError::invalid("missing task queue name"));
+    }
+    optional("TaskQueue", name, limits)?;
     if name.starts_with(RESERVED_QUEUE_PREFIX) {
         return Err(ApiError::invalid(format!(
             "Task queue name cannot start with reserved prefix {RESERVED_QUEUE_PREFIX}."
@@ -95,7 +98,7 @@ pub(crate) fn queue_name(name: &str, limits: &Limits) -> Result<(), ApiError> {
 
 /// The queue that is polled or described.
 pub(crate) fn queue(given: Option<&TaskQueue>, limits: &Limits) -> Result<QueueName, ApiError> {
-    let given = given.ok_or_else(|| ApiError::invalid("TaskQueue is not set on request."))?;
+    let given = given.ok_or_else(|| ApiError::invalid("taskQueue is not set"))?;
     queue_name(&given.name, limits)?;
     match TaskQueueKind::try_from(given.kind) {
         Ok(TaskQueueKind::Unspecified | TaskQueueKind::Normal) => {

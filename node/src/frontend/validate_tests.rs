@@ -63,8 +63,8 @@ fn reserved_queue_names_and_unknown_kinds_are_refused() {
         let normal_name = "normal".to_owned();
         said(queue(Some(&TaskQueue { name: name.into(), kind, normal_name }), &limits()))
     };
-    assert_eq!(said(queue(None, &limits())), "TaskQueue is not set on request.");
-    assert_eq!(check("", 0), "TaskQueue is not set on request.");
+    assert_eq!(said(queue(None, &limits())), "taskQueue is not set");
+    assert_eq!(check("", 0), "missing task queue name");
     assert_eq!(
         check("/_sys/orders/1", 0),
         "Task queue name cannot start with reserved prefix /_sys/."
