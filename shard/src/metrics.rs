@@ -100,6 +100,57 @@ pub(crate) struct QueueFigure {
 }
 
 impl Metrics {
+    fn register_works(&self, registry: &mut Registry) {
+        let s = || Unit::Seconds;
+        registry.register_with_unit(
+            "workflow",
+            "From start to close of a run",
+            s(),
+            self.workflow_latency.clone(),
+        );
+        registry.register_with_unit(
+            "workflow_task",
+            "From schedule to answer",
+            s(),
+            self.workflow_task_latency.clone(),
+        );
+        registry.register_with_unit(
+            "activity",
+            "From schedule to close, all attempts",
+            s(),
+            self.activity_latency.clone(),
+        );
+        registry.register_with_unit(
+            "task_queue_age",
+            "Age of the oldest waiting task",
+            s(),
+            self.queue_age.clone(),
+        );
+        registry.register_with_unit(
+            "checkpoint",
+            "Writing a shard's changes to the store",
+            s(),
+            self.checkpoint_latency.clone(),
+        );
+        registry.register(
+            "activity_retries",
+            "Attempts that will be repeated",
+            self.activity_retries.clone(),
+        );
+        registry.register(
+            "activity_failures",
+            "Activities that failed or timed out for good",
+            self.activity_failures.clone(),
+        );
+        registry.register(
+            "task_queue_depth",
+            "Tasks that wait for a worker",
+            self.queue_depth.clone(),
+        );
+        registry.register("actors", "Workflows in memory", self.actors.clone());
+        registry.register("shard_leader", "1 where this node leads the shard", self.leads.clone());
+    }
+
     fn register_course(&self, registry: &mut Registry) {
         registry.register("workflow_starts", "Runs begun", self.workflow_starts.clone());
         registry.register(
@@ -166,54 +217,9 @@ impl ShardMetrics {
             actors: Gauge::default(),
             leads: Family::default(),
         };
-        let m = &metrics;
-        let s = || Unit::Seconds;
-        let r = registry;
-        r.register_with_unit(
-            "workflow",
-            "From start to close of a run",
-            s(),
-            m.workflow_latency.clone(),
-        );
-        r.register_with_unit(
-            "workflow_task",
-            "From schedule to answer",
-            s(),
-            m.workflow_task_latency.clone(),
-        );
-        r.register_with_unit(
-            "activity",
-            "From schedule to close, all attempts",
-            s(),
-            m.activity_latency.clone(),
-        );
-        r.register_with_unit(
-            "task_queue_age",
-            "Age of the oldest waiting task",
-            s(),
-            m.queue_age.clone(),
-        );
-        r.register_with_unit(
-            "checkpoint",
-            "Writing a shard's changes to the store",
-            s(),
-            m.checkpoint_latency.clone(),
-        );
-        r.register(
-            "activity_retries",
-            "Attempts that will be repeated",
-            m.activity_retries.clone(),
-        );
-        r.register(
-            "activity_failures",
-            "Activities that failed or timed out for good",
-            m.activity_failures.clone(),
-        );
-        r.register("task_queue_depth", "Tasks that wait for a worker", m.queue_depth.clone());
-        r.register("actors", "Workflows in memory", m.actors.clone());
-        r.register("shard_leader", "1 where this node leads the shard", m.leads.clone());
-        metrics.register_commits(r);
-        metrics.register_course(r);
+        metrics.register_works(registry);
+        metrics.register_commits(registry);
+        metrics.register_course(registry);
         Self(Arc::new(metrics))
     }
 

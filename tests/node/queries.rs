@@ -149,7 +149,11 @@ async fn a_query_that_its_sticky_worker_died_with_goes_to_another() {
     let running = Running::start(config(None)).await;
     let client = &running.client;
     start_sticky(client, "w", Duration::from_secs(1), Vec::new()).await;
-    // A worker that never polled its queue would not be waited for at all.
+    // A worker that never polled its queue would not be waited for at all. What is asked goes on alone.
+    #[expect(
+        clippy::async_yields_async,
+        reason = "the query's task is awaited after its worker died"
+    )]
     let (asked, taken) = tokio::join!(
         async {
             let is_polled = || async {
