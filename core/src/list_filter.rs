@@ -1,10 +1,11 @@
 //! The filter of list and count requests: a fragment of SQL's WHERE over the system attributes.
-//! Built: `= != < <= > >= IN BETWEEN AND OR`, parentheses, and
+//! Built: `= != < <= > >= IN BETWEEN STARTS_WITH AND OR`, `NOT STARTS_WITH`, parentheses, and
 //! `GROUP BY ExecutionStatus`. Anything else is refused in the official server's words where it has
 //! some, never ignored.
 //!
 //! As in SQL, a value that a run does not have (the close time of an open run) fits no comparison.
 
+mod asked;
 mod literal;
 mod token;
 
@@ -13,6 +14,7 @@ use piton_proto::enums::{IndexedValueType, WorkflowExecutionStatus};
 use crate::search_attribute::{self, Field, Origin};
 use crate::time::Timestamp;
 use crate::visibility::VisibilityRecord;
+pub use asked::Asked;
 use literal::Literal;
 use token::{Token, TokenKind, tokens};
 
@@ -86,6 +88,8 @@ enum Condition {
     Compare(Field, Operator, Literal),
     In(Field, Vec<Literal>),
     Between(Field, Literal, Literal),
+    /// The text, and whether runs pass whose value begins with it, or those whose value does not.
+    StartsWith(Field, String, bool),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +195,9 @@ impl Condition {
             Self::Between(attribute, low, high) => attribute
                 .of(record)
                 .is_some_and(|value| (low.as_value()..=high.as_value()).contains(&value)),
+            Self::StartsWith(attribute, prefix, begins) => attribute.of(record).is_some_and(
+                |value| matches!(value, Value::Text(text) if text.starts_with(prefix) == *begins),
+            ),
         }
     }
 }
@@ -268,6 +275,11 @@ impl ListFilter {
     /// Whether the filter lets a run pass.
     pub fn matches(&self, record: &VisibilityRecord) -> bool {
         self.condition.as_ref().is_none_or(|condition| condition.holds(record))
+    }
+
+    /// Which workflows can pass at all: where it names them, no others need be looked at.
+    pub fn asked(&self) -> Asked {
+        self.condition.as_ref().map_or(Asked::All, Condition::asked)
     }
 
     /// What a count is to be grouped by, if anything.
@@ -350,6 +362,13 @@ impl<'a> Parser<'a> {
         let Some(attribute) = Attribute::named(name) else { return Err(token.no_attribute(name)) };
         let (field, kind) = (attribute.field, attribute.kind);
         let operator = self.take();
+        if operator.is_word("STARTS_WITH") {
+            return self.starts_with(attribute, operator, true);
+        }
+        if operator.is_word("NOT") && self.peek().is_word("STARTS_WITH") {
+            let operator = self.take();
+            return self.starts_with(attribute, operator, false);
+        }
         if operator.is_word("IN") {
             return Ok(Condition::In(field, self.list(attribute)?));
         }
@@ -371,6 +390,25 @@ impl<'a> Parser<'a> {
             ordered(kind, operator)?;
         }
         Ok(Condition::Compare(field, compare, self.literal(attribute)?))
+    }
+
+    fn starts_with(
+        &mut self,
+        attribute: Attribute,
+        operator: Token<'_>,
+        begins: bool,
+    ) -> Result<Condition, FilterError> {
+        match self.literal(attribute)? {
+            Literal::Text(text) => Ok(Condition::StartsWith(attribute.field, text, begins)),
+            Literal::Number(_) if matches!(attribute.kind, Type::Int | Type::Duration) => {
+                let name = attribute.name;
+                Err(operator.refused(format!(
+                    "operation is not supported: operator 'STARTS_WITH' not supported for Int type \
+                     search attribute '{name}'"
+                )))
+            }
+            Literal::Number(_) => Err(operator.unsupported()),
+        }
     }
 
     fn list(&mut self, attribute: Attribute) -> Result<Vec<Literal>, FilterError> {

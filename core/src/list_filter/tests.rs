@@ -55,6 +55,13 @@ fn a_filter_lets_the_right_runs_pass() {
         ("WorkflowId = 'open'", "open"),
         ("WorkflowId = \"open\"", "open"),
         ("`WorkflowId` != 'open'", "done child"),
+        ("WorkflowId STARTS_WITH 'o'", "open"),
+        ("WorkflowId starts_with ''", "open done child"),
+        ("WorkflowId STARTS_WITH 'O'", ""),
+        ("WorkflowId STARTS_WITH 'op%'", ""),
+        ("WorkflowId NOT STARTS_WITH 'o'", "done child"),
+        ("ParentWorkflowId STARTS_WITH 'moth'", "child"),
+        ("ParentWorkflowId NOT STARTS_WITH 'x'", "child"),
         ("WorkflowType='order''s'", "open done child"),
         (r"WorkflowType = 'order\'s'", "open done child"),
         (r#"WorkflowType = "order\'s""#, "open done child"),
@@ -115,7 +122,24 @@ fn a_filter_that_is_not_understood_is_refused_with_its_position() {
         ("workflowid = 'x'", 1, "invalid search attribute: workflowid"),
         ("BuildIds = 'x'", 1, "operation is not supported: filtering by search attribute BuildIds"),
         ("WorkflowId LIKE 'x'", 12, "operation is not supported: operator 'LIKE'"),
-        ("WorkflowId STARTS_WITH 'x'", 12, "not supported: operator 'STARTS_WITH'"),
+        ("WorkflowId STARTS_WITH ('x')", 24, "syntax error at position 24 near '('"),
+        (
+            "WorkflowId STARTS_WITH 5",
+            24,
+            "invalid value type for search attribute WorkflowId of type Keyword: 5 (type: int64)",
+        ),
+        (
+            "HistoryLength STARTS_WITH '5'",
+            27,
+            "invalid value type for search attribute HistoryLength of type Int: \"5\" (type: string)",
+        ),
+        ("StartTime STARTS_WITH '2026'", 23, "unable to parse datetime '2026'"),
+        (
+            "ExecutionDuration STARTS_WITH '1s'",
+            19,
+            "operator 'STARTS_WITH' not supported for Int type search attribute 'ExecutionDuration'",
+        ),
+        ("ExecutionStatus STARTS_WITH 'Run'", 29, "invalid ExecutionStatus value 'Run'"),
         ("WorkflowId IS NULL", 12, "not supported: operator 'IS'"),
         ("WorkflowId NOT IN ('x')", 12, "not supported: operator 'NOT'"),
         ("NOT (WorkflowId = 'x')", 1, "not supported: operator 'NOT'"),
@@ -217,4 +241,37 @@ fn lists_of_open_and_of_closed_runs_are_narrowed_by_all_that_is_given() {
     check(Narrowed { started_from: Some(Timestamp::from_millis(1_000)), ..closed() }, "done child");
     check(Narrowed { started_from: Some(Timestamp::from_millis(1_001)), ..closed() }, "");
     check(Narrowed { started_until: Some(Timestamp::from_millis(999)), ..closed() }, "");
+}
+
+#[test]
+fn a_filter_names_the_workflows_that_can_pass() {
+    let ids = |ids: &[&str]| Asked::Ids(ids.iter().map(|id| (*id).to_owned()).collect());
+    let prefix = |text: &str| Asked::Prefix(text.to_owned());
+    for (text, asked) in [
+        ("", Asked::All),
+        ("WorkflowId = 'b'", ids(&["b"])),
+        ("WorkflowId IN ('b', 'a', 'b')", ids(&["a", "b"])),
+        ("WorkflowId STARTS_WITH 'a'", prefix("a")),
+        ("WorkflowId NOT STARTS_WITH 'a'", Asked::All),
+        ("WorkflowId != 'b'", Asked::All),
+        ("WorkflowId > 'b'", Asked::All),
+        ("RunId = 'b'", Asked::All),
+        ("WorkflowId = 'b' AND RunId = 'r'", ids(&["b"])),
+        ("RunId = 'r' AND ExecutionStatus = 'Running' AND WorkflowId = 'b'", ids(&["b"])),
+        ("WorkflowId = 'b' OR RunId = 'r'", Asked::All),
+        ("WorkflowId = 'b' OR WorkflowId = 'a'", ids(&["a", "b"])),
+        ("WorkflowId = 'b' AND WorkflowId = 'a'", ids(&[])),
+        ("WorkflowId IN ('ab', 'b') AND WorkflowId STARTS_WITH 'a'", ids(&["ab"])),
+        ("WorkflowId STARTS_WITH 'a' AND WorkflowId STARTS_WITH 'ab'", prefix("ab")),
+        ("WorkflowId STARTS_WITH 'ab' OR WorkflowId STARTS_WITH 'a'", prefix("a")),
+        ("WorkflowId STARTS_WITH 'a' OR WorkflowId STARTS_WITH 'b'", Asked::All),
+        ("WorkflowId STARTS_WITH 'a' OR WorkflowId = 'b'", Asked::All),
+        ("(WorkflowId = 'a' OR WorkflowId = 'b') AND WorkflowType = 'x'", ids(&["a", "b"])),
+        ("WorkflowId = 'a' GROUP BY ExecutionStatus", ids(&["a"])),
+    ] {
+        let filter = ListFilter::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(filter.asked(), asked, "{text}");
+    }
+    let narrowed = Narrowed { workflow_id: Some("a".into()), ..Narrowed::default() };
+    assert_eq!(ListFilter::narrowed(narrowed).asked(), ids(&["a"]));
 }
