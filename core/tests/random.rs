@@ -27,7 +27,7 @@ use piton_core::request::{
     ActivityRef, CancelRequest, ChildRefusal, Drawn, ExternalRefusal, RunRequest, Signal,
     StartRequest, Taker, TerminateRequest, WorkflowTaskRef,
 };
-use piton_core::run::{Decided, Reply, RunState, StartedTask, decide_start};
+use piton_core::run::{Decided, Met, Reply, RunState, StartedTask, decide_start};
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::Change;
 use piton_core::{effect, invariant};
@@ -190,7 +190,7 @@ impl World {
         let signal = with_signal.then(|| Signal { name: "s".into(), ..Signal::default() });
         let request = StartRequest { start: Box::new(start), signal, parent };
         let (key, live) = (self.key.clone(), self.live.clone());
-        let decided = self.drawn(|d| decide_start(&key, live.as_ref(), request, d));
+        let decided = self.drawn(|d| decide_start(&key, live.as_ref().map(Met::from), request, d));
         if let Ok(decided) = decided {
             self.accept(decided);
         }

@@ -45,6 +45,12 @@ pub struct ShardConfig {
     pub retention_batch: usize,
     /// How long a request waits for a shard's leader before UNAVAILABLE.
     pub leader_wait: Duration,
+    /// Pages of history and other short reads for callers that run at once, on all shards of this node.
+    pub lookups_max: usize,
+    /// Slices of lists and counts that run at once.
+    pub scans_max: usize,
+    /// Rows that a list or a count reads before it lets others read.
+    pub scan_slice_rows: usize,
     /// What is free on the node's disk.
     pub room: Room,
 }
@@ -78,7 +84,16 @@ impl Default for ShardConfig {
             retention_interval: Duration::from_secs(10),
             retention_batch: 100,
             leader_wait: Duration::from_secs(5),
+            lookups_max: 4,
+            scans_max: scans_max(),
+            scan_slice_rows: 1_024,
             room: Room::default(),
         }
     }
+}
+
+/// Half of the machine at most: the rest goes on as if nobody scanned.
+fn scans_max() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).clamp(1, 4)
 }

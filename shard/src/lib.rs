@@ -16,6 +16,7 @@ mod leader;
 mod message;
 mod meta;
 mod metrics;
+mod read_threads;
 mod replica;
 mod room;
 mod route;

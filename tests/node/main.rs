@@ -34,6 +34,7 @@ mod panicking;
 mod passivation;
 mod power_cut;
 mod queries;
+mod reads;
 mod refused_limits;
 mod refused_requests;
 mod repeated;

@@ -289,6 +289,7 @@ async fn a_leader_that_was_replaced_answers_nothing_of_its_own() {
         filter: ListFilter::parse("").unwrap(),
         after: None,
         limit: 100,
+        timeout: None,
     };
     let listed = cluster.answer_peer(shard, list.into()).await;
     assert!(listed.is_err(), "{listed:?}");

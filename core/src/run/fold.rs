@@ -57,6 +57,17 @@ macro_rules! ending {
             | A::ExternalWorkflowExecutionCancelRequestedEventAttributes(_)
     };
 }
+/// The last event of a run: what [`Status::closed_by`] knows.
+macro_rules! closing {
+    () => {
+        A::WorkflowExecutionCompletedEventAttributes(_)
+            | A::WorkflowExecutionFailedEventAttributes(_)
+            | A::WorkflowExecutionTimedOutEventAttributes(_)
+            | A::WorkflowExecutionCanceledEventAttributes(_)
+            | A::WorkflowExecutionTerminatedEventAttributes(_)
+            | A::WorkflowExecutionContinuedAsNewEventAttributes(_)
+    };
+}
 /// Events that change nothing of the state, and events of features that are not built.
 macro_rules! not_folded {
     () => {
@@ -229,21 +240,10 @@ impl RunState {
             A::WorkflowExecutionCancelRequestedEventAttributes(_) => {
                 self.fold_cancel_requested(event);
             }
-            A::WorkflowExecutionCompletedEventAttributes(_) => {
-                self.fold_closed(event, Status::Completed);
-            }
-            A::WorkflowExecutionFailedEventAttributes(_) => self.fold_closed(event, Status::Failed),
-            A::WorkflowExecutionTimedOutEventAttributes(_) => {
-                self.fold_closed(event, Status::TimedOut);
-            }
-            A::WorkflowExecutionCanceledEventAttributes(_) => {
-                self.fold_closed(event, Status::Canceled);
-            }
-            A::WorkflowExecutionTerminatedEventAttributes(_) => {
-                self.fold_closed(event, Status::Terminated);
-            }
-            A::WorkflowExecutionContinuedAsNewEventAttributes(_) => {
-                self.fold_closed(event, Status::ContinuedAsNew);
+            closing!() => {
+                if let Some(status) = Status::closed_by(event) {
+                    self.fold_closed(event, status);
+                }
             }
             ending!() => self.fold_ending(attributes),
             not_folded!() => {}

@@ -59,7 +59,7 @@ pub use activity::inherit_priority;
 pub use describe::QueryRoute;
 pub use fold::FoldError;
 pub use reply::{ActivityTask, Reply, StartedTask};
-pub use start::decide_start;
+pub use start::{Met, StartedRun, decide_start};
 
 /// How a run stands. `Paused` is not built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,6 +76,21 @@ pub enum Status {
 impl Status {
     pub fn is_open(self) -> bool {
         self == Self::Running
+    }
+
+    /// What a run is after this event, if the event closes it.
+    pub fn closed_by(event: &HistoryEvent) -> Option<Self> {
+        match event.attributes.as_ref()? {
+            Attributes::WorkflowExecutionCompletedEventAttributes(_) => Some(Self::Completed),
+            Attributes::WorkflowExecutionFailedEventAttributes(_) => Some(Self::Failed),
+            Attributes::WorkflowExecutionTimedOutEventAttributes(_) => Some(Self::TimedOut),
+            Attributes::WorkflowExecutionCanceledEventAttributes(_) => Some(Self::Canceled),
+            Attributes::WorkflowExecutionTerminatedEventAttributes(_) => Some(Self::Terminated),
+            Attributes::WorkflowExecutionContinuedAsNewEventAttributes(_) => {
+                Some(Self::ContinuedAsNew)
+            }
+            _ => None,
+        }
     }
 
     pub fn to_proto(self) -> piton_proto::enums::WorkflowExecutionStatus {

@@ -19,6 +19,42 @@ use crate::message::json_text;
 use crate::request::{Drawn, Parent, RunRequest, Signal, StartRequest, Taker};
 use crate::time::{Span, Timestamp};
 
+/// A workflow's run as a start meets it: an open one in full, of a closed one what has to be known.
+#[derive(Clone, Debug)]
+pub enum Met<'a> {
+    Open(&'a RunState),
+    Closed(StartedRun),
+}
+
+/// What a start has to know of a run that was there before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartedRun {
+    pub run_id: RunId,
+    pub first_run_id: RunId,
+    pub status: Status,
+    /// The request that created it; empty if none did.
+    pub start_request_id: RequestId,
+}
+
+impl<'a> From<&'a RunState> for Met<'a> {
+    fn from(run: &'a RunState) -> Self {
+        if run.status.is_open() { Self::Open(run) } else { Self::Closed(run.as_started()) }
+    }
+}
+
+impl StartedRun {
+    /// The answer to a start that a closed run has taken before: it created the run, or was attached
+    /// to it.
+    pub fn started_again(self, created: bool) -> Reply {
+        let Self { run_id, first_run_id, status, start_request_id: _ } = self;
+        Reply::Started { run_id, first_run_id, started: created, status, eager: None }
+    }
+
+    fn was_started_by(&self, request_id: &str) -> bool {
+        !request_id.is_empty() && self.start_request_id.as_str() == request_id
+    }
+}
+
 /// Decides a start against the workflow's current run, open or closed. The shell has looked the
 /// request id up before; that of the current run is recognised here too.
 ///
@@ -26,23 +62,39 @@ use crate::time::{Span, Timestamp};
 /// The refusal; then nothing is recorded.
 pub fn decide_start(
     key: &WorkflowKey,
-    current: Option<&RunState>,
+    current: Option<Met<'_>>,
     request: StartRequest,
     drawn: &Drawn<'_>,
 ) -> Result<Decided, Rejection> {
-    let Some(current) = current else { return Ok(start_new(key, None, request, drawn)) };
+    match current {
+        None => Ok(start_new(key, None, request, drawn)),
+        Some(Met::Open(current)) => start_beside(current, request, drawn),
+        Some(Met::Closed(closed)) if closed.was_started_by(&request.start.request_id) => {
+            let reply = Ok(closed.started_again(true));
+            Ok(Decided { run: None, successor: None, reply })
+        }
+        Some(Met::Closed(closed)) => {
+            Policies::of(&request)?.allow_reuse(key, closed)?;
+            Ok(start_new(key, None, request, drawn))
+        }
+    }
+}
+
+/// Decides a start of a workflow that has an open run.
+fn start_beside(
+    current: &RunState,
+    request: StartRequest,
+    drawn: &Drawn<'_>,
+) -> Result<Decided, Rejection> {
+    let key = &current.key;
     if current.was_started_by(&request.start.request_id) {
         let reply = current.started_again(&request.start);
         return Ok(Decided::with(current.clone(), reply));
     }
-    let policies = Policies::of(&request)?;
-    if !current.status.is_open() {
-        policies.allow_reuse(current)?;
-        return Ok(start_new(key, None, request, drawn));
-    }
-    match policies.conflict {
+    match Policies::of(&request)?.conflict {
         Conflict::Fail => {
-            Err(already_started(current, "Workflow execution is already running.", ""))
+            let text = "Workflow execution is already running.";
+            Err(already_started(key, current.as_started(), text, ""))
         }
         Conflict::UseExisting => use_existing(current, request, drawn),
         Conflict::TerminateExisting => {
@@ -99,11 +151,12 @@ impl Policies {
     }
 
     #[allow(deprecated, reason = "TERMINATE_IF_RUNNING is still sent by older clients")]
-    fn allow_reuse(&self, closed: &RunState) -> Result<(), Rejection> {
+    fn allow_reuse(&self, key: &WorkflowKey, closed: StartedRun) -> Result<(), Rejection> {
         use WorkflowIdReusePolicy as P;
         match self.reuse {
             P::Unspecified | P::AllowDuplicate | P::TerminateIfRunning => Ok(()),
             P::RejectDuplicate => Err(already_started(
+                key,
                 closed,
                 "Workflow execution already finished.",
                 " Workflow Id reuse policy: reject duplicate workflow Id.",
@@ -112,6 +165,7 @@ impl Policies {
                 Status::Failed | Status::Canceled | Status::Terminated | Status::TimedOut => Ok(()),
                 Status::Running | Status::Completed | Status::ContinuedAsNew => {
                     Err(already_started(
+                        key,
                         closed,
                         "Workflow execution already finished successfully.",
                         " Workflow Id reuse policy: allow duplicate workflow Id if last run failed.",
@@ -122,13 +176,14 @@ impl Policies {
     }
 }
 
-fn already_started(current: &RunState, text: &str, policy: &str) -> Rejection {
-    let id = &current.key.workflow_id;
+fn already_started(key: &WorkflowKey, current: StartedRun, text: &str, policy: &str) -> Rejection {
+    let StartedRun { run_id, first_run_id, start_request_id, status: _ } = current;
+    let id = &key.workflow_id;
     Rejection::AlreadyStarted {
-        message: format!("{text} WorkflowId: {id}, RunId: {}.{policy}", current.run_id),
-        start_request_id: current.note.start_request_id.clone().unwrap_or_else(|| "".into()),
-        run_id: current.run_id.clone(),
-        first_run_id: current.first_run_id(),
+        message: format!("{text} WorkflowId: {id}, RunId: {run_id}.{policy}"),
+        start_request_id,
+        run_id,
+        first_run_id,
     }
 }
 
@@ -279,6 +334,15 @@ impl RunState {
             continued_failure: None,
             ..attributes.clone()
         });
+    }
+
+    fn as_started(&self) -> StartedRun {
+        StartedRun {
+            run_id: self.run_id.clone(),
+            first_run_id: self.first_run_id(),
+            status: self.status,
+            start_request_id: self.note.start_request_id.clone().unwrap_or_else(|| "".into()),
+        }
     }
 
     fn was_started_by(&self, request_id: &str) -> bool {

@@ -64,7 +64,7 @@ impl Flow {
     pub fn start_again(&mut self, request: StartRequest) -> Result<Reply, Rejection> {
         self.number += 1;
         let decided = draw(self.now, self.number, &self.limits, |drawn| {
-            decide_start(&key(), Some(&self.run), request, drawn)
+            decide_start(&key(), Some((&self.run).into()), request, drawn)
         })?;
         self.accept(decided)
     }

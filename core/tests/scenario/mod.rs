@@ -11,7 +11,7 @@ use piton_core::note::{Note, NoteKey};
 use piton_core::proto::common::SearchAttributes;
 use piton_core::proto::history::HistoryEvent;
 use piton_core::request::{ActivityRef, Drawn, RunRequest, SearchAttributeCheck, WorkflowTaskRef};
-use piton_core::run::{ActivityTask, Decided, Reply, RunState, StartedTask, decide_start};
+use piton_core::run::{ActivityTask, Decided, Met, Reply, RunState, StartedTask, decide_start};
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::Change;
 
@@ -105,7 +105,8 @@ impl World {
             "start" => {
                 let request = request::start(step);
                 let current = self.live.clone();
-                let decided = self.drawn(|d| decide_start(&key(), current.as_ref(), request, d));
+                let decided = self
+                    .drawn(|d| decide_start(&key(), current.as_ref().map(Met::from), request, d));
                 out = self.conclude(decided, place);
             }
             _ => {

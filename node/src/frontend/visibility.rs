@@ -16,8 +16,8 @@ use piton_proto::workflowservice::{
     ScanWorkflowExecutionsResponse, count_workflow_executions_response::AggregationGroup,
     list_closed_workflow_executions_request, list_open_workflow_executions_request,
 };
-
 use piton_shard::Namespace;
+use tokio::time::Instant;
 
 use super::error::ApiError;
 use super::{Call, Frontend, validate};
@@ -37,8 +37,14 @@ pub(super) async fn list(
         namespace: namespace.id.as_str(),
         query: request.query.as_bytes(),
     };
-    let (executions, next_page_token) =
-        page(frontend, &namespace, (&filter, of), (page_size, request.next_page_token)).await?;
+    let (executions, next_page_token) = page(
+        frontend,
+        &namespace,
+        (&filter, of),
+        (page_size, request.next_page_token),
+        call.deadline,
+    )
+    .await?;
     Ok(ListWorkflowExecutionsResponse { executions, next_page_token })
 }
 
@@ -68,7 +74,8 @@ pub(super) async fn list_open(
         None => {}
     }
     let page = (request.maximum_page_size, request.next_page_token);
-    let (executions, next_page_token) = narrowed(frontend, &request.namespace, asked, page).await?;
+    let (executions, next_page_token) =
+        narrowed(frontend, (&request.namespace, call.deadline), asked, page).await?;
     Ok(ListOpenWorkflowExecutionsResponse { executions, next_page_token })
 }
 
@@ -93,7 +100,8 @@ pub(super) async fn list_closed(
         None => {}
     }
     let page = (request.maximum_page_size, request.next_page_token);
-    let (executions, next_page_token) = narrowed(frontend, &request.namespace, asked, page).await?;
+    let (executions, next_page_token) =
+        narrowed(frontend, (&request.namespace, call.deadline), asked, page).await?;
     Ok(ListClosedWorkflowExecutionsResponse { executions, next_page_token })
 }
 
@@ -115,7 +123,7 @@ fn of_execution(asked: &mut Narrowed, filter: WorkflowExecutionFilter) {
 /// A page of the open or the closed runs: its size and token, and what it holds.
 async fn narrowed(
     frontend: &Frontend,
-    namespace: &str,
+    (namespace, deadline): (&str, Option<Instant>),
     asked: Narrowed,
     (page_size, token): (i32, Bytes),
 ) -> Result<(Vec<WorkflowExecutionInfo>, Bytes), ApiError> {
@@ -125,7 +133,7 @@ async fn narrowed(
     let query = format!("{asked:?}");
     let of = ListOf { call: "narrowed", namespace: namespace.id.as_str(), query: query.as_bytes() };
     let filter = ListFilter::narrowed(asked);
-    page(frontend, &namespace, (&filter, of), (page_size, token)).await
+    page(frontend, &namespace, (&filter, of), (page_size, token), deadline).await
 }
 
 /// A page of runs and the token to go on with.
@@ -134,9 +142,11 @@ async fn page(
     namespace: &Namespace,
     (filter, of): (&ListFilter, ListOf<'_>),
     (size, token): (usize, Bytes),
+    deadline: Option<Instant>,
 ) -> Result<(Vec<WorkflowExecutionInfo>, Bytes), ApiError> {
     let after = validate::page_token(of, &token)?;
-    let (runs, next) = frontend.cluster.list(namespace, filter, size, after.to_vec()).await?;
+    let after = after.to_vec();
+    let (runs, next) = frontend.cluster.list(namespace, filter, size, after, deadline).await?;
     let next = if next.is_empty() { next } else { of.token(&next) };
     Ok((runs, next.into()))
 }
@@ -149,7 +159,7 @@ pub(super) async fn count(
     let namespace = frontend.namespace(&request.namespace)?;
     let filter = ListFilter::parse(&request.query);
     let filter = filter.map_err(|error| refused(frontend, &namespace, error))?;
-    let counts = frontend.cluster.count(&namespace, &filter).await?;
+    let counts = frontend.cluster.count(&namespace, &filter, call.deadline).await?;
     let group = |(value, count): (String, u64)| AggregationGroup {
         group_values: vec![search_attribute::keyword(&value)],
         count: count as i64,

@@ -1,11 +1,14 @@
 //! What a shard's leader answers from rows: pages of history, lists, counts. Reads wait for the actor's undecided transitions and for a read-index round
-//! (architecture D5a).
+//! (architecture D5a). All of it runs on threads of its own, so that no read holds up what is decided.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use piton_core::error::Rejection;
-use piton_core::id::{RunId, WorkflowKey};
+use piton_core::id::{NamespaceId, RunId, WorkflowKey};
+use piton_core::limits::Limits;
+use piton_core::list_filter::Asked;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -13,9 +16,21 @@ use crate::error::ShardError;
 use crate::leader::hosting::Subscription;
 use crate::leader::runtime::ShardRuntime;
 use crate::message::{Answer, HistoryPage, HistoryPageReply, ReadCall, TaskQueueView};
-use crate::rows::LoadError;
 use crate::rows::history::{self, HistoryError, PageOutcome, RunView};
-use crate::rows::visibility;
+use crate::rows::lookup::Lookup;
+use crate::rows::scan::{Scan, Scanning, Slices};
+use crate::rows::tasks::Backlog;
+use crate::rows::visibility::{Counting, Listing};
+use crate::rows::{LoadError, WorkflowRows};
+
+/// The slots that an answer covers.
+type Covered = Vec<Range<u16>>;
+
+/// What a slice of a scan comes to.
+enum Slice<S: Slices> {
+    More(S),
+    Last((S::Answer, Covered)),
+}
 
 /// What a caller hears of rows that cannot be read. A store that fails is rebuilt (architecture
 /// D13), so it is worth trying again; what does not decode will not decode the next time either.
@@ -53,29 +68,78 @@ impl ShardRuntime {
             ReadCall::History { key, run_id, page } => {
                 self.read_history(key, run_id, page).await.map(Answer::History)
             }
-            ReadCall::List { namespace, filter, after, limit } => {
+            ReadCall::List { namespace, filter, after, limit, timeout } => {
                 self.confirm().await?;
-                let listed =
-                    visibility::list(&self.rows, &namespace, &filter, after.as_deref(), limit);
-                let rows = listed.map_err(unreadable)?;
-                Ok(Answer::List { rows, covered: self.covered()? })
+                let asked = filter.asked();
+                let listing = Listing::new(&namespace, filter, after.as_deref(), limit);
+                let (rows, covered) = self.find(&namespace, asked, listing, timeout).await?;
+                Ok(Answer::List { rows, covered })
             }
-            ReadCall::Count { namespace, filter } => {
+            ReadCall::Count { namespace, filter, timeout } => {
                 self.confirm().await?;
-                let counts =
-                    visibility::count(&self.rows, &namespace, &filter).map_err(unreadable)?;
-                Ok(Answer::Count { counts, covered: self.covered()? })
+                let asked = filter.asked();
+                let counting = Counting::new(&namespace, filter);
+                let (counts, covered) = self.find(&namespace, asked, counting, timeout).await?;
+                Ok(Answer::Count { counts, covered })
             }
-            ReadCall::Backlog { queue } => {
-                let (backlog_count, oldest) = self.rows.backlog(&queue).map_err(unreadable)?;
+            ReadCall::Backlog { queue, timeout } => {
+                let backlog = Scanning::new(Backlog::of(&queue));
+                let ((backlog_count, oldest), _) = self.scan(backlog, timeout).await?;
                 Ok(Answer::Queue(TaskQueueView { backlog_count, oldest, ..Default::default() }))
             }
         }
     }
 
-    fn covered(&self) -> Result<Vec<std::ops::Range<u16>>, ShardError> {
-        let range = self.rows.range().map_err(unreadable)?;
-        Ok(range.into_iter().map(|r| r.slots).collect())
+    /// Looks up the workflows that are asked for by their ids, or looks through all there are.
+    async fn find<S: Scan>(
+        &self,
+        namespace: &NamespaceId,
+        asked: Asked,
+        scan: S,
+        timeout: Option<Duration>,
+    ) -> Result<(S::Answer, Covered), ShardError> {
+        match asked {
+            Asked::Ids(ids) => self.scan(Lookup::new(namespace, &ids, scan), timeout).await,
+            Asked::All | Asked::Prefix(_) => self.scan(Scanning::new(scan), timeout).await,
+        }
+    }
+
+    /// Reads slice by slice, and says which slots the answer covers. It ends between two slices when its
+    /// caller's time is over or nobody waits for it any more.
+    async fn scan<S: Slices>(
+        &self,
+        mut slices: S,
+        timeout: Option<Duration>,
+    ) -> Result<(S::Answer, Covered), ShardError> {
+        let until = timeout.map(|timeout| Instant::now() + timeout);
+        let slice_rows = self.config.scan_slice_rows;
+        loop {
+            if until.is_some_and(|until| until <= Instant::now()) {
+                let text = "the caller's time was over before all rows were read";
+                return Err(ShardError::DeadlineExceeded(text.to_owned()));
+            }
+            let rows = self.rows.clone();
+            let slice = self.cluster.host().reads().scan(move || {
+                if !slices.go_on(&rows, slice_rows)? {
+                    return Ok(Slice::More(slices));
+                }
+                let covered = rows.range()?.into_iter().map(|range| range.slots).collect();
+                Ok(Slice::Last((slices.answer(), covered)))
+            });
+            match slice.await?.map_err(unreadable)? {
+                Slice::More(rest) => slices = rest,
+                Slice::Last(answer) => return Ok(answer),
+            }
+        }
+    }
+
+    /// Reads the rows of one workflow.
+    async fn look_up<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&WorkflowRows) -> T + Send + 'static,
+    ) -> Result<T, ShardError> {
+        let rows = self.rows.clone();
+        self.cluster.host().reads().look_up(move || read(&rows)).await
     }
 
     async fn read_history(
@@ -92,12 +156,16 @@ impl ShardRuntime {
         }
         // ORDER: before the rows are looked into, "not found" too has to be true of the whole group.
         self.confirm().await?;
-        let run_id = match pinned.or(run_id) {
-            Some(run_id) => run_id,
-            None => self.current_run(&key)?,
+        let limits = self.cluster.limits();
+        let (of, asked, bounds) = (key.clone(), page.clone(), Arc::clone(&limits));
+        let run_id = pinned.or(run_id);
+        let read = move |rows: &WorkflowRows| closed_page(rows, &of, run_id, &asked, &bounds);
+        let run_id = match self.look_up(read).await?.map_err(refused)? {
+            Found::Closed(page) => return Ok(page),
+            Found::Absent => return Err(not_found(&key)),
+            Found::Run(run_id) => run_id,
         };
         let mut views = self.subscribe(&key, &run_id).await?;
-        let limits = self.cluster.limits();
         let longest = Duration::from_millis(limits.history_poll_ms_max);
         let until = Instant::now() + page.wait.unwrap_or_default().min(longest);
         let mut page = page;
@@ -109,8 +177,10 @@ impl ShardRuntime {
                 is_open: seen.open,
                 held: seen.held.clone(),
             };
-            let outcome = history::read_page(&self.rows, &key, &view, &page, &limits);
-            match outcome.map_err(refused)? {
+            let (at, asked, limits) = (key.clone(), page.clone(), Arc::clone(&limits));
+            let read =
+                move |rows: &WorkflowRows| history::read_page(rows, &at, &view, &asked, &limits);
+            match self.look_up(read).await?.map_err(refused)? {
                 PageOutcome::Page(reply) => return Ok(reply),
                 PageOutcome::Wait { token } => {
                     page.token = token;
@@ -122,11 +192,43 @@ impl ShardRuntime {
             }
         }
     }
+}
 
-    fn current_run(&self, key: &WorkflowKey) -> Result<RunId, ShardError> {
-        let current = self.rows.current(key).map_err(unreadable)?;
-        current.map(|c| c.run.run_id).ok_or_else(|| not_found(key))
+/// Whose page is asked for, or the page.
+enum Found {
+    Closed(HistoryPageReply),
+    /// Open, as far as the rows know, or not there.
+    Run(RunId),
+    /// There is no such workflow.
+    Absent,
+}
+
+/// Reads a page of a closed run, whose history is what its rows say: no actor is needed, and no state.
+fn closed_page(
+    rows: &WorkflowRows,
+    key: &WorkflowKey,
+    run_id: Option<RunId>,
+    page: &HistoryPage,
+    limits: &Limits,
+) -> Result<Found, HistoryError> {
+    let current = rows.current(key)?.map(|current| current.run);
+    let Some(run_id) = run_id.or_else(|| Some(current.as_ref()?.run_id.clone())) else {
+        return Ok(Found::Absent);
+    };
+    if current.is_some_and(|current| current.run_id == run_id && current.status.is_open()) {
+        return Ok(Found::Run(run_id));
     }
+    let ends = rows.run_ends(key, &run_id)?;
+    let Some(ends) = ends.filter(|ends| ends.closed.is_some()) else {
+        return Ok(Found::Run(run_id));
+    };
+    let next_event_id = ends.next_event_id;
+    let view = RunView { run_id: run_id.clone(), next_event_id, is_open: false, held: None };
+    Ok(match history::read_page(rows, key, &view, page, limits)? {
+        PageOutcome::Page(reply) => Found::Closed(reply),
+        // Nothing more will come.
+        PageOutcome::Wait { .. } => Found::Run(run_id),
+    })
 }
 
 /// Waits until the run has moved on from what was seen; false when the time is over.

@@ -133,14 +133,18 @@ pub enum ReadCall {
         filter: ListFilter,
         after: Option<Vec<u8>>,
         limit: usize,
+        /// How long its caller waits; `None`: it does not say.
+        timeout: Option<Duration>,
     },
     Count {
         namespace: NamespaceId,
         filter: ListFilter,
+        timeout: Option<Duration>,
     },
     /// To every shard: how many tasks of the queue wait here, and since when the oldest.
     Backlog {
         queue: QueueKey,
+        timeout: Option<Duration>,
     },
 }
 

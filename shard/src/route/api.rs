@@ -323,6 +323,7 @@ impl Cluster {
         filter: &ListFilter,
         page_size: usize,
         token: Vec<u8>,
+        deadline: Option<Instant>,
     ) -> Result<(Vec<WorkflowExecutionInfo>, Vec<u8>), ShardError> {
         let after = (!token.is_empty()).then_some(token);
         let call = || ReadCall::List {
@@ -330,6 +331,7 @@ impl Cluster {
             filter: filter.clone(),
             after: after.clone(),
             limit: page_size,
+            timeout: time_left(deadline),
         };
         let mut answers = Vec::new();
         for answer in self.ask_all(call).await? {
@@ -351,8 +353,13 @@ impl Cluster {
         &self,
         namespace: &Namespace,
         filter: &ListFilter,
+        deadline: Option<Instant>,
     ) -> Result<CountReply, ShardError> {
-        let call = || ReadCall::Count { namespace: namespace.id.clone(), filter: filter.clone() };
+        let call = || ReadCall::Count {
+            namespace: namespace.id.clone(),
+            filter: filter.clone(),
+            timeout: time_left(deadline),
+        };
         let mut answers = Vec::new();
         for answer in self.ask_all(call).await? {
             match answer {
@@ -393,7 +400,8 @@ impl Cluster {
             return Ok(view);
         }
         // More waits than the owner holds: the rows in the shards say how much.
-        let answers = self.ask_all(|| ReadCall::Backlog { queue: queue.clone() }).await?;
+        let answers =
+            self.ask_all(|| ReadCall::Backlog { queue: queue.clone(), timeout: None }).await?;
         (view.backlog_count, view.oldest) = (0, None);
         for answer in answers {
             let Answer::Queue(part) = answer else { return self.wrong_answer() };
@@ -518,6 +526,11 @@ impl Drop for WaitingPoll<'_> {
             poll: self.open.id,
         });
     }
+}
+
+/// How long a caller still waits, as another node is told.
+fn time_left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
 }
 
 /// The refusal of a history page that is not for the addressed run.

@@ -17,6 +17,7 @@ use crate::ids::Ids;
 use crate::meta::state::MetaReplica;
 use crate::meta::{META_GROUP, Meta};
 use crate::metrics::ShardMetrics;
+use crate::read_threads::ReadThreads;
 use crate::replica::ShardReplica;
 use crate::replica::checkpoint::{CheckpointConfig, Checkpoints};
 use crate::route::polls::Polls;
@@ -46,6 +47,7 @@ pub struct ShardHost {
     ids: Ids,
     polls: Polls,
     checkpoints: Checkpoints,
+    reads: ReadThreads,
     metrics: ShardMetrics,
 }
 
@@ -98,6 +100,7 @@ impl ShardHost {
         }
         Ok(Arc::new(Self {
             node,
+            reads: ReadThreads::new(config.lookups_max, config.scans_max),
             config: Arc::new(config),
             clock,
             groups,
@@ -150,6 +153,10 @@ impl ShardHost {
 
     pub(crate) fn config(&self) -> &Arc<ShardConfig> {
         &self.config
+    }
+
+    pub(crate) fn reads(&self) -> &ReadThreads {
+        &self.reads
     }
 
     pub(crate) fn polls(&self) -> &Polls {

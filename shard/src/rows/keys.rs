@@ -174,6 +174,11 @@ impl<Text: AsRef<str>> Entity<Text> {
         })
     }
 
+    /// What all rows of all runs begin with.
+    pub(crate) fn runs(&self) -> Bytes {
+        self.key(|key| key.put_u8(RUN))
+    }
+
     /// What all rows of one run begin with.
     pub(crate) fn run(&self, run_id: &str) -> Bytes {
         self.run_key(run_id, |_| ())

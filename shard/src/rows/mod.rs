@@ -6,10 +6,13 @@
 pub(crate) mod codes;
 pub(crate) mod history;
 pub(crate) mod keys;
+pub(crate) mod lookup;
 mod positions;
 pub(crate) mod range;
 pub(crate) mod records;
 pub(crate) mod retention;
+pub(crate) mod run_ends;
+pub(crate) mod scan;
 pub(crate) mod tasks;
 pub(crate) mod values;
 pub(crate) mod visibility;
@@ -366,25 +369,35 @@ impl WorkflowRows {
     /// Calls `row` for each row with `start <= key < end`, in key order, until it answers false.
     pub(crate) fn each_in(
         &self,
-        mut start: Bytes,
+        start: Bytes,
         end: Bytes,
         mut row: impl FnMut(Row) -> Result<bool, LoadError>,
     ) -> Result<(), LoadError> {
-        loop {
-            let rows = self.scan(KeyRange::new(&start, &end), Order::Ascending, PAGE_ROWS)?;
-            let is_last = rows.len() < PAGE_ROWS;
-            if let Some(last) = rows.last() {
-                start = key_after(&last.key);
-            }
-            for found in rows {
-                if !row(found)? {
-                    return Ok(());
-                }
-            }
-            if is_last {
-                return Ok(());
+        let mut rest = start..end;
+        while !self.next_in(&mut rest, PAGE_ROWS, &mut row)? {}
+        Ok(())
+    }
+
+    /// Calls `row` for the next rows of a range, at most `limit`, and takes them off it. True: there
+    /// are no more, or `row` answered false.
+    fn next_in(
+        &self,
+        range: &mut std::ops::Range<Bytes>,
+        limit: usize,
+        mut row: impl FnMut(Row) -> Result<bool, LoadError>,
+    ) -> Result<bool, LoadError> {
+        let bounds = KeyRange::new(&range.start, &range.end);
+        let rows = self.scan(bounds, Order::Ascending, limit)?;
+        let is_last = rows.len() < limit;
+        if let Some(last) = rows.last() {
+            range.start = key_after(&last.key);
+        }
+        for found in rows {
+            if !row(found)? {
+                return Ok(true);
             }
         }
+        Ok(is_last)
     }
 
     pub(crate) fn decode<T: serde::de::DeserializeOwned>(

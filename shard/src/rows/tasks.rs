@@ -1,5 +1,6 @@
 //! The rows of tasks that wait for a worker, as they are offered to their queues.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use piton_store::{KeyRange, Order, Row};
 
 use crate::message::QueueKey;
 use crate::rows::codes::queue_code;
+use crate::rows::scan::{self, Scan, Scanning};
 use crate::rows::values::{TaskRow, end_of, task_row};
 use crate::rows::{LoadError, WorkflowRows, keys, records};
 
@@ -85,20 +87,45 @@ impl WorkflowRows {
 
     /// How many tasks of a queue wait here, and since when the oldest.
     pub(crate) fn backlog(&self, queue: &QueueKey) -> Result<(u64, Option<Timestamp>), LoadError> {
-        let (mut count, mut oldest) = (0, None);
-        self.each_below(&queue_prefix(queue), |row| {
-            let task = keys::parse_task(&row.key).ok_or_else(|| self.bad_key("tasks"))?;
-            let created = Timestamp::from_nanos(task.created);
-            count += 1;
-            oldest = Some(oldest.map_or(created, |time: Timestamp| time.min(created)));
-            Ok(true)
-        })?;
-        Ok((count, oldest))
+        scan::to_end(self, Scanning::new(Backlog::of(queue)))
     }
 
     fn task_row(&self, row: &Row) -> Result<TaskRow, LoadError> {
         let value = self.decode(&records::TASK, &row.value)?;
         task_row(&row.key, value).ok_or_else(|| self.bad_key("tasks"))
+    }
+}
+
+/// How many tasks of a queue wait in a shard, and since when the oldest.
+pub(crate) struct Backlog {
+    prefix: Bytes,
+    count: u64,
+    oldest: Option<Timestamp>,
+}
+
+impl Backlog {
+    pub(crate) fn of(queue: &QueueKey) -> Self {
+        Self { prefix: queue_prefix(queue), count: 0, oldest: None }
+    }
+}
+
+impl Scan for Backlog {
+    type Answer = (u64, Option<Timestamp>);
+
+    fn range(&self) -> Range<Bytes> {
+        self.prefix.clone()..end_of(&self.prefix)
+    }
+
+    fn take(&mut self, rows: &WorkflowRows, row: Row) -> Result<bool, LoadError> {
+        let task = keys::parse_task(&row.key).ok_or_else(|| rows.bad_key("tasks"))?;
+        let created = Timestamp::from_nanos(task.created);
+        self.count += 1;
+        self.oldest = Some(self.oldest.map_or(created, |time| time.min(created)));
+        Ok(true)
+    }
+
+    fn answer(self) -> Self::Answer {
+        (self.count, self.oldest)
     }
 }
 

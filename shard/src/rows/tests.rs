@@ -177,6 +177,15 @@ impl Driver {
         self.ask(RunRequest::Signal(signal));
     }
 
+    /// Until the next run's first task is scheduled, too.
+    pub(crate) fn continue_as_new(&mut self) {
+        let kind = CommandType::ContinueAsNewWorkflowExecution;
+        let attributes = C::ContinueAsNewWorkflowExecutionCommandAttributes(Default::default());
+        self.complete_task(vec![of(kind, attributes)]);
+        self.now = self.now + Span::from_secs(5);
+        self.ask(RunRequest::Due);
+    }
+
     pub(crate) fn complete(&mut self) {
         let kind = CommandType::CompleteWorkflowExecution;
         let attributes = C::CompleteWorkflowExecutionCommandAttributes(Default::default());

@@ -7,10 +7,12 @@ use bytes::{BufMut, Bytes};
 use piton_core::effect::{ErrandKey, QueueName, TaskKey, TimerKind};
 use piton_core::id::{EventId, NamespaceId, Position, RequestId, RunId, WorkflowId, WorkflowKey};
 use piton_core::placement::slot_of;
-use piton_core::run::{RunState, Status};
+use piton_core::proto::history::HistoryEvent;
+use piton_core::run::{RunState, StartedRun, Status};
 use piton_core::time::Timestamp;
 use piton_store::codec::CodecError;
 use piton_store::prefix_end;
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::message::{QueueKey, QueueType};
@@ -121,22 +123,40 @@ impl Current {
         };
         Current { position, run: current }
     }
+
+    /// What a start has to know of it, if it is closed.
+    pub(crate) fn as_closed(&self) -> Option<StartedRun> {
+        let CurrentRun { run_id, status, first_run_id, start_request_id, .. } = self.run.clone();
+        let run = StartedRun { run_id, first_run_id, status, start_request_id };
+        (!status.is_open()).then_some(run)
+    }
 }
 
 impl HistoryBatch {
     /// How many events it holds, without decoding them.
     pub(crate) fn len(&self) -> usize {
+        self.encoded_events().count()
+    }
+
+    /// Its first and its last event; the others are not decoded.
+    pub(crate) fn ends(&self) -> Result<Option<(HistoryEvent, HistoryEvent)>, prost::DecodeError> {
+        let mut events = self.encoded_events();
+        let Some(first) = events.next() else { return Ok(None) };
+        let last = events.last().unwrap_or(first);
+        Ok(Some((HistoryEvent::decode(first)?, HistoryEvent::decode(last)?)))
+    }
+
+    /// The bytes of each event.
+    fn encoded_events(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.raw[..];
-        let mut count = 0;
         // Each event is a tag byte, a length and so many bytes; see `writes`.
-        while let Some((_, after_tag)) = rest.split_first() {
-            rest = after_tag;
-            let Ok(len) = prost::decode_length_delimiter(&mut rest) else { break };
-            let Some(next) = rest.get(len..) else { break };
-            rest = next;
-            count += 1;
-        }
-        count
+        std::iter::from_fn(move || {
+            let (_, mut after_tag) = rest.split_first()?;
+            let len = prost::decode_length_delimiter(&mut after_tag).ok()?;
+            let event = after_tag.get(..len)?;
+            rest = &after_tag[len..];
+            Some(event)
+        })
     }
 }
 

@@ -10,74 +10,106 @@ use piton_core::list_filter::{GroupBy, ListFilter};
 use piton_core::placement::SLOTS;
 use piton_core::proto::workflow::WorkflowExecutionInfo;
 use piton_core::run::Status;
-use piton_store::key_after;
+use piton_store::{Row, key_after};
 
 use crate::message::CountReply;
 use crate::rows::keys::EntityKind;
 use crate::rows::records::VISIBILITY;
+use crate::rows::scan::Scan;
 use crate::rows::{LoadError, WorkflowRows, end_of, keys};
 
 /// A run with the key it is sorted by, the same on every shard: open runs by start time, then closed
 /// ones by close time and start time, the latest first; ties by run id.
 pub(crate) type ListedRun = (Vec<u8>, WorkflowExecutionInfo);
 
-/// Lists runs of one shard behind the sort key `after`, at most `limit`.
-///
-/// # Errors
-/// When a row cannot be read.
-pub(crate) fn list(
-    rows: &WorkflowRows,
-    namespace: &NamespaceId,
-    filter: &ListFilter,
-    after: Option<&[u8]>,
+/// Lists runs of one shard behind a sort key.
+pub(crate) struct Listing {
+    range: Range<Bytes>,
+    filter: ListFilter,
     limit: usize,
-) -> Result<Vec<ListedRun>, LoadError> {
-    let prefix = keys::visibility_of(namespace.as_str(), EntityKind::Workflow);
-    // The key comes from a client: whatever it is, nothing outside the namespace is read.
-    let start = after.map_or_else(|| prefix.clone(), key_after).max(prefix.clone());
-    let mut listed = Vec::new();
-    if limit == 0 {
-        return Ok(listed);
+    listed: Vec<ListedRun>,
+}
+
+impl Listing {
+    /// Runs behind the sort key `after`, at most `limit`.
+    pub(crate) fn new(
+        namespace: &NamespaceId,
+        filter: ListFilter,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Self {
+        let prefix = keys::visibility_of(namespace.as_str(), EntityKind::Workflow);
+        // The key comes from a client: whatever it is, nothing outside the namespace is read.
+        let start = after.map_or_else(|| prefix.clone(), key_after).max(prefix.clone());
+        let end = if limit == 0 { start.clone() } else { end_of(&prefix) };
+        Self { range: start..end, filter, limit, listed: Vec::new() }
     }
-    rows.each_in(start, end_of(&prefix), |row| {
+}
+
+impl Scan for Listing {
+    type Answer = Vec<ListedRun>;
+
+    fn range(&self) -> Range<Bytes> {
+        self.range.clone()
+    }
+
+    fn take(&mut self, rows: &WorkflowRows, row: Row) -> Result<bool, LoadError> {
         let record = rows.decode(&VISIBILITY, &row.value)?;
-        if filter.matches(&record) {
-            listed.push((row.key.to_vec(), record.to_proto()));
+        if self.filter.matches(&record) {
+            self.listed.push((row.key.to_vec(), record.to_proto()));
         }
-        Ok(listed.len() < limit)
-    })?;
-    Ok(listed)
+        Ok(self.listed.len() < self.limit)
+    }
+
+    fn answer(self) -> Self::Answer {
+        self.listed
+    }
 }
 
 /// Counts runs of one shard, in the groups that the filter asks for.
-///
-/// # Errors
-/// When a row cannot be read.
-pub(crate) fn count(
-    rows: &WorkflowRows,
-    namespace: &NamespaceId,
-    filter: &ListFilter,
-) -> Result<CountReply, LoadError> {
-    let prefix: Bytes = keys::visibility_of(namespace.as_str(), EntityKind::Workflow);
-    let counts_all = ListFilter::parse("").is_ok_and(|all| all == *filter);
-    let mut total = 0;
-    let mut groups: BTreeMap<&'static str, u64> = BTreeMap::new();
-    rows.each_below(&prefix, |row| {
-        if counts_all {
-            total += 1;
+pub(crate) struct Counting {
+    prefix: Bytes,
+    filter: ListFilter,
+    /// Without a look at what the rows say.
+    counts_all: bool,
+    total: u64,
+    groups: BTreeMap<&'static str, u64>,
+}
+
+impl Counting {
+    pub(crate) fn new(namespace: &NamespaceId, filter: ListFilter) -> Self {
+        let prefix = keys::visibility_of(namespace.as_str(), EntityKind::Workflow);
+        let counts_all = ListFilter::parse("").is_ok_and(|all| all == filter);
+        Self { prefix, filter, counts_all, total: 0, groups: BTreeMap::new() }
+    }
+}
+
+impl Scan for Counting {
+    type Answer = CountReply;
+
+    fn range(&self) -> Range<Bytes> {
+        self.prefix.clone()..end_of(&self.prefix)
+    }
+
+    fn take(&mut self, rows: &WorkflowRows, row: Row) -> Result<bool, LoadError> {
+        if self.counts_all {
+            self.total += 1;
             return Ok(true);
         }
         let record = rows.decode(&VISIBILITY, &row.value)?;
-        if filter.matches(&record) {
-            total += 1;
-            if let Some(GroupBy::ExecutionStatus) = filter.group_by() {
-                *groups.entry(status_name(record.status)).or_default() += 1;
+        if self.filter.matches(&record) {
+            self.total += 1;
+            if let Some(GroupBy::ExecutionStatus) = self.filter.group_by() {
+                *self.groups.entry(status_name(record.status)).or_default() += 1;
             }
         }
         Ok(true)
-    })?;
-    let groups = groups.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
-    Ok(CountReply { total, groups })
+    }
+
+    fn answer(self) -> Self::Answer {
+        let groups = self.groups.into_iter().map(|(name, count)| (name.to_owned(), count));
+        CountReply { total: self.total, groups: groups.collect() }
+    }
 }
 
 /// What a group of `GROUP BY ExecutionStatus` is called.
@@ -146,4 +178,4 @@ fn is_whole(covered: Vec<Vec<Range<u16>>>) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

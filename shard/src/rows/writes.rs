@@ -205,8 +205,11 @@ fn visibility_writes(
     retention: Span,
     writes: &mut Vec<Write>,
 ) -> Result<(), CodecError> {
-    let row = visibility_key(key, after);
-    let old = before.map(|record| visibility_key(key, record));
+    let row_of = |record: &VisibilityRecord| {
+        visibility_key(key, &record.run_id, record.start_time, record.close_time)
+    };
+    let row = row_of(after);
+    let old = before.map(row_of);
     writes.extend(old.filter(|old| *old != row).map(Write::delete));
     writes.push(Write::put(row.clone(), records::VISIBILITY.encode(after)?));
     let closes = before.is_none_or(|record| record.close_time.is_none());
@@ -222,11 +225,17 @@ fn visibility_writes(
     Ok(())
 }
 
-fn visibility_key(key: &WorkflowKey, record: &VisibilityRecord) -> Bytes {
+/// Where a run stands in the order by time; `closed`: `None` while it is open.
+pub(crate) fn visibility_key(
+    key: &WorkflowKey,
+    run_id: &RunId,
+    started: Timestamp,
+    closed: Option<Timestamp>,
+) -> Bytes {
     let row = keys::Visibility {
-        closed: record.close_time.map(Timestamp::as_nanos),
-        started: record.start_time.as_nanos(),
-        run_id: record.run_id.as_str(),
+        closed: closed.map(Timestamp::as_nanos),
+        started: started.as_nanos(),
+        run_id: run_id.as_str(),
         entity: workflow(key),
     };
     row.key()

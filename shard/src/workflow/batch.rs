@@ -9,7 +9,7 @@ use piton_core::error::Rejection;
 use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
 use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
 use piton_core::request::WorkflowTaskRef;
-use piton_core::run::{Decided, RunState};
+use piton_core::run::{Decided, RunState, StartedRun};
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::Change;
 use tokio::sync::watch;
@@ -181,6 +181,21 @@ impl Hosted {
             self.runs.insert(run_id.clone(), Box::new(run));
         }
         Ok(run_id)
+    }
+
+    /// What a start has to know of a closed run, which is not loaded for it. `None`: it is open, or in
+    /// memory, or not there.
+    pub(crate) fn closed_run(&self, run_id: &RunId) -> Result<Option<StartedRun>, ShardError> {
+        if self.runs.contains_key(run_id) {
+            return Ok(None);
+        }
+        if let Some(current) = &self.current
+            && current.run.run_id == *run_id
+        {
+            return Ok(current.as_closed());
+        }
+        let ends = self.shard.rows.run_ends(&self.key, run_id).map_err(unreadable)?;
+        Ok(ends.and_then(|ends| ends.into_closed(run_id)))
     }
 
     /// The current run as the batch so far has it.

@@ -16,7 +16,7 @@ use piton_core::proto::workflowservice::{
     QueryWorkflowResponse, RespondQueryTaskCompletedRequest, RespondWorkflowTaskCompletedRequest,
 };
 use piton_core::request::{Drawn, RunRequest, StartRequest, Taker};
-use piton_core::run::{self, QueryRoute, Reply};
+use piton_core::run::{self, Met, QueryRoute, Reply};
 use piton_core::time::{Span, Timestamp};
 use tokio::time::Instant;
 
@@ -205,26 +205,37 @@ impl Hosted {
                 RequestKind::Cancel => false,
             };
             if is_repetition {
+                if let Some(closed) = self.closed_run(&row.run_id)? {
+                    return Ok(closed.started_again(row.kind == RequestKind::Start));
+                }
                 let run_id = self.run(Some(&row.run_id))?;
                 return Ok(self.runs[&run_id].started_again(&request.start));
             }
         }
-        let current = match self.current_run() {
-            Some(_) => Some(self.run(None)?),
-            None => None,
+        let current = self.current_run();
+        let closed = current.as_ref().map(|id| self.closed_run(id)).transpose()?.flatten();
+        let current = match (current, &closed) {
+            (Some(run_id), None) => Some(self.run(Some(&run_id))?),
+            (current, _) => current,
         };
         let draw = self.draw(Vec::new());
-        let state = current.as_ref().map(|id| &*self.runs[id]);
+        let met = match closed {
+            Some(closed) => Some(Met::Closed(closed)),
+            None => current.as_ref().map(|id| Met::from(&*self.runs[id])),
+        };
         let drawn = draw.drawn(self.now(), self.shard.term);
-        let decided = run::decide_start(&self.key, state, request, &drawn)?;
+        let decided = run::decide_start(&self.key, met, request, &drawn)?;
         let answer = decided.reply.clone();
         let created = decided.successor.as_ref().map(|run| run.run_id.clone());
         self.accept(current.as_ref(), decided, batch);
         let answer = answer?;
-        if let (Some(signal_id), Some(run_id)) = (signal_id, created.as_ref().or(current.as_ref()))
+        // A closed run that had started by this request takes no signal.
+        let signalled = created.as_ref().or(current.as_ref());
+        if let (Some(signal_id), Some(run)) =
+            (signal_id, signalled.and_then(|id| self.runs.get(id)))
         {
-            let event = self.runs[run_id].next_event_id;
-            self.note_request(signal_id, run_id, event, RequestKind::Signal, batch);
+            let (run_id, event) = (run.run_id.clone(), run.next_event_id);
+            self.note_request(signal_id, &run_id, event, RequestKind::Signal, batch);
         }
         // ORDER: last. Start and signal of one request have the same id, and the start says more.
         if let Some(run_id) = &created {

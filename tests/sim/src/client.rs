@@ -224,14 +224,14 @@ impl Client {
             let filter = piton_core::list_filter::ListFilter::parse("").expect("nothing to parse");
             let (mut all, mut token) = (Vec::new(), Vec::new());
             loop {
-                let (rows, next) = cluster.list(&namespace, &filter, 100, token).await?;
+                let (rows, next) = cluster.list(&namespace, &filter, 100, token, None).await?;
                 all.extend(rows);
                 if next.is_empty() {
                     break;
                 }
                 token = next;
             }
-            let count = cluster.count(&namespace, &filter).await?;
+            let count = cluster.count(&namespace, &filter, None).await?;
             Ok((all, count.total))
         })
         .await

@@ -76,7 +76,7 @@ fn a_run_in_deletion_is_not_listed_and_other_runs_stay() {
     let due = expired(&shard.rows(), closed + Span::from_secs(60), 10).expect("it reads");
     delete(&mut shard, &due[0], 1_000);
     let filter = ListFilter::parse("").expect("valid");
-    let listed = visibility::list(&shard.rows(), &"ns".into(), &filter, None, 10);
+    let listed = visibility::tests::list(&shard.rows(), &"ns".into(), &filter, None, 10);
     assert_eq!(listed.expect("it reads").len(), 1);
     let run_id = other.live.expect("it was started").run_id;
     assert!(shard.rows().load_run(&other.key, &run_id).expect("it reads").is_some());

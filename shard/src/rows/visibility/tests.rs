@@ -4,6 +4,7 @@ use piton_core::time::Timestamp;
 
 use super::*;
 use crate::replica::tests::TestShard;
+use crate::rows::scan::{Scanning, to_end};
 use crate::rows::tests::Driver;
 
 /// Four runs: c and d open (d later), a and b closed (b later).
@@ -17,6 +18,24 @@ fn shard() -> TestShard {
         shard = driver.shard;
     }
     shard
+}
+
+pub(crate) fn list(
+    rows: &WorkflowRows,
+    namespace: &NamespaceId,
+    filter: &ListFilter,
+    after: Option<&[u8]>,
+    limit: usize,
+) -> Result<Vec<ListedRun>, LoadError> {
+    to_end(rows, Scanning::new(Listing::new(namespace, filter.clone(), after, limit)))
+}
+
+fn count(
+    rows: &WorkflowRows,
+    namespace: &NamespaceId,
+    filter: &ListFilter,
+) -> Result<CountReply, LoadError> {
+    to_end(rows, Scanning::new(Counting::new(namespace, filter.clone())))
 }
 
 fn ids(listed: &[ListedRun]) -> Vec<&str> {
