@@ -3,6 +3,7 @@
 //! what the changes said. Histories are well formed, and a worker got what was stored later.
 
 mod flow;
+mod random_numbers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,9 @@ use piton_core::limits::Limits;
 use piton_core::note::{Note, NoteKey};
 use piton_core::proto::command::command::Attributes as C;
 use piton_core::proto::command::{self, Command};
-use piton_core::proto::common::{ActivityType, Payloads, RetryPolicy, WorkflowType};
+use piton_core::proto::common::{
+    ActivityType, Payloads, RetryPolicy, WorkerVersionStamp, WorkflowType,
+};
 use piton_core::proto::enums::{CommandType, ParentClosePolicy, WorkflowIdConflictPolicy};
 use piton_core::proto::failure::Failure;
 use piton_core::proto::history::HistoryEvent;
@@ -27,33 +30,11 @@ use piton_core::request::{
     ActivityRef, CancelRequest, ChildRefusal, Drawn, ExternalRefusal, RunRequest, Signal,
     StartRequest, Taker, TerminateRequest, WorkflowTaskRef,
 };
-use piton_core::run::{Decided, Met, Reply, RunState, StartedTask, decide_start};
+use piton_core::run::{Decided, Met, Milestone, Reply, RunState, StartedTask, decide_start};
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::Change;
 use piton_core::{effect, invariant};
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let x = self.0 ^ (self.0 >> 29);
-        x.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
-        (!from.is_empty()).then(|| from[self.below(from.len())].clone())
-    }
-}
+use random_numbers::Random;
 
 /// What a shard would have stored of one run.
 #[derive(Default)]
@@ -61,6 +42,8 @@ struct Stored {
     events: Vec<HistoryEvent>,
     notes: BTreeMap<NoteKey, Note>,
     effects: BTreeMap<EffectKey, Effect>,
+    /// Left behind now and then; the last one counts.
+    milestone: Option<Milestone>,
 }
 
 impl Stored {
@@ -252,7 +235,9 @@ impl World {
         let Some(live) = &mut self.live else { return };
         let before = self.committed.as_ref().filter(|b| b.run_id == live.run_id);
         let change = Change::between(before, live);
+        let milestone = before.filter(|_| self.random.one_in(15)).and_then(Milestone::of);
         let stored = self.stored.entry(live.run_id.clone()).or_default();
+        stored.milestone = milestone.or(stored.milestone.take());
         stored.put(change);
         self.committed = Some(live.clone());
         let (seed, step) = (self.seed, self.step);
@@ -271,14 +256,18 @@ impl World {
 
     fn fold(&self, run: &RunState) -> RunState {
         let stored = &self.stored[&run.run_id];
-        let notes = stored.notes.iter().map(|(k, n)| (*k, n.clone()));
-        let fold = RunState::from_history(
-            run.key.clone(),
-            run.run_id.clone(),
-            stored.events.clone(),
-            notes.collect::<Vec<_>>(),
-        );
-        fold.unwrap_or_else(|e| panic!("seed {} step {}: {e}", self.seed, self.step))
+        let notes: Vec<_> = stored.notes.iter().map(|(k, n)| (*k, n.clone())).collect();
+        let (key, run_id) = (run.key.clone(), run.run_id.clone());
+        let (at, events) = (format!("seed {} step {}", self.seed, self.step), &stored.events);
+        let whole =
+            RunState::from_history(key.clone(), run_id.clone(), events.clone(), notes.clone());
+        let whole = whole.unwrap_or_else(|e| panic!("{at}: {e}"));
+        let Some(milestone) = stored.milestone.clone() else { return whole };
+        let from = milestone.next_event_id;
+        let rest = events.iter().filter(|event| EventId(event.event_id) >= from).cloned();
+        let short = RunState::from_milestone(key, run_id, milestone, rest, notes);
+        assert_eq!(short.as_ref(), Ok(&whole), "{at}: from {from}");
+        whole
     }
 
     fn rehost(&mut self) {
@@ -364,6 +353,7 @@ impl World {
         }
     }
 
+    #[allow(deprecated, reason = "workers still say so what build they are of")]
     fn completion(&mut self) -> RespondWorkflowTaskCompletedRequest {
         let mut commands: Vec<Command> = Vec::new();
         for _ in 0..self.random.below(4) {
@@ -376,8 +366,11 @@ impl World {
             worker_task_queue: Some(queue("sticky")),
             schedule_to_start_timeout: Some(Span::from_secs(5).to_proto()),
         });
+        let build_id = format!("build-{}", self.random.below(3));
+        let stamp = WorkerVersionStamp { build_id, ..WorkerVersionStamp::default() };
         RespondWorkflowTaskCompletedRequest {
             commands,
+            worker_version_stamp: self.random.one_in(2).then_some(stamp),
             identity: "worker".into(),
             sticky_attributes,
             return_new_workflow_task: self.random.one_in(2),

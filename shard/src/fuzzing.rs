@@ -64,6 +64,7 @@ pub fn key(bytes: &[u8]) {
         keys::EntityRow::Current => entity.current(),
         keys::EntityRow::Request { request_id } => entity.request(&request_id),
         keys::EntityRow::Event { run_id, first_event_id } => entity.event(&run_id, first_event_id),
+        keys::EntityRow::Milestone { run_id } => entity.milestone(&run_id),
         keys::EntityRow::Note { run_id, kind, id } => entity.note(&run_id, kind, id),
     }));
 }
@@ -81,6 +82,7 @@ fn key_and_value(key: &[u8], value: &[u8]) {
             keys::EntityRow::Current => {}
             keys::EntityRow::Request { .. } => drop(records::REQUEST.decode(value)),
             keys::EntityRow::Event { .. } => history_batch(value),
+            keys::EntityRow::Milestone { .. } => drop(records::MILESTONE.decode(value)),
             keys::EntityRow::Note { kind, id, .. } => {
                 drop(note_key(kind, id).map(|key| records::decode_note(key, value)));
             }

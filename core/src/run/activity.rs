@@ -13,6 +13,7 @@ use piton_proto::history::{
     ActivityTaskCompletedEventAttributes, ActivityTaskFailedEventAttributes,
     ActivityTaskScheduledEventAttributes, ActivityTaskStartedEventAttributes, HistoryEvent,
 };
+use piton_proto::sdk::UserMetadata;
 use piton_proto::workflowservice::PollActivityTaskQueueResponse;
 
 use super::buffer::Ending;
@@ -400,15 +401,14 @@ pub fn inherit_priority(own: Option<Priority>, inherited: Option<&Priority>) -> 
     Some(priority)
 }
 
-/// The folds.
-impl RunState {
-    pub(super) fn fold_activity_scheduled(
-        &mut self,
-        event: &HistoryEvent,
-        attributes: &ActivityTaskScheduledEventAttributes,
-    ) {
-        let scheduled = EventId(event.event_id);
-        let at = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or(self.last_event_time);
+impl Activity {
+    /// As it stands with its Scheduled event.
+    pub(super) fn scheduled(
+        scheduled_event_id: EventId,
+        attributes: Arc<ActivityTaskScheduledEventAttributes>,
+        user_metadata: Option<Arc<UserMetadata>>,
+        at: Timestamp,
+    ) -> Self {
         let note = ActivityNote {
             attempt: 1,
             stamp: 1,
@@ -421,14 +421,22 @@ impl RunState {
             heartbeat_at: None,
             retry_wait: None,
         };
-        let activity = Activity {
-            scheduled_event_id: scheduled,
-            attributes: Arc::new(attributes.clone()),
-            user_metadata: event.user_metadata.clone().map(Arc::new),
-            scheduled_at: at,
-            cancel_requested: None,
-            note,
-        };
+        let (scheduled_at, cancel_requested) = (at, None);
+        Self { scheduled_event_id, attributes, user_metadata, scheduled_at, cancel_requested, note }
+    }
+}
+
+/// The folds.
+impl RunState {
+    pub(super) fn fold_activity_scheduled(
+        &mut self,
+        event: &HistoryEvent,
+        attributes: &ActivityTaskScheduledEventAttributes,
+    ) {
+        let scheduled = EventId(event.event_id);
+        let at = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or(self.last_event_time);
+        let metadata = event.user_metadata.clone().map(Arc::new);
+        let activity = Activity::scheduled(scheduled, Arc::new(attributes.clone()), metadata, at);
         self.activities.insert(scheduled, Arc::new(activity));
     }
 

@@ -111,7 +111,16 @@ impl RunState {
         events: impl IntoIterator<Item = HistoryEvent>,
         notes: impl IntoIterator<Item = (NoteKey, Note)>,
     ) -> Result<Self, FoldError> {
-        let mut run = Self::unborn(key, run_id);
+        Self::unborn(key, run_id).fold_on(events, notes)
+    }
+
+    /// Folds the events that follow, then overlays the notes.
+    pub(super) fn fold_on(
+        self,
+        events: impl IntoIterator<Item = HistoryEvent>,
+        notes: impl IntoIterator<Item = (NoteKey, Note)>,
+    ) -> Result<Self, FoldError> {
+        let mut run = self;
         for event in events {
             run.check_next(&event)?;
             run.fold(&event);

@@ -44,6 +44,7 @@ mod event;
 mod external;
 mod field;
 mod fold;
+mod milestone;
 mod oversize;
 mod owed;
 mod property;
@@ -58,6 +59,7 @@ mod workflow_task;
 pub use activity::inherit_priority;
 pub use describe::QueryRoute;
 pub use fold::FoldError;
+pub use milestone::Milestone;
 pub use reply::{ActivityTask, Reply, StartedTask};
 pub use start::{Met, StartedRun, decide_start};
 

@@ -14,6 +14,7 @@
 //! current     E 'c'
 //! request     E 'q' request-id 0
 //! event       E 'r' run-id 0 'e' first-event-id(8)         a batch of history
+//! milestone   E 'r' run-id 0 'm'                           where a long history's fold goes on
 //! note        E 'r' run-id 0 'n' kind(1) id(8)
 //!
 //! range       'R'                                          the slots this shard owns
@@ -58,6 +59,7 @@ const CURRENT: u8 = b'c';
 const REQUEST: u8 = b'q';
 const RUN: u8 = b'r';
 const EVENT: u8 = b'e';
+const MILESTONE: u8 = b'm';
 const NOTE: u8 = b'n';
 const RANGE: u8 = b'R';
 const TIMER: u8 = b'T';
@@ -90,6 +92,7 @@ pub(crate) enum EntityRow {
     Current,
     Request { request_id: String },
     Event { run_id: String, first_event_id: u64 },
+    Milestone { run_id: String },
     Note { run_id: String, kind: u8, id: u64 },
 }
 
@@ -196,6 +199,10 @@ impl<Text: AsRef<str>> Entity<Text> {
         })
     }
 
+    pub(crate) fn milestone(&self, run_id: &str) -> Bytes {
+        self.run_key(run_id, |key| key.put_u8(MILESTONE))
+    }
+
     /// What all notes of one run begin with.
     pub(crate) fn notes(&self, run_id: &str) -> Bytes {
         self.run_key(run_id, |key| key.put_u8(NOTE))
@@ -260,6 +267,7 @@ fn take_run_row(rest: &mut &[u8]) -> Option<EntityRow> {
     let run_id = take_text(rest)?;
     match take_u8(rest)? {
         EVENT => Some(EntityRow::Event { run_id, first_event_id: take_u64(rest)? }),
+        MILESTONE => Some(EntityRow::Milestone { run_id }),
         NOTE => Some(EntityRow::Note { run_id, kind: take_u8(rest)?, id: take_u64(rest)? }),
         _ => None,
     }

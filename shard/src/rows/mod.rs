@@ -6,6 +6,7 @@
 pub(crate) mod codes;
 pub(crate) mod history;
 pub(crate) mod keys;
+pub(crate) mod load;
 pub(crate) mod lookup;
 mod positions;
 pub(crate) mod range;
@@ -22,31 +23,27 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
-use piton_core::note::{Note, NoteKey};
 use piton_core::proto::history::{History, HistoryEvent};
-use piton_core::run::{FoldError, RunState};
+use piton_core::run::FoldError;
 use piton_core::time::Timestamp;
 use piton_store::codec::Kind;
 use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
 use prost::Message;
 
-use crate::rows::codes::{note_key, unsigned};
+use crate::rows::codes::unsigned;
 pub(crate) use crate::rows::positions::Positions;
 use crate::rows::range::SlotRange;
-use crate::rows::records::decode_note;
 pub(crate) use crate::rows::values::{
     Current, ErrandRow, HistoryBatch, RequestKind, RequestRow, TaskRow, TimerRow, decode_position,
     end_of, workflow, workflow_key,
 };
 use crate::rows::values::{decode_current, decode_range, errand_row, timer_row};
 pub(crate) use crate::rows::writes::{
-    change_writes, current_delete, current_write, offer_of, request_writes,
+    change_writes, current_delete, current_write, milestone_write, offer_of, request_writes,
 };
 
 /// Rows read from the table at once.
 const PAGE_ROWS: usize = 256;
-/// How often a run is read anew because a transition was applied meanwhile.
-const LOAD_ATTEMPTS_MAX: usize = 8;
 /// Why rows could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
@@ -132,65 +129,6 @@ impl WorkflowRows {
     ) -> Result<Option<RequestRow>, LoadError> {
         let Some(value) = self.get(&workflow(key).request(id.as_str()))? else { return Ok(None) };
         self.decode(&records::REQUEST, &value).map(Some)
-    }
-
-    /// Rebuilds a run's state from its history and notes; `None`: there is no such run.
-    pub(crate) fn load_run(
-        &self,
-        key: &WorkflowKey,
-        run_id: &RunId,
-    ) -> Result<Option<RunState>, LoadError> {
-        // A transition whose outcome its actor never learned may still be applied now. History
-        // and notes belong together only if the position stood still while both were read.
-        for _ in 0..LOAD_ATTEMPTS_MAX {
-            let before = self.position(key)?;
-            let parts = self.load_parts(key, run_id)?;
-            if self.position(key)? != before {
-                continue;
-            }
-            let Some((events, notes)) = parts else { return Ok(None) };
-            let run = RunState::from_history(key.clone(), run_id.clone(), events, notes);
-            return run.map(Some).map_err(|source| LoadError::Fold {
-                key: key.clone(),
-                run_id: run_id.clone(),
-                source,
-            });
-        }
-        Err(LoadError::Unsteady { key: key.clone(), run_id: run_id.clone() })
-    }
-
-    #[expect(clippy::type_complexity, reason = "the two parts of a run, taken apart at once")]
-    fn load_parts(
-        &self,
-        key: &WorkflowKey,
-        run_id: &RunId,
-    ) -> Result<Option<(Vec<HistoryEvent>, Vec<(NoteKey, Note)>)>, LoadError> {
-        let workflow = workflow(key);
-        let mut events = Vec::new();
-        self.each_below(&workflow.events(run_id.as_str()), |row| {
-            let batch = self.batch(row)?;
-            // Without its first batch a run is being deleted: it is not there any more.
-            let is_whole = !events.is_empty() || batch.first == EventId::FIRST;
-            if is_whole {
-                events.extend(self.events(&batch)?);
-            }
-            Ok(is_whole)
-        })?;
-        if events.is_empty() {
-            return Ok(None);
-        }
-        let mut notes = Vec::new();
-        self.each_below(&workflow.notes(run_id.as_str()), |row| {
-            let parsed = keys::parse_entity_row(&row.key);
-            let Some((_, keys::EntityRow::Note { kind, id, .. })) = parsed else {
-                return Err(self.bad_key("notes"));
-            };
-            let key = note_key(kind, id).ok_or_else(|| self.bad_key("notes"))?;
-            let note = decode_note(key, &row.value);
-            notes.push((key, note.map_err(|source| self.bad_value("a note", source))?));
-            Ok(true)
-        })?;
-        Ok(Some((events, notes)))
     }
 
     /// Batches that hold events with `from <= id < end`, oldest first: until there are

@@ -8,6 +8,7 @@
 use piton_core::message::Proto;
 use piton_core::note::{ActivityNote, Note, NoteKey, RunNote};
 use piton_core::proto::history::HistoryEvent;
+use piton_core::run::Milestone;
 use piton_core::visibility::VisibilityRecord;
 use piton_store::codec::{CodecError, Kind, Layout};
 
@@ -23,6 +24,8 @@ pub(crate) const RUN_NOTE: Kind<RunNote> = Kind::new("a run's note", &[]);
 pub(crate) const ACTIVITY_NOTE: Kind<ActivityNote> =
     Kind::new("an activity's note", &[|old| Ok(old.read::<activity_note_1::Note>()?.into())]);
 pub(crate) const BUFFERED_NOTE: Kind<Proto<HistoryEvent>> = Kind::new("a buffered event", &[]);
+/// Not read in any older version: the fold may have come to know more since, so it begins anew.
+pub(crate) const MILESTONE: Kind<Milestone> = Kind::new("a milestone", &[]);
 pub(crate) const TASK: Kind<TaskValue> = Kind::new("a task", &[]);
 pub(crate) const VISIBILITY: Kind<VisibilityRecord> = Kind::new("a visibility row", &[]);
 

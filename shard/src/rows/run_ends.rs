@@ -94,7 +94,9 @@ impl WorkflowRows {
         let run_id = match keys::parse_entity_row(&row.key) {
             Some((
                 _,
-                keys::EntityRow::Event { run_id, .. } | keys::EntityRow::Note { run_id, .. },
+                keys::EntityRow::Event { run_id, .. }
+                | keys::EntityRow::Milestone { run_id }
+                | keys::EntityRow::Note { run_id, .. },
             )) => RunId::new(run_id),
             _ => return Err(self.bad_key("runs")),
         };

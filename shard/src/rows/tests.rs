@@ -14,7 +14,7 @@ use piton_core::proto::workflowservice::{
 use piton_core::request::{
     Drawn, RunRequest, SearchAttributeCheck, Signal, StartRequest, Taker, WorkflowTaskRef,
 };
-use piton_core::run::{Decided, Reply, StartedTask, decide_start};
+use piton_core::run::{Decided, Reply, RunState, StartedTask, decide_start};
 use piton_core::time::Span;
 use piton_core::transition::Change;
 
@@ -102,6 +102,9 @@ impl Driver {
             let change = Change::between(before.as_ref(), run);
             let rows = change_writes(&self.key, &change, Span::from_secs(60));
             writes.extend(rows.expect("short rows"));
+            let before = before.as_ref();
+            let milestone = before.map(|before| milestone_write(&self.key, before, &change));
+            writes.extend(milestone.transpose().expect("a short row").flatten());
         }
         if let Some(mut next) = decided.successor {
             let change = Change::between(None, &mut next);
@@ -177,6 +180,24 @@ impl Driver {
         self.ask(RunRequest::Signal(signal));
     }
 
+    /// Stores these rows beside what the workflow has.
+    fn put(&mut self, mut writes: Vec<Write>) {
+        let base = self.position;
+        self.position = Position(base.0 + 1);
+        let current = Current::of(self.live.as_ref().expect("it was started"), self.position);
+        writes.push(current_write(&self.key, &current).expect("a short row"));
+        let record = TransitionRecord { term: 1, key: self.key.clone(), base, writes };
+        assert_eq!(self.shard.put(&[record]), [Verdict::Applied]);
+    }
+
+    /// Grows the history by so many events, in few transitions.
+    fn grow(&mut self, events: usize) {
+        for _ in 0..events.div_ceil(200) {
+            self.signal();
+            self.complete_task((0..200).map(|_| marker()).collect());
+        }
+    }
+
     /// Until the next run's first task is scheduled, too.
     pub(crate) fn continue_as_new(&mut self) {
         let kind = CommandType::ContinueAsNewWorkflowExecution;
@@ -218,6 +239,14 @@ fn timer(id: &str) -> Command {
         start_to_fire_timeout: Some(Span::from_secs(30).to_proto()),
     };
     of(CommandType::StartTimer, C::StartTimerCommandAttributes(attributes))
+}
+
+fn marker() -> Command {
+    let marker = command::RecordMarkerCommandAttributes {
+        marker_name: "m".into(),
+        ..command::RecordMarkerCommandAttributes::default()
+    };
+    of(CommandType::RecordMarker, C::RecordMarkerCommandAttributes(marker))
 }
 
 fn signal_external(id: &str) -> Command {
@@ -383,5 +412,67 @@ fn a_batch_counts_its_events_without_decoding_them() {
         let events = rows.events(&batch).expect("they decode");
         assert_eq!(batch.len(), events.len());
         assert_eq!(batch.first.0, events[0].event_id);
+    }
+}
+
+/// [`Driver::check`] compares with the whole fold after every step.
+#[test]
+fn a_long_run_is_loaded_from_its_last_milestone() {
+    let mut driver = driver();
+    driver.complete_task(vec![activity("a"), timer("t"), signal_external("other")]);
+    let (key, run_id) = (driver.key.clone(), driver.run_id());
+    let row = workflow(&key).milestone(run_id.as_str());
+    driver.grow(800);
+    assert_eq!(driver.shard.rows().get(&row).expect("it reads"), None, "a short history has none");
+    driver.grow(2_400);
+    let milestone = driver.shard.rows().get(&row).expect("it reads").expect("there is one");
+    let milestone = records::MILESTONE.decode(&milestone).expect("it decodes");
+    let next = driver.live.as_ref().expect("started").next_event_id;
+    assert!(milestone.next_event_id.0 > 2_500 && milestone.next_event_id < next);
+
+    // What stands before it is not read: it may as well be gone.
+    let early = driver.shard.rows().batch_at(&key, &run_id, EventId(1_500)).expect("it reads");
+    let early = workflow(&key).event(run_id.as_str(), early.expect("it is there").first.0 as u64);
+    driver.put(vec![Write::delete(early)]);
+    let folded = driver.shard.rows().fold_from_milestone(&key, &run_id).expect("it reads");
+    assert_eq!(folded.as_ref(), driver.live.as_ref());
+}
+
+#[test]
+fn a_closed_run_is_loaded_from_its_last_milestone_and_deleted_with_it() {
+    let mut driver = driver();
+    driver.grow(1_200);
+    driver.signal();
+    driver.complete();
+    let (key, run_id) = (driver.key.clone(), driver.run_id());
+    let rows = driver.shard.rows();
+    let folded = rows.fold_from_milestone(&key, &run_id).expect("it reads");
+    assert_eq!(folded.as_ref(), driver.live.as_ref());
+    let first = workflow(&key).event(run_id.as_str(), 1);
+    driver.put(vec![Write::delete(first)]);
+    let rows = driver.shard.rows();
+    assert_eq!(rows.load_run(&key, &run_id).expect("it reads"), None, "its deletion has begun");
+}
+
+#[test]
+fn a_milestone_that_does_not_fit_is_ignored() {
+    let mut driver = driver();
+    driver.grow(1_200);
+    let (key, run_id) = (driver.key.clone(), driver.run_id());
+    let row = workflow(&key).milestone(run_id.as_str());
+    let good = driver.shard.rows().get(&row).expect("it reads").expect("there is one");
+    let moved = |by: i64| {
+        let mut milestone = records::MILESTONE.decode(&good).expect("it decodes");
+        milestone.next_event_id.0 += by;
+        records::MILESTONE.encode(&milestone).expect("short")
+    };
+    let mut newer = good.to_vec();
+    newer[0] += 1;
+    for value in [newer.into(), moved(1), moved(-1), moved(100_000), Bytes::from_static(b"\x01")] {
+        driver.put(vec![Write::put(row.clone(), value)]);
+        let rows = driver.shard.rows();
+        assert_eq!(rows.fold_from_milestone(&key, &run_id).expect("it reads"), None);
+        let loaded = rows.load_run(&key, &run_id).expect("it loads");
+        assert_eq!(loaded.as_ref(), driver.live.as_ref());
     }
 }

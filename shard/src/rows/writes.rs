@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use piton_core::effect::{Effect, EffectKey, ErrandKey, TaskKey, TaskOffer, TimerKind};
-use piton_core::id::{RequestId, RunId, ShardId, WorkflowKey};
+use piton_core::id::{EventId, RequestId, RunId, ShardId, WorkflowKey};
 use piton_core::matching::{self, Class};
 use piton_core::proto::history::HistoryEvent;
+use piton_core::run::{Milestone, RunState};
 use piton_core::time::{Span, Timestamp};
 use piton_core::transition::{Change, first_event};
 use piton_core::visibility::VisibilityRecord;
@@ -23,6 +24,10 @@ use crate::rows::{keys, records};
 
 /// Tag of `History.events` on the wire: field 1, length-delimited.
 const EVENTS_TAG: u8 = 0x0a;
+
+/// A run leaves a milestone behind each time its history passes a multiple of so many events.
+const MILESTONE_EVENTS: i64 = 1_000;
+const MILESTONE_BYTES_MAX: usize = 256 << 10;
 
 /// The rows of one run's change, all but `current`. `retention`: how long its namespace keeps a
 /// closed run.
@@ -70,6 +75,28 @@ pub(crate) fn change_writes(
         visibility_writes(key, before.as_ref(), after, retention, &mut writes)?;
     }
     Ok(writes)
+}
+
+/// Puts the milestone of a run whose history has become long by `change`: the state before it, which is
+/// a fold of whole batches. `None`: not now, or what is pending is so much that it would cost more
+/// than it saves.
+///
+/// # Errors
+/// As [`change_writes`].
+pub(crate) fn milestone_write(
+    key: &WorkflowKey,
+    before: &RunState,
+    change: &Change,
+) -> Result<Option<Write>, CodecError> {
+    let stretch = |EventId(next): EventId| next / MILESTONE_EVENTS;
+    let end = change.events.last().map(|event| EventId(event.event_id).next());
+    if end.is_none_or(|end| stretch(before.next_event_id) == stretch(end)) {
+        return Ok(None);
+    }
+    let Some(milestone) = Milestone::of(before) else { return Ok(None) };
+    let value = records::MILESTONE.encode(&milestone)?;
+    let row = workflow(key).milestone(before.run_id.as_str());
+    Ok((value.len() <= MILESTONE_BYTES_MAX).then(|| Write::put(row, value)))
 }
 
 /// Puts the workflow's `current` row, the position that fences it included.

@@ -275,8 +275,12 @@ impl Hosted {
         let retention = self.shard.cluster.retention_of(&self.key.namespace);
         let unencodable = |e: piton_store::codec::CodecError| ShardError::Internal(e.to_string());
         let mut writes = Vec::new();
-        for (_, change) in changes {
+        for (before, change) in changes {
             writes.extend(rows::change_writes(&self.key, change, retention).map_err(unencodable)?);
+            if let Some(before) = before {
+                let milestone = rows::milestone_write(&self.key, before, change);
+                writes.extend(milestone.map_err(unencodable)?);
+            }
         }
         for (id, row) in &batch.request_rows {
             let keep = Span::of_limit_ms(self.shard.cluster.limits().request_id_ms_min);

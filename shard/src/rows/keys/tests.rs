@@ -145,6 +145,7 @@ fn entity_rows_parse_back_and_stay_below_their_prefixes() {
             (w.current(), EntityRow::Current),
             (w.request(&run), EntityRow::Request { request_id: run.clone() }),
             (w.event(&run, id), EntityRow::Event { run_id: run.clone(), first_event_id: id }),
+            (w.milestone(&run), EntityRow::Milestone { run_id: run.clone() }),
             (w.note(&run, 3, id), EntityRow::Note { run_id: run.clone(), kind: 3, id }),
         ];
         for (key, row) in rows {

@@ -1,11 +1,14 @@
 use std::collections::BTreeMap;
 
 use piton_core::effect::{ErrandKey, QueueName};
-use piton_core::id::{EventId, Position};
+use piton_core::id::{EventId, Position, WorkflowKey};
 use piton_core::note::{ActivityStart, Sticky, WorkflowTaskNote};
-use piton_core::proto::common::{Memo, Payload, Payloads, Priority, WorkerVersionStamp};
+use piton_core::proto::common::{
+    Memo, Payload, Payloads, Priority, SearchAttributes, WorkerVersionStamp, WorkflowExecution,
+};
 use piton_core::proto::failure::Failure;
-use piton_core::run::Status;
+use piton_core::proto::sdk::UserMetadata;
+use piton_core::run::{RunState, Status};
 use piton_core::time::{Span, Timestamp};
 use piton_core::visibility::{Figures, ParentExecution};
 use piton_store::golden::Golden;
@@ -114,6 +117,66 @@ fn visibility() -> VisibilityRecord {
     }
 }
 
+/// Of a run with one of each that it may have pending.
+fn milestone() -> Milestone {
+    use piton_core::proto::history as event;
+    use piton_core::proto::history::history_event::Attributes as A;
+    let metadata = || UserMetadata { summary: Some(payload()), ..UserMetadata::default() };
+    let started = event::WorkflowExecutionStartedEventAttributes {
+        memo: Some(Memo { fields: [("note".to_owned(), payload())].into() }),
+        search_attributes: Some(SearchAttributes {
+            indexed_fields: [("Customer".to_owned(), payload())].into(),
+        }),
+        first_execution_run_id: "first".into(),
+        ..Default::default()
+    };
+    let timer = event::TimerStartedEventAttributes {
+        timer_id: "t".into(),
+        start_to_fire_timeout: Some(Span::from_secs(5).to_proto()),
+        ..Default::default()
+    };
+    let child = event::ChildWorkflowExecutionStartedEventAttributes {
+        initiated_event_id: 4,
+        workflow_execution: Some(WorkflowExecution { workflow_id: "c".into(), run_id: "r".into() }),
+        ..Default::default()
+    };
+    let cancel = event::ActivityTaskCancelRequestedEventAttributes {
+        scheduled_event_id: 2,
+        ..Default::default()
+    };
+    let events = [
+        A::WorkflowExecutionStartedEventAttributes(started),
+        A::ActivityTaskScheduledEventAttributes(Default::default()),
+        A::TimerStartedEventAttributes(timer),
+        A::StartChildWorkflowExecutionInitiatedEventAttributes(Default::default()),
+        A::ChildWorkflowExecutionStartedEventAttributes(child),
+        A::SignalExternalWorkflowExecutionInitiatedEventAttributes(Default::default()),
+        A::RequestCancelExternalWorkflowExecutionInitiatedEventAttributes(Default::default()),
+        A::ActivityTaskCancelRequestedEventAttributes(cancel),
+        A::WorkflowExecutionCancelRequestedEventAttributes(Default::default()),
+        A::WorkflowExecutionSignaledEventAttributes(Default::default()),
+    ];
+    let events = (1..).zip(events).map(|(event_id, attributes)| HistoryEvent {
+        event_id,
+        event_time: Some(TIME.to_proto()),
+        user_metadata: Some(metadata()),
+        attributes: Some(attributes),
+        ..HistoryEvent::default()
+    });
+    let key = WorkflowKey { namespace: "namespace".into(), workflow_id: "order-7".into() };
+    let notes = [
+        (NoteKey::Run, Note::Run(RunNote::default())),
+        (NoteKey::Activity(EventId(2)), Note::Activity(activity_note())),
+    ];
+    let mut run = RunState::from_history(key, "run".into(), events, notes).expect("it folds");
+    // A Completed event would leave an attribute whose bytes are not always the same.
+    run.previous_started = EventId(9);
+    let stamp = WorkerVersionStamp { build_id: "b1".into(), ..WorkerVersionStamp::default() };
+    run.worker_version = Some(stamp.into());
+    run.worker_deployment = "d".into();
+    Milestone::of(&run).expect("it is open")
+}
+
 #[test]
 fn a_shards_rows_are_encoded_as_ever_and_all_versions_are_read() {
     let mut golden = Golden::of(GOLDEN);
@@ -145,6 +208,7 @@ fn a_shards_rows_are_encoded_as_ever_and_all_versions_are_read() {
     let normal = Some("normal".into());
     golden.record(&TASK, "", &TaskValue { normal, fairness_weight: 2.5 });
     golden.record(&VISIBILITY, "", &visibility());
+    golden.record(&MILESTONE, "", &milestone());
     golden.finish();
 }
 
