@@ -68,7 +68,11 @@ impl WorkflowRows {
             .ok())
     }
 
-    fn fold_whole(&self, key: &WorkflowKey, run_id: &RunId) -> Result<Option<RunState>, LoadError> {
+    pub(super) fn fold_whole(
+        &self,
+        key: &WorkflowKey,
+        run_id: &RunId,
+    ) -> Result<Option<RunState>, LoadError> {
         let events = self.events_from(key, run_id, EventId::FIRST)?;
         if events.first().is_none_or(|event| EventId(event.event_id) != EventId::FIRST) {
             return Ok(None);

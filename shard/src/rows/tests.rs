@@ -476,3 +476,32 @@ fn a_milestone_that_does_not_fit_is_ignored() {
         assert_eq!(loaded.as_ref(), driver.live.as_ref());
     }
 }
+
+/// The figures of docs/benchmarks.md: `cargo test --release -p piton-shard --lib -- --ignored --nocapture
+/// long_run_in_figures`.
+#[test]
+#[ignore = "prints figures, and is slow where debug builds fold twice"]
+#[expect(clippy::print_stdout, reason = "figures are read")]
+fn long_run_in_figures() {
+    let mut driver = driver();
+    driver.grow(50_000);
+    let (key, run_id) = (driver.key.clone(), driver.run_id());
+    let rows = driver.shard.rows();
+    let events = driver.live.as_ref().expect("it was started").next_event_id.0 - 1;
+    let timed = |what: &str, work: &dyn Fn()| {
+        let mut took: Vec<_> = (0..21)
+            .map(|_| {
+                let began = std::time::Instant::now();
+                work();
+                began.elapsed()
+            })
+            .collect();
+        took.sort_unstable();
+        println!("{events} events, {what}: median {:?}, longest {:?}", took[10], took[20]);
+    };
+    timed("the whole fold", &|| drop(rows.fold_whole(&key, &run_id)));
+    timed("the fold from a milestone", &|| drop(rows.fold_from_milestone(&key, &run_id)));
+    timed("the run's ends", &|| drop(rows.run_ends(&key, &run_id)));
+    let last = EventId(events);
+    timed("a page of 100", &|| drop(rows.history_back(&key, &run_id, last, 100, 1 << 20)));
+}
