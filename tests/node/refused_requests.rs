@@ -31,6 +31,8 @@ use crate::nodes::{Running, config};
 use crate::refusal::{check_refused, detail_of};
 use crate::worker::{complete, schedule};
 
+const DAY: Duration = Duration::from_secs(86_400);
+
 fn describe(workflow_id: &str, run_id: &str) -> Request<DescribeWorkflowExecutionRequest> {
     let execution =
         WorkflowExecution { workflow_id: workflow_id.to_owned(), run_id: run_id.to_owned() };
@@ -229,6 +231,26 @@ async fn namespaces_that_are_unknown_taken_or_deprecated_are_refused() {
     let detail = "NamespaceInvalidStateFailure";
     let status = check_refused("deprecated", refused, Code::FailedPrecondition, detail, "");
     assert_eq!(detail_of::<NamespaceInvalidStateFailure>(&status).namespace, "old");
+    running.stop().await;
+}
+
+/// Changes of namespaces are decided on a state, and anew when another one came first: many at once all come through.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_namespaces_at_once_are_all_registered() {
+    let running = Running::start(config(None)).await;
+    let mut registrations = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let mut service = running.client.service();
+        let request = RegisterNamespaceRequest {
+            namespace: format!("namespace-{number}"),
+            workflow_execution_retention_period: prost_types::Duration::try_from(DAY).ok(),
+            ..RegisterNamespaceRequest::default()
+        };
+        registrations.spawn(async move { service.register_namespace(soon(request)).await });
+    }
+    for registered in registrations.join_all().await {
+        registered.unwrap();
+    }
     running.stop().await;
 }
 

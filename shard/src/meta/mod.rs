@@ -16,7 +16,7 @@ use piton_core::limits::Limits;
 use piton_core::placement::Slot;
 use piton_core::time::{Span, Timestamp};
 use piton_raft::{Group, GroupId, NodeId};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::ids::Ids;
 pub use crate::meta::search_attribute::NamespaceAttributes;
@@ -38,6 +38,9 @@ pub struct Meta {
     group: Group,
     states: watch::Receiver<Arc<MetaState>>,
     ids: Ids,
+    /// Changes of this node are made one after the other, so that none of them comes first for all others
+    /// again and again.
+    turn: Arc<Mutex<()>>,
 }
 
 /// A namespace to be registered.
@@ -84,7 +87,7 @@ pub enum MetaError {
 
 impl Meta {
     pub fn new(group: Group, states: watch::Receiver<Arc<MetaState>>, ids: Ids) -> Meta {
-        Meta { group, states, ids }
+        Meta { group, states, ids, turn: Arc::default() }
     }
 
     /// The whole state as of now.
@@ -231,6 +234,7 @@ impl Meta {
         &self,
         decide: impl Fn(&MetaState) -> Result<Option<MetaChange>, MetaError>,
     ) -> Result<Arc<MetaState>, MetaError> {
+        let _turn = self.turn.lock().await;
         self.wait_for_leader().await;
         // Refusals are answers without a commit: they too must come from the newest state.
         self.refresh().await?;
