@@ -11,7 +11,7 @@ use piton_proto::history::HistoryEvent;
 use piton_proto::history::history_event::Attributes as Event;
 use piton_raft::NodeId;
 
-use crate::client::{NAMESPACE, execution, start_of};
+use crate::client::{Api, NAMESPACE, execution, start_of};
 use crate::members::Members;
 use crate::members_client::key;
 use crate::nodes::{Running, config};
@@ -28,6 +28,21 @@ fn signal(target: &str, name: &str) -> Command {
     };
     let attributes = Attributes::SignalExternalWorkflowExecutionCommandAttributes(attributes);
     command(CommandType::SignalExternalWorkflowExecution, attributes)
+}
+
+/// Starts the workflow `sender`, led by node 1, and one of another shard, led by node 2, whose id it answers.
+async fn start_apart(members: &Members, api: &dyn Api) -> String {
+    let (cluster, namespace) = members.cluster_of(NodeId(1));
+    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
+    let mut targets = (0..).map(|number| format!("target-{number}"));
+    let target = targets.find(|id| shard_of(id) != shard_of("sender")).unwrap();
+    members.lead("sender", NodeId(1)).await;
+    members.lead(&target, NodeId(2)).await;
+    for (workflow_id, queue) in [(&*target, "elsewhere"), ("sender", "sender")] {
+        let start = start_of(workflow_id, "simple", queue);
+        insist("it starts", || api.start(start.clone())).await.unwrap();
+    }
+    target
 }
 
 /// Signals to others of which the sender's history says that they were taken.
@@ -70,16 +85,7 @@ async fn signals_of_one_workflow_to_another_arrive_once_and_in_order() {
 async fn a_signal_whose_answer_is_lost_is_sent_until_it_is_heard_of_and_taken_once() {
     let members = Members::start(14).await;
     let api = members.client();
-    let (cluster, namespace) = members.cluster_of(NodeId(1));
-    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
-    let targets = (0..).map(|number| format!("target-{number}"));
-    let target = &*targets.into_iter().find(|id| shard_of(id) != shard_of("sender")).unwrap();
-    members.lead("sender", NodeId(1)).await;
-    members.lead(target, NodeId(2)).await;
-    for (workflow_id, queue) in [(target, "elsewhere"), ("sender", "sender")] {
-        let start = start_of(workflow_id, "simple", queue);
-        insist("it starts", || api.start(start.clone())).await.unwrap();
-    }
+    let target = &*start_apart(&members, api.as_ref()).await;
     let to_sender = members.client_of(NodeId(1));
     let task = to_sender.poll_workflow_task("sender").await.unwrap();
     members.lose_answers_of(NodeId(2));
@@ -104,16 +110,7 @@ async fn a_signal_whose_answer_is_lost_is_sent_until_it_is_heard_of_and_taken_on
 async fn an_errand_that_panicked_is_carried_out_all_the_same() {
     let members = Members::start(22).await;
     let api = members.client();
-    let (cluster, namespace) = members.cluster_of(NodeId(1));
-    let shard_of = |id: &str| cluster.shard_of(&key(&namespace, id));
-    let mut targets = (0..).map(|number| format!("target-{number}"));
-    let target = &*targets.find(|id| shard_of(id) != shard_of("sender")).unwrap();
-    members.lead("sender", NodeId(1)).await;
-    members.lead(target, NodeId(2)).await;
-    for (workflow_id, queue) in [(target, "elsewhere"), ("sender", "sender")] {
-        let start = start_of(workflow_id, "simple", queue);
-        insist("it starts", || api.start(start.clone())).await.unwrap();
-    }
+    let target = &*start_apart(&members, api.as_ref()).await;
     let to_sender = members.client_of(NodeId(1));
     let task = to_sender.poll_workflow_task("sender").await.unwrap();
     members.panic_once();

@@ -92,3 +92,12 @@ fn read_tree(root: &Path, directory: &Path, files: &mut Vec<File>) -> Result<()>
     }
     Ok(())
 }
+
+/// The lines at which a check finds something in a file of this text.
+#[cfg(test)]
+fn lines_of(check: fn(&File, &mut Vec<Finding>), path: &str, text: &str) -> Vec<usize> {
+    let file = File { path: path.to_owned(), text: text.to_owned() };
+    let mut findings = Vec::new();
+    check(&file, &mut findings);
+    findings.iter().map(|finding| finding.line).collect()
+}

@@ -48,13 +48,11 @@ fn height_of(name: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lines_of;
     use super::*;
 
     fn found(path: &str, text: &str) -> Vec<usize> {
-        let file = File { path: path.to_owned(), text: text.to_owned() };
-        let mut findings = Vec::new();
-        check(&file, &mut findings);
-        findings.iter().map(|finding| finding.line).collect()
+        lines_of(check, path, text)
     }
 
     #[test]
