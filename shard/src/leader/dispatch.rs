@@ -5,10 +5,10 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use piton_core::id::{RunId, WorkflowKey};
 use piton_core::request::RunRequest;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::error::ShardError;
-use crate::leader::hosting::{Ask, Envelope, Subscription, WorkflowHandle};
+use crate::leader::hosting::{Ask, Envelope, Following, WorkflowHandle};
 use crate::leader::mailbox::Refused;
 use crate::leader::matching;
 use crate::leader::runtime::ShardRuntime;
@@ -94,14 +94,15 @@ impl ShardRuntime {
         self.ask(key, Envelope { ask: Ask::Call(call), reply: ReplyTo::nobody() });
     }
 
-    /// Follows a run's history; the actor stays in memory as long as somebody does.
+    /// Follows the history of a run, or of the current one; the actor stays in memory as long as
+    /// somebody does. `None`: it is closed, or there is no such run.
     pub(crate) async fn subscribe(
         self: &Arc<Self>,
         key: &WorkflowKey,
-        run_id: &RunId,
-    ) -> Result<watch::Receiver<Subscription>, ShardError> {
+        run_id: Option<RunId>,
+    ) -> Result<Option<Following>, ShardError> {
         let (tell, told) = oneshot::channel();
-        let ask = Ask::Subscribe { run_id: run_id.clone(), tell };
+        let ask = Ask::Subscribe { run_id, tell };
         self.ask(key, Envelope { ask, reply: ReplyTo::nobody() });
         told.await.unwrap_or_else(|_| Err(self.unanswered()))
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use parking_lot::Mutex;
 use piton_core::id::{EventId, RunId, WorkflowKey};
+use piton_core::proto::history::HistoryEvent;
 use piton_core::run::HeldTask;
 use piton_core::time::Timestamp;
 use ractor::{ActorRef, SpawnErr};
@@ -29,9 +30,9 @@ pub(crate) struct Envelope {
 #[expect(clippy::large_enum_variant, reason = "almost all are calls")]
 pub(crate) enum Ask {
     Call(WorkflowCall),
-    /// Follow a run's history.
+    /// Follow the history of an open run; `None`: of the current one.
     Subscribe {
-        run_id: RunId,
+        run_id: Option<RunId>,
         tell: Tell,
     },
     /// Carry out what a run owes, which an earlier leader or actor left.
@@ -48,7 +49,14 @@ pub(crate) enum Ask {
 }
 
 /// Where a follower of a run's history waits for its view.
-pub(crate) type Tell = oneshot::Sender<Result<watch::Receiver<Subscription>, ShardError>>;
+pub(crate) type Tell = oneshot::Sender<Result<Option<Following>, ShardError>>;
+
+/// A run that is followed.
+#[derive(Debug)]
+pub(crate) struct Following {
+    pub(crate) run_id: RunId,
+    pub(crate) views: watch::Receiver<Subscription>,
+}
 
 /// How far a run's history is committed, and the task that a worker holds beyond that.
 #[derive(Clone, Debug)]
@@ -56,6 +64,8 @@ pub(crate) struct Subscription {
     pub(crate) next_event_id: EventId,
     pub(crate) open: bool,
     pub(crate) held: Option<Arc<HeldTask>>,
+    /// The event that closed it, for those who were waiting for it.
+    pub(crate) closing: Option<Arc<HistoryEvent>>,
 }
 
 /// A workflow in memory, as others see it.
@@ -200,6 +210,11 @@ impl Workflows {
         let mut handles = self.handles.lock();
         let is_this = handles.get(key).is_some_and(|known| Arc::ptr_eq(known, handle));
         is_this && handles.remove(key).is_some()
+    }
+
+    /// Whether the workflow is in memory with an open run, as far as its actor knows.
+    pub(crate) fn is_open(&self, key: &WorkflowKey) -> bool {
+        self.handles.lock().get(key).is_some_and(|handle| handle.is_open())
     }
 
     /// Whether a worker has a workflow task of this workflow.

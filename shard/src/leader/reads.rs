@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::ShardError;
-use crate::leader::hosting::Subscription;
+use crate::leader::hosting::{Following, Subscription};
 use crate::leader::runtime::ShardRuntime;
 use crate::message::{Answer, HistoryPage, HistoryPageReply, ReadCall, TaskQueueView};
 use crate::rows::history::{self, HistoryError, PageOutcome, RunView};
@@ -22,6 +22,9 @@ use crate::rows::scan::{Scan, Scanning, Slices};
 use crate::rows::tasks::Backlog;
 use crate::rows::visibility::{Counting, Listing};
 use crate::rows::{LoadError, WorkflowRows};
+
+/// How often a run is looked for anew because it was closed meanwhile.
+const FIND_ATTEMPTS_MAX: usize = 8;
 
 /// The slots that an answer covers.
 type Covered = Vec<Range<u16>>;
@@ -52,6 +55,15 @@ pub(crate) fn unreadable(error: LoadError) -> ShardError {
 /// The refusal of a workflow that is not there.
 pub(crate) fn not_found(key: &WorkflowKey) -> ShardError {
     Rejection::NotFound(format!("workflow not found for ID: {}", key.workflow_id)).into()
+}
+
+/// The refusal of a run that its workflow does not have.
+pub(crate) fn run_not_found(key: &WorkflowKey, run_id: &RunId) -> ShardError {
+    let text = format!(
+        "workflow execution not found for workflow ID \"{}\" and run ID \"{run_id}\"",
+        key.workflow_id
+    );
+    Rejection::NotFound(text).into()
 }
 
 pub(crate) fn refused(error: HistoryError) -> ShardError {
@@ -154,18 +166,12 @@ impl ShardRuntime {
         {
             return Err(crate::route::api::token_of_another_run());
         }
-        // ORDER: before the rows are looked into, "not found" too has to be true of the whole group.
-        self.confirm().await?;
         let limits = self.cluster.limits();
-        let (of, asked, bounds) = (key.clone(), page.clone(), Arc::clone(&limits));
-        let run_id = pinned.or(run_id);
-        let read = move |rows: &WorkflowRows| closed_page(rows, &of, run_id, &asked, &bounds);
-        let run_id = match self.look_up(read).await?.map_err(refused)? {
-            Found::Closed(page) => return Ok(page),
-            Found::Absent => return Err(not_found(&key)),
-            Found::Run(run_id) => run_id,
-        };
-        let mut views = self.subscribe(&key, &run_id).await?;
+        let Following { run_id, mut views } =
+            match self.page_or_views(&key, pinned.or(run_id), &page, &limits).await? {
+                Found::Page(page) => return Ok(page),
+                Found::Open(following) => following,
+            };
         let longest = Duration::from_millis(limits.history_poll_ms_max);
         let until = Instant::now() + page.wait.unwrap_or_default().min(longest);
         let mut page = page;
@@ -176,11 +182,19 @@ impl ShardRuntime {
                 next_event_id: seen.next_event_id,
                 is_open: seen.open,
                 held: seen.held.clone(),
+                closing: seen.closing.clone(),
             };
-            let (at, asked, limits) = (key.clone(), page.clone(), Arc::clone(&limits));
-            let read =
-                move |rows: &WorkflowRows| history::read_page(rows, &at, &view, &asked, &limits);
-            match self.look_up(read).await?.map_err(refused)? {
+            let outcome = match history::known_page(&view, &page).map_err(refused)? {
+                Some(known) => known,
+                None => {
+                    let (at, asked, limits) = (key.clone(), page.clone(), Arc::clone(&limits));
+                    let read = move |rows: &WorkflowRows| {
+                        history::read_page(rows, &at, &view, &asked, &limits)
+                    };
+                    self.look_up(read).await?.map_err(refused)?
+                }
+            };
+            match outcome {
                 PageOutcome::Page(reply) => return Ok(reply),
                 PageOutcome::Wait { token } => {
                     page.token = token;
@@ -192,15 +206,51 @@ impl ShardRuntime {
             }
         }
     }
+
+    /// An open run's actor says how far it is; of a closed run the rows say all. A workflow that is in
+    /// memory is asked first, so that who waits for its end reads nothing at all.
+    async fn page_or_views(
+        self: &Arc<Self>,
+        key: &WorkflowKey,
+        run_id: Option<RunId>,
+        page: &HistoryPage,
+        limits: &Arc<Limits>,
+    ) -> Result<Found, ShardError> {
+        let mut run_id = run_id;
+        let mut is_hosted = self.workflows.is_open(key);
+        for _ in 0..FIND_ATTEMPTS_MAX {
+            if is_hosted && let Some(views) = self.subscribe(key, run_id.clone()).await? {
+                return Ok(Found::Open(views));
+            }
+            // ORDER: before the rows are looked into, "not found" too has to be true of the whole group.
+            self.confirm().await?;
+            let (of, asked, bounds) = (key.clone(), page.clone(), Arc::clone(limits));
+            let read = move |rows: &WorkflowRows| closed_page(rows, &of, run_id, &asked, &bounds);
+            match self.look_up(read).await?.map_err(refused)? {
+                InRows::Closed(page) => return Ok(Found::Page(page)),
+                InRows::Open(open) => run_id = Some(open),
+                InRows::NoWorkflow => return Err(not_found(key)),
+                InRows::NoRun(run_id) => return Err(run_not_found(key, &run_id)),
+            }
+            is_hosted = true;
+        }
+        let text = format!("the runs of workflow {} kept changing", key.workflow_id);
+        Err(ShardError::Unavailable(text))
+    }
 }
 
-/// Whose page is asked for, or the page.
+/// The page of a closed run, or how far an open one is.
 enum Found {
+    Page(HistoryPageReply),
+    Open(Following),
+}
+
+/// What the rows say of a run.
+enum InRows {
     Closed(HistoryPageReply),
-    /// Open, as far as the rows know, or not there.
-    Run(RunId),
-    /// There is no such workflow.
-    Absent,
+    Open(RunId),
+    NoWorkflow,
+    NoRun(RunId),
 }
 
 /// Reads a page of a closed run, whose history is what its rows say: no actor is needed, and no state.
@@ -210,24 +260,26 @@ fn closed_page(
     run_id: Option<RunId>,
     page: &HistoryPage,
     limits: &Limits,
-) -> Result<Found, HistoryError> {
+) -> Result<InRows, HistoryError> {
     let current = rows.current(key)?.map(|current| current.run);
     let Some(run_id) = run_id.or_else(|| Some(current.as_ref()?.run_id.clone())) else {
-        return Ok(Found::Absent);
+        return Ok(InRows::NoWorkflow);
     };
-    if current.is_some_and(|current| current.run_id == run_id && current.status.is_open()) {
-        return Ok(Found::Run(run_id));
+    if current.as_ref().is_some_and(|run| run.run_id == run_id && run.status.is_open()) {
+        return Ok(InRows::Open(run_id));
     }
-    let ends = rows.run_ends(key, &run_id)?;
-    let Some(ends) = ends.filter(|ends| ends.closed.is_some()) else {
-        return Ok(Found::Run(run_id));
+    let Some(ends) = rows.run_ends(key, &run_id)? else {
+        return Ok(if current.is_some() { InRows::NoRun(run_id) } else { InRows::NoWorkflow });
     };
+    if ends.closed.is_none() {
+        return Ok(InRows::Open(run_id));
+    }
     let next_event_id = ends.next_event_id;
-    let view = RunView { run_id: run_id.clone(), next_event_id, is_open: false, held: None };
+    let (held, closing) = (None, None);
+    let view = RunView { run_id: run_id.clone(), next_event_id, is_open: false, held, closing };
     Ok(match history::read_page(rows, key, &view, page, limits)? {
-        PageOutcome::Page(reply) => Found::Closed(reply),
-        // Nothing more will come.
-        PageOutcome::Wait { .. } => Found::Run(run_id),
+        PageOutcome::Page(reply) => InRows::Closed(reply),
+        PageOutcome::Wait { .. } => unreachable!("nothing more of a closed run comes"),
     })
 }
 

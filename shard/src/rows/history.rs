@@ -25,6 +25,8 @@ pub(crate) struct RunView {
     pub(crate) is_open: bool,
     /// The workflow task that a worker holds; its events come next.
     pub(crate) held: Option<Arc<HeldTask>>,
+    /// The event that closed it, where it is at hand.
+    pub(crate) closing: Option<Arc<HistoryEvent>>,
 }
 
 impl RunView {
@@ -91,6 +93,18 @@ impl PageToken {
         Ok(Some(token))
     }
 
+    /// Goes on with what comes next.
+    fn at_end_of(view: &RunView) -> Self {
+        let (run_id, suffix) = (view.run_id.clone(), Vec::new());
+        let (next, end) = (view.next_event_id, view.next_event_id);
+        Self { run_id, reverse: false, next, end, suffix }
+    }
+
+    /// All that it pinned has been delivered: what came since is pinned next, or waited for.
+    fn is_delivered(&self) -> bool {
+        self.suffix.is_empty() && self.next >= self.end
+    }
+
     /// Whether it goes on within the run as it is. Ours do; a client's own making may not.
     fn is_within(&self, view: &RunView) -> bool {
         if self.reverse {
@@ -113,6 +127,61 @@ pub(crate) fn token_run(token: &[u8]) -> Result<Option<RunId>, HistoryError> {
     Ok(PageToken::decode(token)?.map(|token| token.run_id))
 }
 
+/// What can be told of a page without reading a row: that there is nothing new, or the event that a
+/// reader of the run's end waits for.
+///
+/// # Errors
+/// When the token is not one of ours, or is for another run.
+pub(crate) fn known_page(
+    view: &RunView,
+    page: &HistoryPage,
+) -> Result<Option<PageOutcome>, HistoryError> {
+    let token = checked_token(view, page)?;
+    Ok(at_once(view, token.as_ref(), page))
+}
+
+fn checked_token(view: &RunView, page: &HistoryPage) -> Result<Option<PageToken>, HistoryError> {
+    let Some(token) = PageToken::decode(&page.token)? else { return Ok(None) };
+    if token.run_id != view.run_id || token.reverse != page.reverse {
+        return Err(HistoryError::Token("Next page token is for another request."));
+    }
+    if !token.is_within(view) {
+        return Err(HistoryError::Token("Invalid NextPageToken."));
+    }
+    Ok(Some(token))
+}
+
+fn at_once(view: &RunView, token: Option<&PageToken>, page: &HistoryPage) -> Option<PageOutcome> {
+    if page.reverse {
+        return None;
+    }
+    let wait = page.wait.is_some();
+    if page.close_only {
+        return match &view.closing {
+            _ if view.is_open && wait => {
+                let token = PageToken::at_end_of(view).encode();
+                Some(PageOutcome::Wait { token })
+            }
+            _ if view.is_open => Some(PageOutcome::Page(HistoryPageReply::default())),
+            Some(event) => {
+                let events = vec![HistoryEvent::clone(event)];
+                let next_page_token = Vec::new();
+                Some(PageOutcome::Page(HistoryPageReply { events, next_page_token }))
+            }
+            None => None,
+        };
+    }
+    let token = token?;
+    if !wait || !token.is_delivered() || view.next_event_id > token.next {
+        return None;
+    }
+    Some(if view.is_open {
+        PageOutcome::Wait { token: page.token.clone() }
+    } else {
+        PageOutcome::Page(HistoryPageReply::default())
+    })
+}
+
 /// Reads one page; see semantics section 19 of the API.
 ///
 /// # Errors
@@ -124,13 +193,9 @@ pub(crate) fn read_page(
     page: &HistoryPage,
     limits: &Limits,
 ) -> Result<PageOutcome, HistoryError> {
-    let token = PageToken::decode(&page.token)?;
-    let fits = |token: &PageToken| token.run_id == view.run_id && token.reverse == page.reverse;
-    if token.as_ref().is_some_and(|token| !fits(token)) {
-        return Err(HistoryError::Token("Next page token is for another request."));
-    }
-    if token.as_ref().is_some_and(|token| !token.is_within(view)) {
-        return Err(HistoryError::Token("Invalid NextPageToken."));
+    let token = checked_token(view, page)?;
+    if let Some(known) = at_once(view, token.as_ref(), page) {
+        return Ok(known);
     }
     let reader = Reader { rows, key, run_id: &view.run_id, budget: Budget::of(page, limits) };
     if page.reverse {
@@ -138,7 +203,7 @@ pub(crate) fn read_page(
         return reader.reverse(view, token, held).map(PageOutcome::Page);
     }
     if page.close_only {
-        return reader.close_event(view, page.wait.is_some());
+        return reader.close_event(view).map(PageOutcome::Page);
     }
     let held = if page.wait.is_none() { view.held_events(page.held) } else { Vec::new() };
     reader.forward(view, token, page.wait.is_some(), held)
@@ -216,16 +281,7 @@ impl Reader<'_> {
             suffix: held.into_iter().map(Proto).collect(),
         });
         let is_task = !token.suffix.is_empty();
-        if wait && !is_task && token.next >= token.end {
-            // All that was pinned is delivered: pin what came since, or wait for it.
-            if view.next_event_id <= token.next {
-                let token = token.encode();
-                return Ok(if view.is_open {
-                    PageOutcome::Wait { token }
-                } else {
-                    PageOutcome::Page(HistoryPageReply::default())
-                });
-            }
+        if wait && token.is_delivered() {
             token.end = view.next_event_id;
         }
         let end = token.end;
@@ -233,8 +289,7 @@ impl Reader<'_> {
         let next_page_token = match rest {
             Some(rest) => rest.encode(),
             None if wait && !is_task && (view.is_open || view.next_event_id > end) => {
-                let (run_id, suffix) = (view.run_id.clone(), Vec::new());
-                PageToken { run_id, reverse: false, next: end, end, suffix }.encode()
+                PageToken { next: end, end, ..PageToken::at_end_of(view) }.encode()
             }
             None => Vec::new(),
         };
@@ -271,19 +326,10 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    fn close_event(&self, view: &RunView, wait: bool) -> Result<PageOutcome, HistoryError> {
-        if view.is_open && wait {
-            let (run_id, suffix) = (view.run_id.clone(), Vec::new());
-            let (next, end) = (view.next_event_id, view.next_event_id);
-            let token = PageToken { run_id, reverse: false, next, end, suffix }.encode();
-            return Ok(PageOutcome::Wait { token });
-        }
-        if view.is_open {
-            return Ok(PageOutcome::Page(HistoryPageReply::default()));
-        }
+    fn close_event(&self, view: &RunView) -> Result<HistoryPageReply, HistoryError> {
         let last = EventId(view.next_event_id.0 - 1);
         let events = self.read(last..view.next_event_id)?;
-        Ok(PageOutcome::Page(HistoryPageReply { events, next_page_token: Vec::new() }))
+        Ok(HistoryPageReply { events, next_page_token: Vec::new() })
     }
 
     fn reverse(

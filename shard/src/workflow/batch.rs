@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use piton_core::effect::{Effect, EffectKey, TaskKey, TimerKind};
-use piton_core::error::Rejection;
 use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
 use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
 use piton_core::request::WorkflowTaskRef;
@@ -15,8 +14,8 @@ use piton_core::transition::Change;
 use tokio::sync::watch;
 
 use crate::error::ShardError;
-use crate::leader::hosting::{Ask, Envelope, Lost, Subscription, WorkflowHandle, refuse_all};
-use crate::leader::reads::unreadable;
+use crate::leader::hosting::{Ask, Envelope, Following, Lost, Subscription, WorkflowHandle, refuse_all};
+use crate::leader::reads::{not_found, run_not_found, unreadable};
 use crate::leader::runtime::ShardRuntime;
 use crate::leader::wakeups::{Cause, Wakeup};
 use crate::message::{Answer, Offer, QueueCall, WorkflowCall};
@@ -162,21 +161,16 @@ impl Hosted {
 
     /// The run that a request addresses: the given one or the current one. Loads it if it has to.
     pub(crate) fn run(&mut self, run_id: Option<&RunId>) -> Result<RunId, ShardError> {
-        let not_found =
-            || Rejection::NotFound(format!("workflow not found for ID: {}", self.key.workflow_id));
         let run_id = match run_id {
             Some(run_id) => run_id.clone(),
-            None => self.current_run().ok_or_else(not_found)?,
+            None => self.current_run().ok_or_else(|| not_found(&self.key))?,
         };
         if !self.runs.contains_key(&run_id) {
             let loaded = self.shard.rows.load_run(&self.key, &run_id);
             let run = loaded.map_err(unreadable)?;
             let run = run.ok_or_else(|| match self.current {
-                None => not_found(),
-                Some(_) => Rejection::NotFound(format!(
-                    "workflow execution not found for workflow ID \"{}\" and run ID \"{run_id}\"",
-                    self.key.workflow_id
-                )),
+                None => not_found(&self.key),
+                Some(_) => run_not_found(&self.key, &run_id),
             })?;
             self.runs.insert(run_id.clone(), Box::new(run));
         }
@@ -352,7 +346,7 @@ impl Hosted {
         for effect in change.owed.values() {
             self.take_care_of(&change.run_id, effect);
         }
-        self.announce(&change.run_id);
+        self.announce(change);
         self.measure(before, change);
         let closes = before.is_none_or(|run| run.status.is_open())
             && self.runs.get(&change.run_id).is_some_and(|run| !run.status.is_open());
@@ -391,22 +385,28 @@ impl Hosted {
     fn view(&self, run_id: &RunId) -> Option<Subscription> {
         let run = self.runs.get(run_id)?;
         let (next_event_id, open) = (run.next_event_id, run.status.is_open());
-        Some(Subscription { next_event_id, open, held: run.held.clone() })
+        Some(Subscription { next_event_id, open, held: run.held.clone(), closing: None })
     }
 
-    pub(crate) fn watch(&mut self, run_id: &RunId) -> Option<watch::Receiver<Subscription>> {
-        let view = self.view(run_id)?;
+    /// Follows a run that is in memory, as open ones are. No other is loaded for it: what a closed
+    /// run's history is, its rows say.
+    pub(crate) fn follow(&mut self, run_id: Option<RunId>) -> Option<Following> {
+        let run_id = run_id.or_else(|| self.current_run())?;
+        let view = self.view(&run_id).filter(|view| view.open)?;
         let sender =
             self.watchers.entry(run_id.clone()).or_insert_with(|| watch::channel(view.clone()).0);
         sender.send_replace(view);
-        Some(sender.subscribe())
+        let views = sender.subscribe();
+        Some(Following { run_id, views })
     }
 
-    fn announce(&self, run_id: &RunId) {
-        let Some(view) = self.view(run_id) else { return };
-        if let Some(sender) = self.watchers.get(run_id) {
-            sender.send_replace(view);
+    fn announce(&self, change: &Change) {
+        let Some(sender) = self.watchers.get(&change.run_id) else { return };
+        let Some(mut view) = self.view(&change.run_id) else { return };
+        if !view.open {
+            view.closing = change.events.last().cloned();
         }
+        sender.send_replace(view);
     }
 
     /// Drops closed runs and followers nobody needs; keeps the open current run.

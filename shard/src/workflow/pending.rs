@@ -35,7 +35,7 @@ pub(crate) enum Pending {
     DeliverQuery(Ticket, u64),
     DeliverNothing(Ticket),
     SendQuery(u64, Place),
-    Subscribe(RunId, Tell),
+    Subscribe(Option<RunId>, Tell),
     Resume(RunId),
     Expire(ExpireRow, Turn),
 }

@@ -50,9 +50,8 @@ impl Hosted {
             }
             Pending::SendQuery(id, place) => self.send_query(id, place),
             Pending::Subscribe(run_id, tell) => {
-                let found = self.run(Some(&run_id)).map(|id| self.watch(&id));
                 // The reader may have gone away.
-                let _ = tell.send(found.and_then(|w| w.ok_or_else(|| self.shard.gone())));
+                let _ = tell.send(Ok(self.follow(run_id)));
             }
             Pending::Resume(run_id) => self.resume(&run_id),
             Pending::Expire(row, _turn) => self.expire(&row).await,

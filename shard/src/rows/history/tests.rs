@@ -32,6 +32,7 @@ fn view(driver: &Driver) -> RunView {
         next_event_id: run.next_event_id,
         is_open: run.status.is_open(),
         held: run.held.clone(),
+        closing: None,
     }
 }
 
