@@ -14,6 +14,7 @@ use piton_store::codec::Kind;
 use serde::{Deserialize, Serialize};
 
 use crate::message::{HeldEvents, HistoryPage, HistoryPageReply};
+use crate::rows::recent::RecentHistory;
 use crate::rows::{LoadError, WorkflowRows};
 
 /// What is committed of the run at this moment.
@@ -197,7 +198,8 @@ pub(crate) fn read_page(
     if let Some(known) = at_once(view, token.as_ref(), page) {
         return Ok(known);
     }
-    let reader = Reader { rows, key, run_id: &view.run_id, budget: Budget::of(page, limits) };
+    let (run_id, budget) = (&view.run_id, Budget::of(page, limits));
+    let reader = Reader { rows, recent: None, key, run_id, budget };
     if page.reverse {
         let held = view.held_events(page.held);
         return reader.reverse(view, token, held).map(PageOutcome::Page);
@@ -210,19 +212,21 @@ pub(crate) fn read_page(
 }
 
 /// The first page of a workflow task's history: committed events of `ids`, then `suffix`. The token
-/// goes on where it ends; it is empty when all is delivered.
+/// goes on where it ends; it is empty when all is delivered. `recent`: what need not be read.
 ///
 /// # Errors
 /// See [`HistoryError`].
 pub(crate) fn task_page(
     rows: &WorkflowRows,
+    recent: &RecentHistory,
     key: &WorkflowKey,
     run_id: &RunId,
     ids: Range<EventId>,
     suffix: &[HistoryEvent],
     limits: &Limits,
 ) -> Result<(Vec<HistoryEvent>, Vec<u8>), HistoryError> {
-    let reader = Reader { rows, key, run_id, budget: Budget::full(limits) };
+    let recent = Some(recent);
+    let reader = Reader { rows, recent, key, run_id, budget: Budget::full(limits) };
     let token = PageToken {
         run_id: run_id.clone(),
         reverse: false,
@@ -260,6 +264,7 @@ impl Budget {
 
 struct Reader<'a> {
     rows: &'a WorkflowRows,
+    recent: Option<&'a RecentHistory>,
     key: &'a WorkflowKey,
     run_id: &'a RunId,
     budget: Budget,
@@ -314,8 +319,13 @@ impl Reader<'_> {
 
     fn read(&self, ids: Range<EventId>) -> Result<Vec<HistoryEvent>, HistoryError> {
         let Budget { events, bytes } = self.budget;
+        let recent = self.recent.and_then(|r| r.batches(self.run_id, &ids, events, bytes));
+        let batches = match recent {
+            Some(recent) => recent,
+            None => self.rows.history(self.key, self.run_id, ids.clone(), events, bytes)?,
+        };
         let mut found = Vec::new();
-        for batch in self.rows.history(self.key, self.run_id, ids.clone(), events, bytes)? {
+        for batch in batches {
             found.extend(self.rows.events(&batch)?);
         }
         found.retain(|event| ids.contains(&EventId(event.event_id)));

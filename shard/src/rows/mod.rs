@@ -10,6 +10,7 @@ pub(crate) mod load;
 pub(crate) mod lookup;
 mod positions;
 pub(crate) mod range;
+pub(crate) mod recent;
 pub(crate) mod records;
 pub(crate) mod retention;
 pub(crate) mod run_ends;
@@ -39,7 +40,8 @@ pub(crate) use crate::rows::values::{
 };
 use crate::rows::values::{decode_current, decode_range, errand_row, timer_row};
 pub(crate) use crate::rows::writes::{
-    change_writes, current_delete, current_write, milestone_write, offer_of, request_writes,
+    batch_in, change_writes, current_delete, current_write, milestone_write, offer_of,
+    request_writes,
 };
 
 /// Rows read from the table at once.

@@ -19,7 +19,9 @@ use prost::Message;
 use crate::message::{Offer, OfferedTask, QueueKey, QueueType};
 use crate::rows::codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
 use crate::rows::range::SlotRange;
-use crate::rows::values::{Current, RequestRow, TaskValue, encode_current, encode_range, workflow};
+use crate::rows::values::{
+    Current, HistoryBatch, RequestRow, TaskValue, encode_current, encode_range, workflow,
+};
 use crate::rows::{keys, records};
 
 /// Tag of `History.events` on the wire: field 1, length-delimited.
@@ -41,6 +43,7 @@ pub(crate) fn change_writes(
 ) -> Result<Vec<Write>, CodecError> {
     let mut writes = Vec::new();
     let run_id = &change.run_id;
+    // ORDER: first, where `batch_in` finds it.
     if let Some(first) = first_event(change) {
         let row = workflow(key).event(run_id.as_str(), unsigned(first));
         writes.push(Write::put(row, encode_batch(&change.events)));
@@ -75,6 +78,14 @@ pub(crate) fn change_writes(
         visibility_writes(key, before.as_ref(), after, retention, &mut writes)?;
     }
     Ok(writes)
+}
+
+/// The batch of history among the rows of a change.
+pub(crate) fn batch_in(change: &Change, writes: &[Write]) -> Option<HistoryBatch> {
+    let first = first_event(change)?;
+    let Some(Write::Put { value, .. }) = writes.first() else { return None };
+    let raw = records::EVENTS.body(value).ok()?;
+    Some(HistoryBatch { first, raw: value.slice_ref(raw) })
 }
 
 /// Puts the milestone of a run whose history has become long by `change`: the state before it, which is

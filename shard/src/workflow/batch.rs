@@ -14,7 +14,9 @@ use piton_core::transition::Change;
 use tokio::sync::watch;
 
 use crate::error::ShardError;
-use crate::leader::hosting::{Ask, Envelope, Following, Lost, Subscription, WorkflowHandle, refuse_all};
+use crate::leader::hosting::{
+    Ask, Envelope, Following, Lost, Subscription, WorkflowHandle, refuse_all,
+};
 use crate::leader::reads::{not_found, run_not_found, unreadable};
 use crate::leader::runtime::ShardRuntime;
 use crate::leader::wakeups::{Cause, Wakeup};
@@ -22,6 +24,7 @@ use crate::message::{Answer, Offer, QueueCall, WorkflowCall};
 use crate::replica::entry::{self, TransitionRecord};
 use crate::replica::proposer::Outcome;
 use crate::route::shard_leader::ReplyTo;
+use crate::rows::recent::RecentHistory;
 use crate::rows::{self, Current, RequestKind, RequestRow};
 use crate::workflow::pending::Pending;
 use crate::workflow::query::Queries;
@@ -53,6 +56,7 @@ pub(crate) struct Hosted {
     /// Boxed: a node of the map has room for eleven values.
     pub(crate) runs: BTreeMap<RunId, Box<RunState>>,
     pub(crate) queries: Queries,
+    pub(crate) recent: RecentHistory,
     watchers: BTreeMap<RunId, watch::Sender<Subscription>>,
     /// The last accepted workflow task answer: its repetition gets the same reply.
     pub(crate) last_accepted: Option<(WorkflowTaskRef, RespondWorkflowTaskCompletedResponse)>,
@@ -100,6 +104,7 @@ impl Hosted {
             position: Position(0),
             runs: BTreeMap::new(),
             queries: Queries::default(),
+            recent: RecentHistory::default(),
             watchers: BTreeMap::new(),
             last_accepted: None,
             held_deadline: None,
@@ -269,8 +274,11 @@ impl Hosted {
         let retention = self.shard.cluster.retention_of(&self.key.namespace);
         let unencodable = |e: piton_store::codec::CodecError| ShardError::Internal(e.to_string());
         let mut writes = Vec::new();
+        let mut batches = Vec::new();
         for (before, change) in changes {
-            writes.extend(rows::change_writes(&self.key, change, retention).map_err(unencodable)?);
+            let own = rows::change_writes(&self.key, change, retention).map_err(unencodable)?;
+            batches.extend(rows::batch_in(change, &own).map(|batch| (&change.run_id, batch)));
+            writes.extend(own);
             if let Some(before) = before {
                 let milestone = rows::milestone_write(&self.key, before, change);
                 writes.extend(milestone.map_err(unencodable)?);
@@ -300,6 +308,9 @@ impl Hosted {
             Outcome::Committed => {
                 self.position = current.position;
                 self.current = Some(current);
+                for (run_id, batch) in batches {
+                    self.recent.push(run_id, batch);
+                }
                 Ok(())
             }
             Outcome::Failed(why) => Err(ShardError::Unavailable(why)),

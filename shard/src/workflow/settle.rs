@@ -301,8 +301,8 @@ impl Hosted {
         suffix: &[HistoryEvent],
     ) -> Result<(History, Vec<u8>), ShardError> {
         let limits = self.shard.cluster.limits();
-        let page =
-            history::task_page(&self.shard.rows, &self.key, run_id, from..end, suffix, &limits);
+        let (rows, recent) = (&self.shard.rows, &self.recent);
+        let page = history::task_page(rows, recent, &self.key, run_id, from..end, suffix, &limits);
         let (events, token) = page.map_err(refused)?;
         Ok((History { events }, token))
     }

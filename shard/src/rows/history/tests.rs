@@ -147,7 +147,8 @@ fn a_tasks_pages_end_with_its_uncommitted_events() {
     let limits = Limits { history_page_events_max: 4, ..Limits::default() };
     let range = task.history_from..task.history_end;
     let run_id = driver.run_id();
-    let first = task_page(&rows, &driver.key, &run_id, range, &task.suffix, &limits);
+    let recent = RecentHistory::default();
+    let first = task_page(&rows, &recent, &driver.key, &run_id, range, &task.suffix, &limits);
     let (events, mut token) = first.expect("it reads");
     let mut all: Vec<_> = events.iter().map(|event| event.event_id).collect();
     assert!(!token.is_empty(), "a long history has more than one page");
