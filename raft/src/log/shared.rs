@@ -88,6 +88,8 @@ pub(super) struct State {
     pub(super) in_flight_bytes: usize,
     /// The writer sleeps until the queue is this long.
     pub(super) wake_at: Option<usize>,
+    /// The writer sleeps without a time limit: it has nothing to do when idle.
+    pub(super) has_no_chores: bool,
     pub(super) closing: bool,
     /// The writer waits for room on the disk.
     pub(super) is_full: bool,
@@ -148,6 +150,7 @@ impl Shared {
             in_flight_since: None,
             in_flight_bytes: 0,
             wake_at: None,
+            has_no_chores: false,
             closing: false,
             is_full: false,
             failure: None,
@@ -197,11 +200,8 @@ impl Shared {
             return;
         }
         state.groups.entry(group).or_default().committed = Some(committed);
-        let first = state.committed_changed.is_empty();
         state.committed_changed.insert(group);
-        // A writer that sleeps without a time limit has to learn that there is something to do
-        // when idle.
-        if first && state.wake_at.is_some() {
+        if std::mem::take(&mut state.has_no_chores) {
             drop(state);
             self.wake.notify_one();
         }

@@ -141,6 +141,7 @@ impl Writer {
                 || self.first_segment(state) < state.first_live()
                 || self.rewriting(state);
             let wake = &self.shared.wake.thread;
+            state.has_no_chores = !chores;
             if !chores {
                 wake.wait(state);
             } else if wake.wait_for(state, self.shared.config.idle_after).timed_out()
