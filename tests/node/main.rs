@@ -25,6 +25,7 @@ mod backlog;
 mod build_ids;
 mod errands;
 mod full_disk;
+mod golden_data;
 mod held_task;
 mod in_memory;
 mod lost_files;

@@ -84,7 +84,7 @@ pub(crate) fn schedule(activity_id: &str, queue: &str) -> Command {
     schedule_with(activity_id, queue, PATIENCE)
 }
 
-fn schedule_with(activity_id: &str, queue: &str, attempt: Duration) -> Command {
+pub(crate) fn schedule_with(activity_id: &str, queue: &str, attempt: Duration) -> Command {
     let attributes = ScheduleActivityTaskCommandAttributes {
         activity_id: activity_id.to_owned(),
         activity_type: Some(ActivityType { name: "step".to_owned() }),

@@ -1,5 +1,5 @@
-//! Every developer command, the same here and in CI: `cargo xtask test | tidy | sim | mutate | soak |
-//! ratio | conformance`.
+//! Every developer command, the same here and in CI: `cargo xtask test | tidy | golden-data |
+//! sim | mutate | soak | ratio | conformance`.
 //!
 //! It drives cargo, npm and pip and starts servers under test; it knows nothing of their insides,
 //! so it builds in seconds and depends on no crate of the workspace.
@@ -30,6 +30,8 @@ usage: cargo xtask <command>
 
   test [--fast]        everything CI runs; --fast leaves out the SDK suites but a smoke
   tidy                 the house rules that a machine can check
+  golden-data          writes the present version's data directory, which every later one must
+                       open, to tests/node/golden
   sim [--seeds N] [--from S]
                        whole nodes in one thread with faults that follow from a seed
   soak [--minutes N]   the seed suite over and over for an hour, or N minutes, with the server killed
@@ -72,11 +74,15 @@ fn run(arguments: &[String]) -> Result<bool> {
     let mut report = Report::new(&workspace)?;
     match command.as_str() {
         "test" => test::run(&workspace, &mut report, parse_fast(rest)?)?,
-        "tidy" => {
+        "tidy" | "golden-data" => {
             if !rest.is_empty() {
-                bail!("tidy takes no arguments\n{USAGE}");
+                bail!("{command} takes no arguments\n{USAGE}");
             }
-            report.step("tidy", |_| tidy::run(&workspace.root));
+            if command == "tidy" {
+                report.step("tidy", |_| tidy::run(&workspace.root));
+            } else {
+                report.step("golden data", |log| test::golden_data(&workspace, log));
+            }
         }
         "sim" => sim::run(&workspace, &mut report, sim::parse(rest)?),
         "soak" => soak::run(&workspace, &mut report, soak::parse(rest)?),

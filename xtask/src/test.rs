@@ -57,6 +57,14 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, fast: bool) -> Res
     Ok(())
 }
 
+/// Has the data directory written that `tests/node/golden_data.rs` opens.
+pub(crate) fn golden_data(workspace: &Workspace, log: &mut Log) -> Result<Tally> {
+    let mut command = process::cargo(&workspace.root);
+    command.args(["test", "--profile", "ci", "--locked", "-p", "piton-tests", "--test", "node"]);
+    command.args(["--", "--ignored", "--exact", "golden_data::write"]);
+    process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
+}
+
 fn run_suites(workspace: &Workspace, report: &mut Report, fast: bool) {
     let binary = workspace.target.join("ci").join("piton");
     let smoke: Vec<String> = SMOKE.iter().map(|&name| name.to_owned()).collect();
