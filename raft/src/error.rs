@@ -176,6 +176,17 @@ pub enum SnapshotError {
         /// What does not fit.
         reason: &'static str,
     },
+    /// A newer release wrote it.
+    #[error(
+        "the snapshot {} is of version {}, which only a newer release knows",
+        file.display(), char::from(*version)
+    )]
+    Newer {
+        /// The file.
+        file: PathBuf,
+        /// The digit that stands for its version.
+        version: u8,
+    },
     /// The rows could not be read from the replica.
     #[error("read the rows for a snapshot")]
     Rows(#[source] ReplicaError),

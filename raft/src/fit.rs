@@ -167,13 +167,18 @@ impl Losses {
     /// the store stands.
     ///
     /// # Errors
-    /// When a snapshot cannot be read, or the node is not alone: then the others have what it lost.
+    /// When a snapshot cannot be read, a newer release has written the log, or the node is not alone:
+    /// then the others have what it lost.
     pub fn look(node: NodeId, dir: &Path, states: &[(GroupId, Mark)]) -> Result<Losses, RaftError> {
         let known = known(&RealDisk, dir, states)?;
         let log_dir = dir.join(LOG_DIRECTORY);
         let (contents, unreadable) =
             match LogContents::read(&RealDisk, &log_dir, &LogConfig::default()) {
                 Ok(contents) => (contents, None),
+                // It is whole, and nobody needs to give it up.
+                Err(source @ LogError::Newer { .. }) => {
+                    return Err(RaftError::OpenLog { node, source });
+                }
                 Err(error) => (None, Some(error)),
             };
         let mut best: BTreeMap<GroupId, Known> = BTreeMap::new();

@@ -158,9 +158,7 @@ impl Frame {
 
     pub(crate) fn decode(bytes: Bytes) -> Result<Frame, WireError> {
         let mut reader = Reader::new(bytes, WHAT);
-        if reader.u8()? != VERSION {
-            return Err(reader.error());
-        }
+        reader.version(VERSION)?;
         let kind = reader.u8()?;
         let group = GroupId(reader.u32()?);
         let number = reader.u64()?;
@@ -353,6 +351,6 @@ fn read_answer(kind: u8, reader: &mut Reader) -> Result<Answer, WireError> {
             _ => return Err(reader.error()),
         }),
         KIND_REFUSED => Answer::Refused,
-        _ => return Err(reader.error()),
+        _ => return Err(reader.unknown_kind(kind)),
     })
 }

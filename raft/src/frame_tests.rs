@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderRequest};
 
 use crate::config::NodeId;
@@ -13,6 +13,34 @@ use crate::types::{
     VoteResponse, log_id,
 };
 use crate::wire;
+use piton_store::golden::Golden;
+
+const GOLDEN: &str = include_str!("../testdata/records.txt");
+
+/// What the frames of [`frames`] are called in the file of golden bytes, in order.
+const NAMES: [&str; 21] = [
+    "append",
+    "session over",
+    "appended",
+    "heartbeat",
+    "vote",
+    "pre-vote",
+    "transfer",
+    "snapshot part",
+    "snapshot install",
+    "answer, nothing matches",
+    "answer, matches",
+    "answer, conflict",
+    "answer, higher vote",
+    "answer, vote",
+    "answer, transfer",
+    "answer, vote changed",
+    "answer, not flushed",
+    "answer, snapshot going",
+    "answer, snapshot installed",
+    "answer, snapshot lost",
+    "refused",
+];
 
 fn membership() -> Membership {
     let joint = vec![BTreeSet::from([NodeId(1), NodeId(2)]), BTreeSet::from([NodeId(2)])];
@@ -90,6 +118,66 @@ fn every_frame_decodes_to_what_was_encoded() {
         assert_eq!(format!("{decoded:?}"), format!("{frame:?}"));
         assert_eq!(decoded.encode(), frame.encode());
     }
+}
+
+#[test]
+fn frames_are_encoded_as_ever_and_read() {
+    let mut golden = Golden::of(GOLDEN);
+    let frames = frames();
+    assert_eq!(frames.len(), NAMES.len());
+    for (name, frame) in NAMES.iter().zip(&frames) {
+        let name = format!("a frame, {name} (version 1)");
+        golden.bytes(&name, &frame.encode());
+        let Some(written) = golden.get(&name) else { continue };
+        let read = Frame::decode(written.into()).expect(&name);
+        assert_eq!(format!("{read:?}"), format!("{frame:?}"));
+    }
+    golden.finish();
+}
+
+#[test]
+fn what_log_and_store_keep_of_raft_is_encoded_as_ever_and_read() {
+    let mut golden = Golden::of(GOLDEN);
+    let names = ["a vote", "a log id", "a blank entry", "a proposal", "an empty proposal"];
+    let names = names.iter().chain(&["a membership", "a mark (version 1)"]);
+    let samples = wire_samples();
+    assert_eq!(samples.len(), names.clone().count());
+    for (name, bytes) in names.zip(&samples) {
+        golden.bytes(name, bytes);
+        let written = Bytes::from(golden.get(name).unwrap_or_else(|| bytes.clone()));
+        let is_read = match *name {
+            "a vote" => wire::vote_from_bytes(written).is_ok(),
+            "a log id" => wire::log_id_from_bytes(written).is_ok(),
+            "a mark (version 1)" => {
+                wire::mark_parts(&piton_store::Mark { index: 4, bytes: written }).is_ok()
+            }
+            _ => wire::entry_from_parts(5, 8, written).is_ok(),
+        };
+        assert!(is_read, "{name}");
+    }
+    golden.finish();
+}
+
+#[test]
+fn what_a_newer_release_sends_is_refused_by_version_or_kind() {
+    let altered = |bytes: &[u8], at: usize, value: u8| {
+        let mut altered = BytesMut::from(bytes);
+        altered[at] = value;
+        altered.freeze()
+    };
+    let whole = frames().remove(0).encode();
+    let refused = |at, value| Frame::decode(altered(&whole, at, value)).expect_err("newer");
+    let newer = refused(0, 2).to_string();
+    assert_eq!(newer, "decode a frame of version 2: this release knows versions up to 1");
+    let kind = refused(1, 14).to_string();
+    assert_eq!(kind, "decode a frame of kind 14: this release does not know it");
+    let mark = altered(wire_samples().last().expect("a mark"), 0, 2);
+    let mark = wire::mark_parts(&piton_store::Mark { index: 4, bytes: mark }).expect_err("newer");
+    assert_eq!(mark.to_string(), "decode a mark of version 2: this release knows versions up to 1");
+    let mut entry = BytesMut::new();
+    entry.put_u8(3);
+    let entry = wire::entry_from_parts(5, 8, entry.freeze()).expect_err("newer").to_string();
+    assert_eq!(entry, "decode an entry of kind 3: this release does not know it");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! mean is the replica's business. All calls here block on the disk.
 //!
 //! ```text
-//! head   magic(8) group(4) index(8) mark length(4) mark crc(4)
+//! head   magic(7) version(1) group(4) index(8) mark length(4) mark crc(4)
 //! block  length(4) crc(4) kind(1)=rows { key length(4) key value length(4) value }*
 //! end    length(4) crc(4) kind(1)=end rows(8)
 //! ```
@@ -27,8 +27,10 @@ use crate::log::{Disk, DiskFile, GroupId};
 use crate::replica::SnapshotRows;
 use crate::wire;
 
-const MAGIC: &[u8; 8] = b"PITONSS1";
-/// Magic, group, index and length of the mark.
+const MAGIC: &[u8; 7] = b"PITONSS";
+/// The version that is written, as a digit: of all that follows the head, which stays as it is.
+const VERSION: u8 = b'1';
+/// Magic, version, group, index and length of the mark.
 const HEAD_FIXED_BYTES: usize = 24;
 /// A mark holds a log id and a membership.
 const MARK_BYTES_MAX: usize = 1 << 20;
@@ -400,6 +402,7 @@ impl Writer<'_> {
 pub(crate) fn head_bytes(group: GroupId, index: u64, mark: &[u8]) -> Bytes {
     let mut head = BytesMut::new();
     head.put_slice(MAGIC);
+    head.put_u8(VERSION);
     head.put_u32(group.0);
     head.put_u64(index);
     wire::put_bytes(&mut head, mark);
@@ -533,9 +536,10 @@ fn read_head(
     let mut fixed = [0; HEAD_FIXED_BYTES];
     read_exact(file, path, 0, &mut fixed)?;
     let mut reader = &fixed[MAGIC.len()..];
+    let version = reader.get_u8();
     let (found, index) = (GroupId(reader.get_u32()), reader.get_u64());
     let mark_bytes = usize::try_from(reader.get_u32()).unwrap_or(usize::MAX);
-    if &fixed[..MAGIC.len()] != MAGIC || mark_bytes > MARK_BYTES_MAX {
+    if !fixed.starts_with(MAGIC) || mark_bytes > MARK_BYTES_MAX {
         return Err(corrupt(path, 0, "it does not begin like a snapshot"));
     }
     let mut rest = vec![0; mark_bytes + 4];
@@ -544,6 +548,9 @@ fn read_head(
     let crc = crc32c::crc32c_append(crc32c::crc32c(&fixed), mark);
     if stored.get_u32() != crc {
         return Err(corrupt(path, 0, "the head's checksum does not match"));
+    }
+    if version != VERSION {
+        return Err(SnapshotError::Newer { file: path.to_path_buf(), version });
     }
     if found != group {
         return Err(SnapshotError::OtherGroup { file: path.to_path_buf(), group, found });

@@ -15,14 +15,18 @@ use crate::types::{
     StoredMembership, Vote, log_id, term_of,
 };
 
-/// The version byte of marks and of snapshot heads.
+/// The version byte of marks.
 const MARK_VERSION: u8 = 1;
 
 /// Bytes that are not what we write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("decode {what}: the bytes do not fit")]
-pub(crate) struct WireError {
-    pub(crate) what: &'static str,
+pub(crate) enum WireError {
+    #[error("decode {what}: the bytes do not fit")]
+    Misfit { what: &'static str },
+    #[error("decode {what} of version {found}: this release knows versions up to {known}")]
+    Version { what: &'static str, found: u8, known: u8 },
+    #[error("decode {what} of kind {found}: this release does not know it")]
+    Kind { what: &'static str, found: u8 },
 }
 
 /// Takes values off the front of a byte string.
@@ -37,19 +41,32 @@ impl Reader {
     }
 
     pub(crate) fn error(&self) -> WireError {
-        WireError { what: self.what }
+        WireError::Misfit { what: self.what }
+    }
+
+    /// The version byte; only `known` can be read.
+    pub(crate) fn version(&mut self, known: u8) -> Result<(), WireError> {
+        match self.u8()? {
+            found if found == known => Ok(()),
+            found => Err(WireError::Version { what: self.what, found, known }),
+        }
+    }
+
+    /// The error of a kind that is none of ours.
+    pub(crate) fn unknown_kind(&self, found: u8) -> WireError {
+        WireError::Kind { what: self.what, found }
     }
 
     pub(crate) fn u8(&mut self) -> Result<u8, WireError> {
-        self.bytes.try_get_u8().map_err(|_| WireError { what: self.what })
+        self.bytes.try_get_u8().map_err(|_| self.error())
     }
 
     pub(crate) fn u32(&mut self) -> Result<u32, WireError> {
-        self.bytes.try_get_u32().map_err(|_| WireError { what: self.what })
+        self.bytes.try_get_u32().map_err(|_| self.error())
     }
 
     pub(crate) fn u64(&mut self) -> Result<u64, WireError> {
-        self.bytes.try_get_u64().map_err(|_| WireError { what: self.what })
+        self.bytes.try_get_u64().map_err(|_| self.error())
     }
 
     pub(crate) fn flag(&mut self) -> Result<bool, WireError> {
@@ -213,7 +230,8 @@ pub(crate) fn entry_from_parts(term: u64, index: u64, record: Bytes) -> Result<E
             reader.end()?;
             Payload::Membership(membership)
         }
-        _ => return Err(WireError { what }),
+        Some(&found) if found > RECORD_MEMBERSHIP => return Err(WireError::Kind { what, found }),
+        _ => return Err(WireError::Misfit { what }),
     };
     Ok(Entry { log_id: log_id(term, index), payload })
 }
@@ -234,9 +252,7 @@ pub(crate) fn mark(applied: &LogId, membership: &StoredMembership) -> Mark {
 
 pub(crate) fn mark_parts(mark: &Mark) -> Result<(LogId, StoredMembership), WireError> {
     let mut reader = Reader::new(mark.bytes.clone(), "a mark");
-    if reader.u8()? != MARK_VERSION {
-        return Err(reader.error());
-    }
+    reader.version(MARK_VERSION)?;
     let applied = log_id(reader.u64()?, mark.index);
     let membership_id = reader.log_id_option()?;
     let membership = reader.membership()?;

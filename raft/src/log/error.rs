@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::GroupId;
+use super::record::Newer;
 
 /// An error of the node's log.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -20,6 +21,13 @@ pub enum LogError {
     /// Bytes that were durable are no longer what was written. This node counts as wiped.
     #[error("log is damaged in {} at offset {offset}: {damage}", file.display())]
     Corrupt { file: PathBuf, offset: u64, damage: &'static str },
+    /// A newer release has written here. Nothing is cut and nothing is damaged.
+    #[error(
+        "log has a record in {} at offset {offset} that only a newer release knows (kind {kind}, \
+         version {version}): start that one",
+        file.display()
+    )]
+    Newer { file: PathBuf, offset: u64, kind: u8, version: u8 },
     /// Entries of a group are missing between those that are there.
     #[error("log in {} lacks entry {index} of group {group}", dir.display())]
     Missing { dir: PathBuf, group: GroupId, index: u64 },
@@ -44,5 +52,9 @@ impl LogError {
 
     pub(super) fn corrupt(file: &Path, offset: u64, damage: &'static str) -> LogError {
         LogError::Corrupt { file: file.to_owned(), offset, damage }
+    }
+
+    pub(super) fn newer(file: &Path, offset: u64, Newer { kind, version }: Newer) -> LogError {
+        LogError::Newer { file: file.to_owned(), offset, kind, version }
     }
 }

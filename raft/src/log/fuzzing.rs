@@ -40,7 +40,7 @@ fn dir() -> PathBuf {
 /// The begin of a file, and payloads of the kinds that this crate decodes itself.
 pub fn record(bytes: &[u8]) {
     let place = Place { segment: SEGMENT, offset: 0 };
-    if let Some((header, payload)) = record::decode(bytes, place) {
+    if let Ok((header, payload)) = record::decode(bytes, place) {
         assert_eq!(header.record_bytes(), HEADER_BYTES + payload.len());
     }
     if let Some(head) = Head::decode(bytes) {

@@ -13,6 +13,8 @@ mod error;
 mod fault;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+#[cfg(test)]
+mod golden_tests;
 mod index;
 mod inline;
 mod reader;

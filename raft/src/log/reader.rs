@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::disk::DiskFile;
 use super::index::Slot;
-use super::record::{self, HEADER_BYTES, Place, RecordKind};
+use super::record::{self, HEADER_BYTES, Place, RecordKind, Unread};
 use super::{GroupId, LogError};
 
 const READ_AHEAD_BYTES: usize = 64 << 10;
@@ -40,8 +40,10 @@ impl EntryReader {
         let bytes = self.buffer.get(start..start + length).unwrap_or_default();
         let place = Place { segment: self.segment, offset };
         let damaged = |damage| LogError::corrupt(&self.path, u64::from(offset), damage);
-        let (header, payload) =
-            record::decode(bytes, place).ok_or_else(|| damaged("an entry is not as written"))?;
+        let (header, payload) = record::decode(bytes, place).map_err(|unread| match unread {
+            Unread::Invalid => damaged("an entry is not as written"),
+            Unread::Newer(newer) => LogError::newer(&self.path, u64::from(offset), newer),
+        })?;
         let is_entry = matches!(header.kind, RecordKind::Entry | RecordKind::RewrittenEntry);
         if !is_entry || (header.group, header.index, header.term) != (group, index, slot.term) {
             return Err(damaged("another record where an entry should be"));

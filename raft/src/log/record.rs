@@ -6,7 +6,7 @@
 //!  8  u32  payload length
 //! 12  u32  group
 //! 16  u8   kind
-//! 17  u8   format version
+//! 17  u8   version of its kind
 //! 18  u16  magic
 //! 20  u64  batch number
 //! 28  u64  index     (see [`RecordKind`] for kinds that use it for something else)
@@ -17,6 +17,9 @@
 //! All numbers are little endian. The header's checksum covers where the record lies, so an old
 //! record in a reused file, or one copied by mistake, is never valid; it also covers the payload's
 //! checksum, so a valid header with a payload of another record is not valid either.
+//!
+//! The header is the same in all releases, so that an older one knows what a newer one wrote, and
+//! leaves it alone. A kind whose payload changes gets its next version.
 
 use super::GroupId;
 
@@ -25,7 +28,6 @@ pub(super) const HEADER_BYTES: usize = 44;
 /// Longest payload: well over the limits of any entry, low enough for 32-bit offsets.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 256 << 20;
 
-const FORMAT: u8 = 1;
 const MAGIC: u16 = 0x7450;
 
 /// What a record says.
@@ -67,7 +69,7 @@ impl RecordKind {
         RecordKind::Footer,
     ];
 
-    fn to_byte(self) -> u8 {
+    pub(super) fn to_byte(self) -> u8 {
         match self {
             RecordKind::Batch => 1,
             RecordKind::Head => 2,
@@ -84,6 +86,22 @@ impl RecordKind {
 
     fn from_byte(byte: u8) -> Option<RecordKind> {
         RecordKind::ALL.into_iter().find(|kind| kind.to_byte() == byte)
+    }
+
+    /// The version of the kind that is written.
+    pub(super) fn version(self) -> u8 {
+        match self {
+            RecordKind::Batch
+            | RecordKind::Head
+            | RecordKind::Entry
+            | RecordKind::RewrittenEntry
+            | RecordKind::Vote
+            | RecordKind::Committed
+            | RecordKind::Purge
+            | RecordKind::Truncate
+            | RecordKind::Freed
+            | RecordKind::Footer => 1,
+        }
     }
 }
 
@@ -113,6 +131,22 @@ impl Header {
     }
 }
 
+/// Why no record is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// There is none that is valid for its place.
+    Invalid,
+    /// There is one that only a newer release can have written.
+    Newer(Newer),
+}
+
+/// What this release does not know of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Newer {
+    pub(super) kind: u8,
+    pub(super) version: u8,
+}
+
 /// What a record is to say; [`encode`] adds where it lies and its batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Content<'a> {
@@ -139,7 +173,7 @@ pub(super) fn encode_header(place: Place, batch: u64, content: Content<'_>) -> [
     header[8..12].copy_from_slice(&length.to_le_bytes());
     header[12..16].copy_from_slice(&content.group.0.to_le_bytes());
     header[16] = content.kind.to_byte();
-    header[17] = FORMAT;
+    header[17] = content.kind.version();
     header[18..20].copy_from_slice(&MAGIC.to_le_bytes());
     header[20..28].copy_from_slice(&batch.to_le_bytes());
     header[28..36].copy_from_slice(&content.index.to_le_bytes());
@@ -149,20 +183,22 @@ pub(super) fn encode_header(place: Place, batch: u64, content: Content<'_>) -> [
     header
 }
 
-/// Reads the header at the begin of `bytes`; `None`: there is no valid one for this place.
-pub(super) fn decode_header(bytes: &[u8], place: Place) -> Option<Header> {
-    let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+/// Reads the header at the begin of `bytes`.
+pub(super) fn decode_header(bytes: &[u8], place: Place) -> Result<Header, Unread> {
+    let header: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(Unread::Invalid)?;
     // Cheap tests first: recovery tries every offset of a torn tail.
-    if header[17] != FORMAT || header[18..20] != MAGIC.to_le_bytes() {
-        return None;
+    if header[18..20] != MAGIC.to_le_bytes() {
+        return Err(Unread::Invalid);
     }
-    let kind = RecordKind::from_byte(header[16])?;
     let length = read_u32(header, 8);
     if length as usize > PAYLOAD_BYTES_MAX || read_u32(header, 0) != header_checksum(header, place)
     {
-        return None;
+        return Err(Unread::Invalid);
     }
-    Some(Header {
+    let (kind, version) = (header[16], header[17]);
+    let known = RecordKind::from_byte(kind).filter(|kind| version == kind.version());
+    let kind = known.ok_or(Unread::Newer(Newer { kind, version }))?;
+    Ok(Header {
         kind,
         group: GroupId(read_u32(header, 12)),
         batch: read_u64(header, 20),
@@ -173,14 +209,15 @@ pub(super) fn decode_header(bytes: &[u8], place: Place) -> Option<Header> {
     })
 }
 
-/// Reads the record at the begin of `bytes`; `None`: there is no valid one for this place.
-pub(super) fn decode(bytes: &[u8], place: Place) -> Option<(Header, &[u8])> {
+/// Reads the record at the begin of `bytes`.
+pub(super) fn decode(bytes: &[u8], place: Place) -> Result<(Header, &[u8]), Unread> {
     let header = decode_header(bytes, place)?;
-    let payload = bytes.get(HEADER_BYTES..header.record_bytes())?;
-    (crc32c::crc32c(payload) == header.payload_checksum).then_some((header, payload))
+    let payload = bytes.get(HEADER_BYTES..header.record_bytes()).ok_or(Unread::Invalid)?;
+    let whole = (crc32c::crc32c(payload) == header.payload_checksum).then_some((header, payload));
+    whole.ok_or(Unread::Invalid)
 }
 
-fn header_checksum(header: &[u8; HEADER_BYTES], place: Place) -> u32 {
+pub(super) fn header_checksum(header: &[u8; HEADER_BYTES], place: Place) -> u32 {
     let mut seed = [0; 12];
     seed[0..8].copy_from_slice(&place.segment.to_le_bytes());
     seed[8..12].copy_from_slice(&place.offset.to_le_bytes());
@@ -236,8 +273,8 @@ mod tests {
     #[test]
     fn a_record_is_valid_only_where_it_was_written() {
         let bytes = record(b"payload");
-        assert_eq!(decode(&bytes, Place { segment: 8, ..PLACE }), None);
-        assert_eq!(decode(&bytes, Place { offset: 4097, ..PLACE }), None);
+        assert_eq!(decode(&bytes, Place { segment: 8, ..PLACE }), Err(Unread::Invalid));
+        assert_eq!(decode(&bytes, Place { offset: 4097, ..PLACE }), Err(Unread::Invalid));
     }
 
     #[test]
@@ -246,7 +283,7 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode(&flipped, PLACE), None, "bit {bit}");
+            assert_eq!(decode(&flipped, PLACE), Err(Unread::Invalid), "bit {bit}");
         }
     }
 
@@ -254,7 +291,8 @@ mod tests {
     fn any_shortened_record_is_invalid() {
         let bytes = record(b"some payload");
         for length in 0..bytes.len() {
-            assert_eq!(decode(&bytes[..length], PLACE), None, "length {length}");
+            let read = decode(&bytes[..length], PLACE);
+            assert_eq!(read, Err(Unread::Invalid), "length {length}");
         }
     }
 
@@ -283,7 +321,7 @@ mod tests {
                     bytes.extend(tail);
                 }
             }
-            if let Some((header, _)) = decode(&bytes, PLACE) {
+            if let Ok((header, _)) = decode(&bytes, PLACE) {
                 assert_eq!(bytes[..header.record_bytes()], good[..], "round {round}");
             }
         }

@@ -2,7 +2,8 @@
 //! begins a fresh segment. Owns the decision what is whole; never repairs a file in place.
 //!
 //! A batch was synced if a record of a later batch exists, because batches are written one after
-//! the other. So damage before such a record is corruption, and the log is refused. Anything else
+//! the other. So damage before such a record is corruption, and the log is refused; so is one in
+//! which a newer release has written, wherever it did. Anything else
 //! is the torn tail of a batch that was never acknowledged, and is cut. The last whole batch may
 //! have been written but not synced by a process that was killed: its records are copied to the
 //! fresh segment, which is synced before anyone relies on them.
@@ -18,7 +19,7 @@ use super::disk::{Disk, DiskFile};
 use super::index::{GroupIndex, Slot, Whereabouts};
 use super::record::{self, HEADER_BYTES, Place, RecordKind};
 use super::segment::{
-    self, Batch, BatchBuilder, Damage, Head, Previous, Record, SegmentIndex, is_spare,
+    self, Batch, BatchBuilder, Head, Previous, Record, SegmentIndex, Stop, is_spare,
     segment_number, segment_path, spare_path,
 };
 use super::shared::{GroupHead, Segment};
@@ -167,9 +168,12 @@ impl<'a> Contents<'a> {
         Ok(bytes)
     }
 
-    fn corrupt(&self, damage: Damage) -> LogError {
+    fn refuse(&self, stop: Stop) -> LogError {
         let path = segment_path(self.dir, self.number);
-        LogError::corrupt(&path, u64::from(damage.offset), damage.what)
+        match stop {
+            Stop::Damage { offset, what } => LogError::corrupt(&path, u64::from(offset), what),
+            Stop::Newer { offset, newer } => LogError::newer(&path, u64::from(offset), newer),
+        }
     }
 
     fn head(&self, opening: &Batch<'_>) -> Result<Head, LogError> {
@@ -177,14 +181,14 @@ impl<'a> Contents<'a> {
         first
             .filter(|record| record.header.kind == RecordKind::Head)
             .and_then(|record| Head::decode(record.payload))
-            .ok_or(self.corrupt(Damage { offset: 0, what: "segment has no head" }))
+            .ok_or(self.refuse(Stop::Damage { offset: 0, what: "segment has no head" }))
     }
 
     /// Reads all of a segment that others follow: every byte of it had been synced.
     fn scan(&self, end: u32) -> Result<(Head, SegmentIndex), LogError> {
         let bytes = self.bytes(0, u64::from(end))?;
         let opening = segment::read_batch(self.number, &bytes, 0);
-        let opening = opening.map_err(|damage| self.corrupt(damage))?;
+        let opening = opening.map_err(|stop| self.refuse(stop))?;
         let head = self.head(&opening)?;
         let mut index = SegmentIndex::default();
         let mut batch = opening;
@@ -198,7 +202,7 @@ impl<'a> Contents<'a> {
             }
             batch = segment::read_batch(self.number, &bytes, at)
                 .and_then(|batch| in_order(batch, number, at))
-                .map_err(|damage| self.corrupt(damage))?;
+                .map_err(|stop| self.refuse(stop))?;
         }
     }
 
@@ -210,7 +214,7 @@ impl<'a> Contents<'a> {
         let place = Place { segment: self.number, offset };
         let head = bytes
             .get(HEADER_BYTES..)
-            .and_then(|bytes| record::decode(bytes, place))
+            .and_then(|bytes| record::decode(bytes, place).ok())
             .filter(|(header, _)| header.kind == RecordKind::Head)
             .and_then(|(_, payload)| Head::decode(payload));
         let bytes = self.bytes(footer, u64::from(previous.end))?;
@@ -218,18 +222,18 @@ impl<'a> Contents<'a> {
         let place = Place { offset, ..place };
         let index = bytes
             .get(HEADER_BYTES..)
-            .and_then(|bytes| record::decode(bytes, place))
+            .and_then(|bytes| record::decode(bytes, place).ok())
             .filter(|(header, _)| header.kind == RecordKind::Footer)
             .and_then(|(_, payload)| SegmentIndex::decode(payload));
         Ok(head.zip(index))
     }
 }
 
-fn in_order(batch: Batch<'_>, number: u64, offset: u32) -> Result<Batch<'_>, Damage> {
+fn in_order(batch: Batch<'_>, number: u64, offset: u32) -> Result<Batch<'_>, Stop> {
     if batch.number == number {
         Ok(batch)
     } else {
-        Err(Damage { offset, what: "batch is out of order" })
+        Err(Stop::Damage { offset, what: "batch is out of order" })
     }
 }
 
@@ -265,7 +269,7 @@ impl Found {
         // ORDER: a segment gets its name after its opening batch is durable, so damage in there is
         // never a torn tail.
         let opening = segment::read_batch(contents.number, &bytes, 0);
-        let opening = opening.map_err(|damage| contents.corrupt(damage))?;
+        let opening = opening.map_err(|stop| contents.refuse(stop))?;
         let head = contents.head(&opening)?;
         self.first_live = head.first_live;
         let mut index = SegmentIndex::default();
@@ -287,9 +291,9 @@ impl Found {
                         records.for_each(|record| index.observe(&record.header, record.offset));
                     }
                 }
-                Err(damage) => {
+                Err(stop) => {
                     if segment::has_later_batch(contents.number, &bytes, at, number + 1) {
-                        return Err(contents.corrupt(damage));
+                        return Err(contents.refuse(stop));
                     }
                     break;
                 }
@@ -441,6 +445,7 @@ fn to_copy(record: &Record<'_>) -> Option<TailRecord> {
 fn torn_bytes(segment: u64, bytes: &[u8], offset: u32, batch: u64) -> u64 {
     let rest = bytes.get(offset as usize..).unwrap_or_default();
     record::decode_header(rest, Place { segment, offset })
+        .ok()
         .filter(|header| header.kind == RecordKind::Batch && header.batch == batch)
         .map_or(0, |header| header.term.min(rest.len() as u64))
 }

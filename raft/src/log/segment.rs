@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, BufMut};
 
 use super::GroupId;
-use super::record::{self, Content, HEADER_BYTES, Header, Place, RecordKind};
+use super::record::{self, Content, HEADER_BYTES, Header, Newer, Place, RecordKind, Unread};
 
 const SEGMENT_SUFFIX: &str = ".log";
 const SPARE_SUFFIX: &str = ".spare";
@@ -102,45 +102,62 @@ pub(super) struct Batch<'a> {
     pub(super) end: u32,
 }
 
-/// The first place where a batch is not what was written.
+/// The first place where a segment does not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Damage {
-    pub(super) offset: u32,
-    pub(super) what: &'static str,
+pub(super) enum Stop {
+    /// There it is not what was written.
+    Damage { offset: u32, what: &'static str },
+    /// What stands there, a newer release wrote.
+    Newer { offset: u32, newer: Newer },
 }
 
 /// Reads the batch at `offset` of a segment's bytes.
-pub(super) fn read_batch(segment: u64, bytes: &[u8], offset: u32) -> Result<Batch<'_>, Damage> {
-    let (first, _) = read_record(segment, bytes, offset)
-        .filter(|(header, _)| header.kind == RecordKind::Batch)
-        .ok_or(Damage { offset, what: "no valid batch header" })?;
+pub(super) fn read_batch(segment: u64, bytes: &[u8], offset: u32) -> Result<Batch<'_>, Stop> {
+    let no_header = "no valid batch header";
+    let (first, _) = read_record(segment, bytes, offset, no_header)?;
+    if first.kind != RecordKind::Batch {
+        return Err(Stop::Damage { offset, what: no_header });
+    }
     if first.batch > NUMBER_MAX {
-        return Err(Damage { offset, what: "no batch has such a number" });
+        return Err(Stop::Damage { offset, what: "no batch has such a number" });
     }
     let end = u64::from(offset)
         .checked_add(first.term)
         .filter(|end| *end <= bytes.len() as u64)
         .and_then(|end| u32::try_from(end).ok())
-        .ok_or(Damage { offset, what: "batch is longer than its segment" })?;
+        .ok_or(Stop::Damage { offset, what: "batch is longer than its segment" })?;
     let mut records = Vec::new();
     let mut at = offset + HEADER_BYTES as u32;
     for _ in 0..first.index {
-        let damage = Damage { offset: at, what: "no valid record" };
-        let (header, payload) = read_record(segment, &bytes[..end as usize], at)
-            .filter(|(header, _)| header.batch == first.batch)
-            .ok_or(damage)?;
+        let what = "no valid record";
+        let damage = Stop::Damage { offset: at, what };
+        let (header, payload) = read_record(segment, &bytes[..end as usize], at, what)?;
+        if header.batch != first.batch {
+            return Err(damage);
+        }
         let next = at as usize + header.record_bytes();
         records.push(Record { header, offset: at, payload });
         at = u32::try_from(next).map_err(|_| damage)?;
     }
     if at != end {
-        return Err(Damage { offset: at, what: "batch is shorter than its header says" });
+        let what = "batch is shorter than its header says";
+        return Err(Stop::Damage { offset: at, what });
     }
     Ok(Batch { number: first.batch, records, end })
 }
 
-fn read_record(segment: u64, bytes: &[u8], offset: u32) -> Option<(Header, &[u8])> {
-    record::decode(bytes.get(offset as usize..)?, Place { segment, offset })
+/// Reads the record at `offset`; `what` is said of it where there is none.
+fn read_record<'a>(
+    segment: u64,
+    bytes: &'a [u8],
+    offset: u32,
+    what: &'static str,
+) -> Result<(Header, &'a [u8]), Stop> {
+    let bytes = bytes.get(offset as usize..).unwrap_or_default();
+    record::decode(bytes, Place { segment, offset }).map_err(|unread| match unread {
+        Unread::Invalid => Stop::Damage { offset, what },
+        Unread::Newer(newer) => Stop::Newer { offset, newer },
+    })
 }
 
 /// Whether any record of a batch after `batch` begins behind `offset`. Batches are written one
@@ -148,8 +165,12 @@ fn read_record(segment: u64, bytes: &[u8], offset: u32) -> Option<(Header, &[u8]
 pub(super) fn has_later_batch(segment: u64, bytes: &[u8], offset: u32, batch: u64) -> bool {
     (offset as usize..bytes.len().saturating_sub(HEADER_BYTES - 1)).any(|at| {
         let Ok(offset) = u32::try_from(at) else { return false };
-        record::decode_header(&bytes[at..], Place { segment, offset })
-            .is_some_and(|header| header.batch > batch)
+        match record::decode_header(&bytes[at..], Place { segment, offset }) {
+            Ok(header) => header.batch > batch,
+            // Whatever it is, it is not to be cut.
+            Err(Unread::Newer(_)) => true,
+            Err(Unread::Invalid) => false,
+        }
     })
 }
 

@@ -1,3 +1,5 @@
+use piton_store::golden::Golden;
+
 use super::*;
 use crate::error::ReplicaError;
 use crate::log::FaultyDisk;
@@ -121,6 +123,55 @@ fn a_snapshot_that_does_not_read_back_is_not_taken() {
     let taken = snapshots.write(&mut two_rows());
     assert!(matches!(taken, Err(SnapshotError::Corrupt { .. })), "{taken:?}");
     assert!(snapshots.current().is_none());
+}
+
+#[test]
+fn a_snapshot_is_laid_out_as_ever() {
+    let mut golden = Golden::of(include_str!("../../testdata/records.txt"));
+    let mut rows = BytesMut::new();
+    rows.put_u8(KIND_ROWS);
+    wire::put_bytes(&mut rows, b"key");
+    wire::put_bytes(&mut rows, b"value");
+    let mut end = BytesMut::new();
+    end.put_u8(KIND_END);
+    end.put_u64(1);
+    let parts = [
+        ("a snapshot's head (version 1)", head_bytes(GROUP, 4, b"mark")),
+        ("a snapshot's rows (version 1)", block_bytes(0, &rows)),
+        ("a snapshot's end (version 1)", block_bytes(1, &end)),
+    ];
+    let whole = parts.map(|(name, bytes)| {
+        golden.bytes(name, &bytes);
+        golden.get(name).unwrap_or_else(|| bytes.to_vec())
+    });
+    let disk = FaultyDisk::new(1);
+    put_snapshot(&disk, &whole.concat());
+    let snapshots = open(&disk);
+    let file = snapshots.current().expect("it is there");
+    assert_eq!(file.mark, two_rows().mark());
+    assert_eq!(keys(&snapshots, &file), ["key"]);
+    golden.finish();
+}
+
+fn put_snapshot(disk: &FaultyDisk, bytes: &[u8]) {
+    disk.create_dir(Path::new(DIR)).expect("memory takes all");
+    let path = PathBuf::from(format!("{DIR}/{GROUP}-4{FINAL_SUFFIX}"));
+    let file = disk.create(&path).expect("memory takes all");
+    file.write_at(bytes, 0).expect("memory takes all");
+}
+
+#[test]
+fn a_snapshot_of_a_newer_release_is_refused_as_such() {
+    let mut head = BytesMut::from(&head_bytes(GROUP, 4, b"mark")[..]);
+    head[MAGIC.len()] = b'2';
+    let checksum = head.len() - 4;
+    let crc = crc32c::crc32c(&head[..checksum]);
+    head[checksum..].copy_from_slice(&crc.to_be_bytes());
+    let disk = FaultyDisk::new(1);
+    put_snapshot(&disk, &head);
+    let refused = Snapshots::open(Arc::new(disk), DIR.into(), GROUP).err().expect("it is newer");
+    let SnapshotError::Newer { version: b'2', .. } = refused else { panic!("{refused}") };
+    assert!(refused.to_string().contains("of version 2, which only a newer"), "{refused}");
 }
 
 #[test]
