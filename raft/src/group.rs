@@ -154,8 +154,8 @@ impl Group {
         if self.inner.serves_alone() {
             return Ok(());
         }
-        let place = self.inner.rounds.join();
-        if place.is_first {
+        let joined = self.inner.rounds.join();
+        if joined.is_first {
             let group = Arc::clone(&self.inner);
             self.inner.runtime.spawn(async move {
                 let round = || {
@@ -165,7 +165,7 @@ impl Group {
                 group.rounds.run(round).await;
             });
         }
-        place.answer.await.unwrap_or(Err(ReadError::Stopped))
+        joined.answer.await.unwrap_or(Err(ReadError::Stopped))
     }
 
     /// Who leads, and whether this node may serve. The watch closes when the group stops.

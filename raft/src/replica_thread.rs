@@ -1,6 +1,6 @@
 //! Where a replica lives: behind a lock, with a thread for what may wait.
 //!
-//! A replica may wait for the store; Raft's runtime must not (architecture D11). So a call is sent
+//! A replica may wait for the store; Raft's runtime must not (D11). So a call is sent
 //! to the thread as an order, and the answer comes back through a channel. What needs no store is
 //! done at once on the caller's thread: an order costs two changes of threads. In a simulation there
 //! is no thread, and orders run at once, too.
@@ -27,12 +27,12 @@ type Order = Box<dyn FnOnce(&mut dyn Replica) + Send>;
 
 /// Carries out orders on one replica, one after the other.
 pub(crate) struct ReplicaThread {
-    place: Arc<Place>,
+    guarded: Arc<Guarded>,
     /// `None` in a simulation.
     thread: Option<Thread>,
 }
 
-struct Place {
+struct Guarded {
     group: GroupId,
     /// `None` once stopped, and after a panic: what it left half done must not be read.
     replica: Mutex<Option<Box<dyn Replica>>>,
@@ -51,17 +51,17 @@ impl ReplicaThread {
         group: GroupId,
         replica: Box<dyn Replica>,
     ) -> std::io::Result<Self> {
-        let place = Arc::new(Place { group, replica: Mutex::new(Some(replica)) });
+        let guarded = Arc::new(Guarded { group, replica: Mutex::new(Some(replica)) });
         if matches!(execution, Execution::Inline { .. }) {
-            return Ok(ReplicaThread { place, thread: None });
+            return Ok(ReplicaThread { guarded, thread: None });
         }
         let (tx, rx) = mpsc::channel();
-        let there = Arc::clone(&place);
+        let there = Arc::clone(&guarded);
         let handle = thread::Builder::new()
             .name(format!("replica-{group}"))
             .spawn(move || run(on_idle, &there, &rx))?;
         let thread = Thread { orders: Mutex::new(Some(tx)), handle: Mutex::new(Some(handle)) };
-        Ok(ReplicaThread { place, thread: Some(thread) })
+        Ok(ReplicaThread { guarded, thread: Some(thread) })
     }
 
     /// Runs `order` where it may wait, and waits for its answer.
@@ -73,7 +73,7 @@ impl ReplicaThread {
         order: impl FnOnce(&mut dyn Replica) -> T + Send + 'static,
     ) -> Result<T, ReplicaError> {
         let Some(thread) = &self.thread else {
-            return self.place.carry_out(order).ok_or_else(gone);
+            return self.guarded.carry_out(order).ok_or_else(gone);
         };
         let (tx, rx) = oneshot::channel();
         let order = move |replica: &mut dyn Replica| {
@@ -96,8 +96,8 @@ impl ReplicaThread {
         &self,
         order: impl FnOnce(&mut dyn Replica) -> T,
     ) -> Option<Result<T, ReplicaError>> {
-        let replica = self.place.replica.try_lock()?;
-        Some(self.place.carry_out_on(replica, order).ok_or_else(gone))
+        let replica = self.guarded.replica.try_lock()?;
+        Some(self.guarded.carry_out_on(replica, order).ok_or_else(gone))
     }
 
     /// Lets the orders that were sent run out, then drops the replica. Blocks.
@@ -110,7 +110,7 @@ impl ReplicaThread {
                 let _ = handle.join();
             }
         }
-        drop(self.place.replica.lock().take());
+        drop(self.guarded.replica.lock().take());
     }
 }
 
@@ -118,7 +118,7 @@ fn gone() -> ReplicaError {
     ReplicaError::new("take an order", "it panicked or was stopped")
 }
 
-impl Place {
+impl Guarded {
     /// `None`: the replica has panicked, now or before, or was stopped.
     fn carry_out<T>(&self, order: impl FnOnce(&mut dyn Replica) -> T) -> Option<T> {
         self.carry_out_on(self.replica.lock(), order)
@@ -139,7 +139,7 @@ impl Place {
     }
 }
 
-fn run(on_idle: fn(), place: &Place, orders: &mpsc::Receiver<Order>) {
+fn run(on_idle: fn(), guarded: &Guarded, orders: &mpsc::Receiver<Order>) {
     let mut idle_said = false;
     loop {
         let order = if idle_said {
@@ -149,7 +149,7 @@ fn run(on_idle: fn(), place: &Place, orders: &mpsc::Receiver<Order>) {
         };
         match order {
             Ok(order) => {
-                if place.carry_out(order).is_none() {
+                if guarded.carry_out(order).is_none() {
                     return;
                 }
                 idle_said = false;

@@ -23,8 +23,8 @@ impl<T> Default for Rounds<T> {
     }
 }
 
-/// A caller's place in the next round.
-pub(crate) struct Place<T> {
+/// A caller that waits for the next round.
+pub(crate) struct Joined<T> {
     /// What that round answers.
     pub(crate) answer: oneshot::Receiver<T>,
     /// Nobody runs the rounds: the caller has to see to it.
@@ -32,12 +32,12 @@ pub(crate) struct Place<T> {
 }
 
 impl<T: Clone> Rounds<T> {
-    /// Takes a place in a round that begins after now.
-    pub(crate) fn join(&self) -> Place<T> {
+    /// Waits for a round that begins after now.
+    pub(crate) fn join(&self) -> Joined<T> {
         let (tx, answer) = oneshot::channel();
         let mut state = self.state.lock();
         state.waiting.push(tx);
-        Place { answer, is_first: !std::mem::replace(&mut state.running, true) }
+        Joined { answer, is_first: !std::mem::replace(&mut state.running, true) }
     }
 
     /// Serves those who wait, one round after the other, until nobody waits.
@@ -88,13 +88,13 @@ mod tests {
         });
         has_begun.recv().await.unwrap();
         let late = [rounds.join(), rounds.join()];
-        assert!(late.iter().all(|place| !place.is_first));
+        assert!(late.iter().all(|joined| !joined.is_first));
         for answer in [1, 2] {
             answers.send(answer).unwrap();
         }
         assert_eq!(first.answer.await.unwrap(), 1);
-        for place in late {
-            assert_eq!(place.answer.await.unwrap(), 2, "its round began before it came");
+        for joined in late {
+            assert_eq!(joined.answer.await.unwrap(), 2, "its round began before it came");
         }
         runs.await.unwrap();
         assert!(rounds.join().is_first, "nobody runs the rounds any more");

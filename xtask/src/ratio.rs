@@ -48,11 +48,12 @@ pub(crate) fn parse(rest: &[String]) -> Result<Options> {
 }
 
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, options: &Options) {
-    let place = Place { root: workspace.root.clone(), directory: workspace.target.join("ratio") };
+    let workshop =
+        Workshop { root: workspace.root.clone(), directory: workspace.target.join("ratio") };
     let mut servers = Vec::new();
     for side in &options.sides {
         let built = report.step(&format!("build {side}"), |log| {
-            servers.push(place.server(side, log)?);
+            servers.push(workshop.server(side, log)?);
             Ok(Tally::one(true))
         });
         if !built {
@@ -60,14 +61,14 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, options: &Options)
         }
     }
     report.step("ratio", |log| {
-        let bench = place.bench(log)?;
+        let bench = workshop.bench(log)?;
         let mut pairs = Vec::new();
         for number in 0..options.pairs {
             // Who comes second finds a warmer machine: they take turns at that, too.
             let order = if number % 2 == 0 { [0, 1] } else { [1, 0] };
             let mut pair = [Figures::new(), Figures::new()];
             for side in order {
-                pair[side] = place.measure(&servers[side], &bench, options, log)?;
+                pair[side] = workshop.measure(&servers[side], &bench, options, log)?;
             }
             let [first, second] = pair;
             pairs.push((first, second));
@@ -79,12 +80,12 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, options: &Options)
 }
 
 /// Where trees, builds and servers are kept.
-struct Place {
+struct Workshop {
     root: PathBuf,
     directory: PathBuf,
 }
 
-impl Place {
+impl Workshop {
     /// The server of a commit, built if it was not.
     fn server(&self, side: &str, log: &mut Log) -> Result<PathBuf> {
         if side == WORKING_TREE {

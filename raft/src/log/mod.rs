@@ -37,7 +37,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use index::GroupIndex;
-use shared::{Change, ROOM_BYTES, Shared};
+use shared::{ROOM_BYTES, Shared, Submitted};
 use writer::Writer;
 
 pub use contents::{LogContents, is_there};
@@ -252,7 +252,7 @@ impl Log {
         entries: Vec<EntryRecord>,
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) {
-        self.shared.submit(group, Change::Append { entries, ticket: 0 }, Box::new(done));
+        self.shared.submit(group, Submitted::Append { entries, ticket: 0 }, Box::new(done));
     }
 
     /// Replaces the group's vote; durable at `done`.
@@ -262,7 +262,7 @@ impl Log {
         vote: Bytes,
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) {
-        self.shared.submit(group, Change::Vote(vote), Box::new(done));
+        self.shared.submit(group, Submitted::Vote(vote), Box::new(done));
     }
 
     /// Replaces the group's committed id. It goes to disk with the next batch, or when the writer
@@ -278,7 +278,7 @@ impl Log {
         from_index: u64,
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) {
-        self.shared.submit(group, Change::Truncate { from: from_index }, Box::new(done));
+        self.shared.submit(group, Submitted::Truncate { from: from_index }, Box::new(done));
     }
 
     /// Drops the group's entries up to and with `through_index`, which may lie past its last one:
@@ -292,12 +292,12 @@ impl Log {
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) {
         let purged = Purged { index: through_index, bytes };
-        self.shared.submit(group, Change::Purge(purged), Box::new(done));
+        self.shared.submit(group, Submitted::Purge(purged), Box::new(done));
     }
 
     /// Calls `done` once everything submitted before is durable, the last committed ids too.
     pub fn sync(&self, done: impl FnOnce(Result<(), LogError>) + Send + 'static) {
-        self.shared.submit(GroupId(0), Change::Sync, Box::new(done));
+        self.shared.submit(GroupId(0), Submitted::Sync, Box::new(done));
     }
 
     /// Reads the group's entries with an index in `range`, as many as there are, in order, until

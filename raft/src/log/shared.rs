@@ -25,7 +25,7 @@ use super::{EntryRecord, GroupId, LogConfig, LogError, LogStats, Purged};
 pub(super) type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 /// What is to be written for a group.
-pub(super) enum Change {
+pub(super) enum Submitted {
     Append {
         entries: Vec<EntryRecord>,
         ticket: u64,
@@ -41,7 +41,7 @@ pub(super) enum Change {
 
 pub(super) struct Operation {
     pub(super) group: GroupId,
-    pub(super) change: Change,
+    pub(super) submitted: Submitted,
     pub(super) done: Done,
     /// What it takes up in a batch.
     pub(super) bytes: usize,
@@ -170,12 +170,12 @@ impl Shared {
 
     /// Takes an operation in: checks it, shows it in the index, and queues it for the writer. What
     /// is refused is told to `done` on this thread.
-    pub(super) fn submit(&self, group: GroupId, change: Change, done: Done) {
+    pub(super) fn submit(&self, group: GroupId, submitted: Submitted, done: Done) {
         let mut state = self.state.lock();
-        match state.admit(group, change) {
-            Ok((change, bytes)) => {
+        match state.admit(group, submitted) {
+            Ok((submitted, bytes)) => {
                 state.queue_bytes += bytes;
-                state.queue.push(Operation { group, change, done, bytes });
+                state.queue.push(Operation { group, submitted, done, bytes });
                 if state.waiting_since.is_none() {
                     state.waiting_since = Some(Instant::now());
                 }
@@ -275,36 +275,40 @@ impl Shared {
 type Files = BTreeMap<u64, (Arc<dyn DiskFile>, PathBuf)>;
 
 impl State {
-    fn admit(&mut self, group: GroupId, change: Change) -> Result<(Change, usize), LogError> {
+    fn admit(
+        &mut self,
+        group: GroupId,
+        submitted: Submitted,
+    ) -> Result<(Submitted, usize), LogError> {
         self.check_open()?;
-        let bytes = check_size(group, &change)?;
-        if matches!(change, Change::Sync) {
-            return Ok((change, 0));
+        let bytes = check_size(group, &submitted)?;
+        if matches!(submitted, Submitted::Sync) {
+            return Ok((submitted, 0));
         }
         let index = self.groups.entry(group).or_default();
         let mut removed = Removed::new();
         let mut forgotten = 0;
-        let change = match change {
-            Change::Append { entries, .. } => {
+        let submitted = match submitted {
+            Submitted::Append { entries, .. } => {
                 index.check_next(group, &entries)?;
                 let ticket = self.next_ticket;
                 self.next_ticket += entries.len() as u64;
                 self.recent_bytes += index.append(&entries, ticket);
-                Change::Append { entries, ticket }
+                Submitted::Append { entries, ticket }
             }
-            Change::Vote(vote) => {
+            Submitted::Vote(vote) => {
                 index.vote = Some(vote.clone());
-                Change::Vote(vote)
+                Submitted::Vote(vote)
             }
-            Change::Truncate { from } => {
+            Submitted::Truncate { from } => {
                 forgotten = index.truncate(from, &mut removed);
-                Change::Truncate { from }
+                Submitted::Truncate { from }
             }
-            Change::Purge(purged) => {
+            Submitted::Purge(purged) => {
                 forgotten = index.purge(purged.clone(), &mut removed);
-                Change::Purge(purged)
+                Submitted::Purge(purged)
             }
-            Change::Sync => Change::Sync,
+            Submitted::Sync => Submitted::Sync,
         };
         self.recent_bytes -= forgotten;
         for (segment, (entries, bytes)) in removed {
@@ -313,7 +317,7 @@ impl State {
                 segment.live_bytes -= bytes;
             }
         }
-        Ok((change, bytes))
+        Ok((submitted, bytes))
     }
 
     pub(super) fn check_open(&self) -> Result<(), LogError> {
@@ -425,19 +429,19 @@ impl State {
     }
 }
 
-/// Bytes that the change will need in a batch.
-fn check_size(group: GroupId, change: &Change) -> Result<usize, LogError> {
+/// Bytes that it will need in a batch.
+fn check_size(group: GroupId, submitted: &Submitted) -> Result<usize, LogError> {
     let check = |bytes: &Bytes| match bytes.len() {
         length if length > PAYLOAD_BYTES_MAX => Err(LogError::TooLarge { group, bytes: length }),
         length => Ok(length + HEADER_BYTES),
     };
-    match change {
-        Change::Append { entries, .. } => {
+    match submitted {
+        Submitted::Append { entries, .. } => {
             entries.iter().try_fold(0, |sum, entry| Ok(sum + check(&entry.bytes)?))
         }
-        Change::Vote(bytes) => check(bytes),
-        Change::Purge(purged) => check(&purged.bytes),
-        Change::Truncate { .. } => Ok(HEADER_BYTES),
-        Change::Sync => Ok(0),
+        Submitted::Vote(bytes) => check(bytes),
+        Submitted::Purge(purged) => check(&purged.bytes),
+        Submitted::Truncate { .. } => Ok(HEADER_BYTES),
+        Submitted::Sync => Ok(0),
     }
 }

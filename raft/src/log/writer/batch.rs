@@ -10,7 +10,7 @@ use super::current::{bare, push_heads};
 use crate::log::reader::EntryReader;
 use crate::log::record::{Content, HEADER_BYTES, Place, RecordKind};
 use crate::log::segment::{BatchBuilder, Head, IndexedEntry};
-use crate::log::shared::{Change, GroupHead, Operation, Rewrite, State};
+use crate::log::shared::{GroupHead, Operation, Rewrite, State, Submitted};
 use crate::log::{GroupId, LogError};
 
 /// Bytes of entries rewritten forward with one batch.
@@ -66,7 +66,7 @@ impl Writer {
         let mut reaches: Vec<Reach> = Vec::new();
         for operation in &operations {
             let group = operation.group;
-            if matches!(operation.change, Change::Vote(_) | Change::Sync)
+            if matches!(operation.submitted, Submitted::Vote(_) | Submitted::Sync)
                 || reaches.last().is_some_and(|reach| reach.group == group)
             {
                 continue;
@@ -97,7 +97,7 @@ impl Writer {
         if bytes <= BATCH_BYTES_MAX {
             return None;
         }
-        let is_vote = |operation: &Operation| matches!(operation.change, Change::Vote(_));
+        let is_vote = |operation: &Operation| matches!(operation.submitted, Submitted::Vote(_));
         let operations = std::mem::take(&mut taken.operations);
         let (mut part, rest): (Vec<_>, Vec<_>) = operations.into_iter().partition(is_vote);
         let mut state = self.shared.state.lock();
@@ -208,8 +208,8 @@ impl Writer {
         written: &mut Written,
     ) {
         let group = operation.group;
-        match &operation.change {
-            Change::Append { entries, ticket } => {
+        match &operation.submitted {
+            Submitted::Append { entries, ticket } => {
                 for (entry, ticket) in entries.iter().zip(*ticket..) {
                     let (index, term) = (entry.index, entry.term);
                     let kind = RecordKind::Entry;
@@ -221,18 +221,18 @@ impl Writer {
                     written.stored.push((group, index, ticket, place));
                 }
             }
-            Change::Vote(vote) => {
+            Submitted::Vote(vote) => {
                 builder.push(Content { payload: vote, ..bare(RecordKind::Vote, group, 0) });
             }
-            Change::Truncate { from } => {
+            Submitted::Truncate { from } => {
                 builder.push(bare(RecordKind::Truncate, group, *from));
                 self.current.index.truncate(group, *from);
             }
-            Change::Purge(purged) => {
+            Submitted::Purge(purged) => {
                 let purge = bare(RecordKind::Purge, group, purged.index);
                 builder.push(Content { payload: &purged.bytes, ..purge });
             }
-            Change::Sync => {}
+            Submitted::Sync => {}
         }
     }
 
@@ -270,7 +270,7 @@ impl Writer {
 
 impl Taken {
     pub(super) fn says_something(&self) -> bool {
-        let changes = |operation: &Operation| !matches!(operation.change, Change::Sync);
+        let changes = |operation: &Operation| !matches!(operation.submitted, Submitted::Sync);
         self.operations.iter().any(changes)
             || self.frees
             || !self.committed.is_empty()
