@@ -65,10 +65,10 @@ fn check_type(name: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn policy(initial_ms: i64, coefficient: f64, maximum_ms: i64) -> RetryPolicy {
+    pub(crate) fn policy(initial_ms: i64, coefficient: f64, maximum_ms: i64) -> RetryPolicy {
         RetryPolicy {
             initial_interval: Some(Span::from_millis(initial_ms).to_proto()),
             backoff_coefficient: coefficient,

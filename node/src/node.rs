@@ -22,7 +22,7 @@ use crate::disk_watch::DiskWatch;
 use crate::frontend::{self, Facts, Frontend};
 use crate::identity::{Identity, IdentityError};
 use crate::process_metrics;
-use crate::storage::{Devices, Place, Storage, StorageError};
+use crate::storage::{Devices, Opening, Storage, StorageError};
 use crate::telemetry::{self, Metrics, Ready};
 
 /// The official server's namespace for workflows of its own; tools expect it in lists.
@@ -131,14 +131,14 @@ impl Node {
         let mut identity = identify(disk.as_ref(), &directory, config.shards.count)?;
         let kept = identity.shards;
         let room = Room::default();
-        let place = Place {
+        let opening = Opening {
             config: &config,
             directory: directory.path(),
             node: identity.node(),
             shards: kept,
             room: &room,
         };
-        let (storage, mut registry) = Storage::open(&place, devices.clone()).await?;
+        let (storage, mut registry) = Storage::open(&opening, devices.clone()).await?;
         let noted = identity.note_log(disk.as_ref(), directory.path()).map_err(NodeError::from);
         let set_up = match noted {
             Ok(()) => set_up(&storage, &config, kept).await,

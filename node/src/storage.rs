@@ -14,7 +14,7 @@ use piton_shard::{
     Clock, Cluster, HostParts, Ids, NoPeers, Room, Serving, ShardConfig, ShardError, ShardHost,
     ShardMetrics,
 };
-use piton_store::{Opened, Store, StoreError, Watched};
+use piton_store::{Opened, Store, StoreError, Watched, with_causes};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
@@ -111,7 +111,7 @@ impl Default for Devices {
 
 /// Whose state is opened, and where.
 #[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
+pub(crate) struct Opening<'a> {
     pub(crate) config: &'a Config,
     pub(crate) directory: &'a Path,
     pub(crate) node: NodeId,
@@ -139,29 +139,29 @@ impl Storage {
     /// # Errors
     /// When something there cannot be used. Nothing is thrown away but a store that can be rebuilt.
     pub(crate) async fn open(
-        place: &Place<'_>,
+        opening: &Opening<'_>,
         devices: Devices,
     ) -> Result<(Self, Registry), StorageError> {
         let (failure, failed) = watch::channel(None);
-        match Self::open_once(place, devices.clone(), failure).await {
+        match Self::open_once(opening, devices.clone(), failure).await {
             Err(error) if failed.borrow().is_some() => {
                 let reason = with_causes(&error);
                 tracing::error!(reason, "the store is damaged and is rebuilt from the log");
-                Self::discard_store(place.directory).await?;
+                Self::discard_store(opening.directory).await?;
                 let (failure, _) = watch::channel(None);
-                Self::open_once(place, devices, failure).await
+                Self::open_once(opening, devices, failure).await
             }
             opened => opened,
         }
     }
 
     async fn open_once(
-        place: &Place<'_>,
+        opening: &Opening<'_>,
         devices: Devices,
         failure: watch::Sender<Option<String>>,
     ) -> Result<(Self, Registry), StorageError> {
         let mut registry = Metrics::registry();
-        let Place { config, directory, node, shards, room } = *place;
+        let Opening { config, directory, node, shards, room } = *opening;
         let Devices { disk, wrap_store, on_idle, .. } = devices;
         let store_failed = failure.subscribe();
         let store = open_store(config, directory).await?;
@@ -174,7 +174,7 @@ impl Storage {
                 });
             }),
         ));
-        let groups = match open_groups(place, disk, on_idle, &store).await {
+        let groups = match open_groups(opening, disk, on_idle, &store).await {
             Ok(groups) => groups,
             Err(error) => {
                 close_store(store).await;
@@ -293,11 +293,6 @@ async fn serve(parts: HostParts) -> Result<(Cluster, Serving), ShardError> {
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 /// Frees the store's files for the next node, in this process or another.
 async fn close_store(store: Arc<dyn Store>) {
     // A panic in it is logged by the store.
@@ -326,7 +321,7 @@ async fn open_store(config: &Config, directory: &Path) -> Result<Arc<dyn Store>,
 }
 
 async fn open_groups(
-    &Place { config, directory, node, shards, .. }: &Place<'_>,
+    &Opening { config, directory, node, shards, .. }: &Opening<'_>,
     disk: Arc<dyn Disk>,
     on_idle: fn(),
     store: &Arc<dyn Store>,

@@ -47,9 +47,3 @@ impl ShardError {
         )
     }
 }
-
-/// An error and its causes, for a text that goes where the error itself cannot.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}

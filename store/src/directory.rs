@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::compaction::{Beside, Compacting, FLOOR_BYTES};
 use crate::frame::{Engine, Framed};
-use crate::{Store, StoreError, redb, sled};
+use crate::{Store, StoreError, redb, sled, with_causes};
 
 /// Precedes the boot id. Goes first when a store is discarded: without it sled's files are
 /// discarded at the next start too, so a store that was half deleted is never opened.
@@ -181,11 +181,6 @@ pub(crate) fn file(
 ) -> impl FnOnce(std::io::Error) -> StoreError + use<> {
     let path = path.to_owned();
     move |source| StoreError::File { doing, path, source }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

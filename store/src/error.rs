@@ -100,6 +100,12 @@ impl StoreError {
     }
 }
 
+/// An error and its causes, for a text that goes where the error itself cannot.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// The first bytes of a key, enough to find it by.
 fn hex(key: &[u8]) -> String {
     const SHOWN_BYTES_MAX: usize = 64;

@@ -32,7 +32,7 @@ mod watched;
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub use directory::{EngineKind, Opened, discard, open_kept, open_or_rebuild};
-pub use error::StoreError;
+pub use error::{StoreError, with_causes};
 pub use memory::MemoryStore;
 pub use own::{marks, owner, set_owner};
 pub use redb::RedbStore;

@@ -1,4 +1,4 @@
-//! What waits at one task queue, and who meets whom (architecture D8). A function of values: the
+//! What waits at one task queue, and who meets whom (D8). A function of values: the
 //! owner's actor hands in what it is told and `now`, and carries out what it gets back.
 //!
 //! The window is the part of the backlog that is in memory: of each lane (one shard's tasks of one

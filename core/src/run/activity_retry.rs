@@ -152,15 +152,7 @@ fn kept(failure: &Failure, limits: &Limits) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn policy(initial_ms: i64, coefficient: f64, maximum_ms: i64) -> RetryPolicy {
-        RetryPolicy {
-            initial_interval: Some(Span::from_millis(initial_ms).to_proto()),
-            backoff_coefficient: coefficient,
-            maximum_interval: Some(Span::from_millis(maximum_ms).to_proto()),
-            ..RetryPolicy::default()
-        }
-    }
+    use crate::retry_policy::tests::policy;
 
     #[test]
     fn backoff_grows_by_the_coefficient_up_to_the_maximum() {

@@ -1,4 +1,4 @@
-//! One actor per task queue: offers meet polls, and the pair becomes a ticket (architecture D8). Who
+//! One actor per task queue: offers meet polls, and the pair becomes a ticket (D8). Who
 //! meets whom is decided by `core`; here it is asked and carried out.
 //!
 //! Soft state: the truth is the task rows in the shards. It lives on the leader of the shard that

@@ -68,7 +68,7 @@ impl ShardRuntime {
     }
 
     /// Offers again whenever a shard gets another leader: the queues that it owns begin empty there
-    /// (architecture D8).
+    /// (D8).
     pub(crate) fn follow_owner(self: &Arc<Self>, owner: ShardId) {
         let shard = Arc::downgrade(self);
         let mut leadership = self.cluster.host().group(owner).leadership();

@@ -1,6 +1,6 @@
 //! Carries out errands: what a run owes to other workflows. Leader only, after the commit, and
 //! again after a failover: the rows are the truth, and doing an errand twice is harmless, since
-//! its request id is derived from its event (architecture D7).
+//! its request id is derived from its event (D7).
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

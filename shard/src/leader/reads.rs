@@ -1,5 +1,5 @@
 //! What a shard's leader answers from rows: pages of history, lists, counts. Reads wait for the actor's undecided transitions and for a read-index round
-//! (architecture D5a). All of it runs on threads of its own, so that no read holds up what is decided.
+//! (D5a). All of it runs on threads of its own, so that no read holds up what is decided.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -88,7 +88,7 @@ impl ShardRuntime {
     /// Ends the term: nothing is decided or offered in it any more.
     ///
     /// ORDER: actors stop before anything else, in key order, so that a repeated run stops the
-    /// same way (architecture D4; style guide section 6).
+    /// same way (D4).
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         let workflows = self.workflows.take_all();

@@ -136,7 +136,7 @@ impl ShardState {
     }
 }
 
-/// A new shard's first entry gives it its slots (architecture D1); no transition is applied before.
+/// A new shard's first entry gives it its slots (D1); no transition is applied before.
 async fn own_slots(host: &ShardHost, id: ShardId) -> Result<(), ShardError> {
     if host.rows(id).range().map_err(unreadable)?.is_some() {
         return Ok(());

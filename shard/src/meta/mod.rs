@@ -1,5 +1,5 @@
 //! The meta group's handle: namespaces, search attributes, limits and routes, read locally on every
-//! node and changed through the group's leader (architecture D2). A change is decided on a state
+//! node and changed through the group's leader (D2). A change is decided on a state
 //! and carries that state's version; if another one came first, it is decided again.
 
 pub(crate) mod decide;
@@ -130,11 +130,6 @@ impl Meta {
 
     pub fn limits(&self) -> Arc<Limits> {
         Arc::clone(self.states.borrow().limits())
-    }
-
-    /// Slots and their shards; empty until the cluster is bootstrapped.
-    pub fn routes(&self) -> Arc<Vec<Route>> {
-        Arc::clone(self.states.borrow().routes())
     }
 
     /// How many shards there are; 0 until the cluster is bootstrapped.

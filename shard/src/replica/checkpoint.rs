@@ -1,5 +1,5 @@
 //! Table to store: one background thread writes what changed, for all groups of this node
-//! (architecture D13). Never decides what is in a table, never passes the locally synced log.
+//! (D13). Never decides what is in a table, never passes the locally synced log.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use piton_raft::{Execution, GroupId};
-use piton_store::{CheckpointReport, StoreError, Table};
+use piton_store::{CheckpointReport, StoreError, Table, with_causes};
 use tokio::sync::watch;
 
-use crate::error::with_causes;
 use crate::room::Room;
 
 /// How often the thread looks at how much waits.

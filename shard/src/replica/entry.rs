@@ -31,7 +31,7 @@ const PUT: u8 = 1;
 /// Version, kind, count.
 const ENTRY_HEADER_BYTES: usize = 6;
 
-/// What was decided for one workflow, with the fence it is checked by (architecture D4).
+/// What was decided for one workflow, with the fence it is checked by (D4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TransitionRecord {
     /// The term it was decided in.

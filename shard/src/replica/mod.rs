@@ -1,5 +1,5 @@
 //! A shard's replica: decode, check the fence, put the rows (step 5 of a request's way). No workflow
-//! logic, no clock: every replica of the group does exactly the same (architecture D3, D4).
+//! logic, no clock: every replica of the group does exactly the same (D3, D4).
 
 pub(crate) mod checkpoint;
 pub(crate) mod entry;

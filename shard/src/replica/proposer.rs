@@ -94,7 +94,7 @@ impl Gather {
         }
     }
 
-    /// While too much waits for the store nothing new is proposed (architecture D13): requests
+    /// While too much waits for the store nothing new is proposed (D13): requests
     /// pile up in the bounded queues before it, and are refused there.
     async fn wait_for_checkpoints(&self) {
         while self.checkpoints.is_admission_slowed() {

@@ -211,7 +211,7 @@ impl Cluster {
 
     /// The same for an attempt of an activity, which at most one worker may be given: where the poll
     /// is known not to have it, `undelivered` goes to its shard. A node that does not answer is asked
-    /// again; where nobody knows, the attempt is left to its timeout (architecture D8, P3).
+    /// again; where nobody knows, the attempt is left to its timeout (D8, P3).
     pub(crate) async fn deliver_attempt(
         &self,
         (node, poll): (NodeId, PollId),

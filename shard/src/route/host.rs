@@ -7,12 +7,12 @@ use parking_lot::RwLock;
 use piton_core::id::ShardId;
 use piton_core::placement;
 use piton_raft::{Group, GroupId, Groups, NodeId};
-use piton_store::{Store, Table};
+use piton_store::{Store, Table, with_causes};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::config::ShardConfig;
-use crate::error::{ShardError, with_causes};
+use crate::error::ShardError;
 use crate::ids::Ids;
 use crate::meta::state::MetaReplica;
 use crate::meta::{META_GROUP, Meta};

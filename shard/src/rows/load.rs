@@ -1,5 +1,5 @@
 //! A run's state from its rows: its history folded, from a milestone on if there is one, and its notes
-//! laid over it (architecture D6).
+//! laid over it (D6).
 
 use piton_core::id::{EventId, RunId, WorkflowKey};
 use piton_core::note::{Note, NoteKey};

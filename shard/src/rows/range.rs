@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use piton_core::placement::{SLOTS, Slot};
 
-/// The slots that a shard owns. Fences every transition inside the group (architecture D1).
+/// The slots that a shard owns. Fences every transition inside the group (D1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SlotRange {
     /// Grows with each change; an older range is refused.

@@ -1,5 +1,5 @@
 //! List and count: over one shard's visibility rows, and the merging of what the shards answer.
-//! The rows are written with the events (architecture D10); nothing here writes.
+//! The rows are written with the events (D10); nothing here writes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -127,7 +127,7 @@ fn status_name(status: Status) -> &'static str {
 
 /// Merges the answers of all shards, each of which was asked for `limit` rows behind the same key.
 /// The second value is the sort key to go on behind; `None`: there are no more rows.
-/// `None` instead of both: the slots covered do not tile all slots once (architecture D10).
+/// `None` instead of both: the slots covered do not tile all slots once (D10).
 pub(crate) fn merge_lists(
     answers: Vec<(Vec<ListedRun>, Vec<Range<u16>>)>,
     limit: usize,

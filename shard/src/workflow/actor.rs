@@ -1,5 +1,5 @@
 //! One actor per workflow id: takes all requests that wait, decides them one after the other,
-//! proposes them together, and replies after the commit (architecture D5). Step 3 of a request's way.
+//! proposes them together, and replies after the commit (D5). Step 3 of a request's way.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

@@ -429,7 +429,7 @@ impl Hosted {
         self.handle.set_open(self.current.as_ref().is_some_and(|c| c.run.status.is_open()));
     }
 
-    /// Whether nothing of this workflow lives only in memory (architecture D6).
+    /// Whether nothing of this workflow lives only in memory (D6).
     pub(crate) fn is_idle(&self) -> bool {
         self.queries.is_empty()
             && self.watchers.values().all(|sender| sender.receiver_count() == 0)

@@ -63,7 +63,7 @@ impl Pending {
     }
 
     /// Somebody takes it for the state of things, so it must not come from a leader that is none
-    /// any more (architecture D5a). A task that is handed out carries its term.
+    /// any more (D5a). A task that is handed out carries its term.
     pub(crate) fn tells_state(&self) -> bool {
         match self {
             Self::Answer(..)
@@ -85,7 +85,7 @@ impl Pending {
     pub(crate) fn give_up_ticket(&self, cluster: &Cluster) {
         match self {
             // The attempt may be recorded, now or later, and then nobody but this poll may have it:
-            // whoever leads is asked again, with the same ticket (architecture D8).
+            // whoever leads is asked again, with the same ticket (D8).
             Self::DeliverActivity(ticket, _) => {
                 let shard = cluster.shard_of(&ticket.offer.key);
                 cluster.insist_again(shard, WorkflowCall::Ticket(ticket.clone()).into());
