@@ -238,7 +238,7 @@ impl Node {
     /// fail, too.
     async fn store_failure(&self, reason: String) -> Failure {
         let mut looks = tokio::time::interval(ROOM_CHECK);
-        while self.room.is_short() {
+        while self.room.is_measured_short() {
             looks.tick().await;
         }
         Failure::Store(reason)

@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub struct Room {
     free_bytes: Arc<AtomicU64>,
     is_short: Arc<AtomicBool>,
+    /// The store met a full disk, whatever was measured: a quota, or somebody who was faster.
+    has_refused: Arc<AtomicBool>,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { free_bytes: Arc::new(AtomicU64::new(u64::MAX)), is_short: Arc::default() }
+        let free_bytes = Arc::new(AtomicU64::new(u64::MAX));
+        Self { free_bytes, is_short: Arc::default(), has_refused: Arc::default() }
     }
 }
 
@@ -25,12 +28,22 @@ impl Room {
     }
 
     /// Whether new work is to be refused.
-    pub fn is_short(&self) -> bool {
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_measured_short() || self.has_refused.load(Ordering::Relaxed)
+    }
+
+    /// Whether too little was free when somebody last looked.
+    pub fn is_measured_short(&self) -> bool {
         self.is_short.load(Ordering::Relaxed)
     }
 
-    /// Whether the store can take so many bytes: an engine needs more than what it is given, and
-    /// one that meets a full disk has to be built anew.
+    /// Says whether the disk refused what the store wrote last; answers whether that is news.
+    pub(crate) fn set_refused(&self, has_refused: bool) -> bool {
+        self.has_refused.swap(has_refused, Ordering::Relaxed) != has_refused
+    }
+
+    /// Whether the store can take so many bytes: an engine needs more than what it is given, and one
+    /// that meets a full disk has to be opened again, or built anew.
     pub(crate) fn takes(&self, bytes: usize) -> bool {
         const FLOOR_BYTES: u64 = 8 << 20;
         let needed = (bytes as u64).saturating_mul(2).saturating_add(FLOOR_BYTES);

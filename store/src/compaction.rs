@@ -141,10 +141,7 @@ impl<E: Beside> View for Compacting<E> {
 }
 
 impl<E: Beside> Engine for Compacting<E> {
-    fn view<T>(
-        &self,
-        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    fn view<T>(&self, read: impl Fn(&dyn View) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.engine.read().view(read)
     }
 
@@ -171,6 +168,10 @@ impl<E: Beside> Engine for Compacting<E> {
 
     fn sync(&self) -> Result<(), StoreError> {
         self.engine.read().sync()
+    }
+
+    fn losses(&self) -> u64 {
+        self.engine.read().losses()
     }
 
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {

@@ -1,5 +1,6 @@
 //! Why the store refused or failed. What a caller can do: rebuild the group (`Corrupt`), rebuild
-//! the whole store (`Engine`, `Panicked`, `Stopped`, `File`), or call again later (the rest).
+//! the whole store (`Engine`, `Panicked`, `Stopped`, `File`), or call again later (the rest; `Full`
+//! when there is room).
 
 use std::io;
 use std::path::PathBuf;
@@ -50,6 +51,20 @@ pub enum StoreError {
         source: Box<StoreError>,
     },
 
+    /// The disk took no more. Nothing is damaged: the store stands where the last sync left it, or
+    /// later, and goes on.
+    #[error("{doing} in the storage engine: the disk is full")]
+    Full {
+        doing: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// What was written for the group was lost before it was synced, since another write met a full
+    /// disk.
+    #[error("the rows of group {group} were lost before they were synced")]
+    Unsynced { group: u32 },
+
     #[error("group {group} is being restored from a snapshot")]
     Restoring { group: u32 },
 
@@ -69,21 +84,31 @@ impl StoreError {
     /// file handles, no memory.
     pub(crate) fn is_of_machine(&self) -> bool {
         const TOO_MANY_FILES: [i32; 2] = [23, 24];
+        self.is_of_system(|io| {
+            let by_kind = matches!(
+                io.kind(),
+                io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::ReadOnlyFilesystem
+                    | io::ErrorKind::OutOfMemory
+            );
+            let by_code = io.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code));
+            by_kind || by_code || is_no_room(io)
+        })
+    }
+
+    /// Whether a disk without room is the cause.
+    pub(crate) fn is_of_room(&self) -> bool {
+        self.is_of_system(is_no_room)
+    }
+
+    /// Whether what the system said is among the causes, and such.
+    fn is_of_system(&self, is_such: impl Fn(&io::Error) -> bool) -> bool {
         let first: &(dyn std::error::Error + 'static) = self;
         let mut causes = std::iter::successors(Some(first), |cause| cause.source());
         causes.any(|cause| {
             let io = cause.downcast_ref::<io::Error>();
             let io = io.or_else(|| crate::redb::io_error(cause));
-            let Some(io) = io.or_else(|| crate::sled::io_error(cause)) else { return false };
-            let by_kind = matches!(
-                io.kind(),
-                io::ErrorKind::PermissionDenied
-                    | io::ErrorKind::ReadOnlyFilesystem
-                    | io::ErrorKind::StorageFull
-                    | io::ErrorKind::QuotaExceeded
-                    | io::ErrorKind::OutOfMemory
-            );
-            by_kind || io.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code))
+            io.or_else(|| crate::sled::io_error(cause)).is_some_and(&is_such)
         })
     }
 
@@ -98,6 +123,10 @@ impl StoreError {
                 | StoreError::File { .. }
         )
     }
+}
+
+fn is_no_room(io: &io::Error) -> bool {
+    matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// An error and its causes, for a text that goes where the error itself cannot.

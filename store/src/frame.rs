@@ -44,12 +44,13 @@ pub trait View {
 /// key occurs once in a batch, and reads that belong together go through one `view`.
 pub trait Engine: View + Send + Sync + 'static {
     /// Runs `read` over rows that stand between two batches, the same two for all it reads.
-    fn view<T>(
-        &self,
-        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError>;
+    fn view<T>(&self, read: impl Fn(&dyn View) -> Result<T, StoreError>) -> Result<T, StoreError>;
     fn write(&self, writes: Vec<Write>) -> Result<(), StoreError>;
     fn sync(&self) -> Result<(), StoreError>;
+    /// See [`Store::losses`].
+    fn losses(&self) -> u64 {
+        0
+    }
     fn bytes_on_disk(&self) -> Result<u64, StoreError>;
     /// See [`Store::compact`].
     fn compact(&self, _go_on: &dyn Fn() -> bool) -> Result<Option<Compacted>, StoreError> {
@@ -102,7 +103,7 @@ impl<E: Engine> Store for Framed<E> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let key = tagged(ROW, key);
         self.engine.view(|view| match view.get(&key)? {
-            Some(value) => value_of(view, Row { key, value }).map(Some),
+            Some(value) => value_of(view, Row { key: key.clone(), value }).map(Some),
             None => Ok(None),
         })
     }
@@ -132,7 +133,7 @@ impl<E: Engine> Store for Framed<E> {
         let _writer = self.writer.lock();
         let writes = self.engine.view(|view| {
             let mut writes = Vec::with_capacity(last_of_each_key.len());
-            for write in last_of_each_key.into_values() {
+            for write in last_of_each_key.values() {
                 lay_out(view, write, &mut writes)?;
             }
             Ok(writes)
@@ -149,6 +150,10 @@ impl<E: Engine> Store for Framed<E> {
 
     fn sync(&self) -> Result<(), StoreError> {
         self.engine.sync()
+    }
+
+    fn losses(&self) -> u64 {
+        self.engine.losses()
     }
 
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
@@ -174,14 +179,14 @@ fn replaced(view: &dyn View, row_key: &Bytes) -> Result<Option<u32>, StoreError>
 }
 
 /// The engine's writes for one write.
-fn lay_out(view: &dyn View, write: Write, out: &mut Vec<Write>) -> Result<(), StoreError> {
+fn lay_out(view: &dyn View, write: &Write, out: &mut Vec<Write>) -> Result<(), StoreError> {
     let key = write.key().clone();
     let row_key = tagged(ROW, &key);
     let replaced = replaced(view, &row_key)?;
     let mut chunks = 0;
     match write {
         Write::Put { value, .. } if value.len() <= CHUNK_BYTES => {
-            let value = seal(&row_key, &[&[WHOLE], &value]);
+            let value = seal(&row_key, &[&[WHOLE], value]);
             out.push(Write::Put { key: row_key, value });
         }
         Write::Put { value, .. } => {
@@ -192,7 +197,7 @@ fn lay_out(view: &dyn View, write: Write, out: &mut Vec<Write>) -> Result<(), St
                 chunks += 1;
             }
             let length = (value.len() as u64).to_be_bytes();
-            let crc = crc32c::crc32c(&value).to_be_bytes();
+            let crc = crc32c::crc32c(value).to_be_bytes();
             let value = seal(&row_key, &[&[CHUNKED], &length, &crc]);
             out.push(Write::Put { key: row_key, value });
         }

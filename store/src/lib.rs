@@ -70,6 +70,12 @@ pub trait Store: Send + Sync + 'static {
     /// Returns once every batch written before survives the end of this process.
     fn sync(&self) -> Result<(), StoreError>;
 
+    /// How often batches that were written and not yet synced have been lost since the store was opened,
+    /// as they are when an engine has to be opened again; see [`StoreError::Full`].
+    fn losses(&self) -> u64 {
+        0
+    }
+
     /// Bytes the store occupies where it keeps its data.
     fn bytes_on_disk(&self) -> Result<u64, StoreError>;
 

@@ -3,6 +3,10 @@
 //! Owns one file and the rule for when it is thrown away: when it does not open, when its first row
 //! is gone, or when a change failed. Every call runs under `catch_unwind`, as sled's do.
 //!
+//! A full disk is no such failure. redb answers nothing more after it, so the file is opened again,
+//! where the last sync left it: who wrote since then learns by the error, or by
+//! [`Store::losses`](crate::Store::losses).
+//!
 //! A batch is a commit of redb's durability `None`, and `sync` is an empty one of durability
 //! `Immediate`, which makes all earlier commits durable with one `fdatasync`. redb never overwrites
 //! a committed page, and both commit slots carry checksums over the whole tree, so after a power
@@ -22,7 +26,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -78,12 +82,18 @@ pub(crate) fn keep(dir: &Path, cache_bytes: u64) -> Result<RedbEngine, Unkept> {
 
 /// As [`open_or_rebuild`], but on a device of the caller's: for tests that take the power away. An
 /// empty device gets a new store; what cannot be relied on is an error.
-pub fn open_on(device: impl StorageBackend, cache_bytes: u64) -> Result<RedbStore, StoreError> {
+pub fn open_on(
+    device: impl StorageBackend + Clone,
+    cache_bytes: u64,
+) -> Result<RedbStore, StoreError> {
     let doing = "open the store";
     let is_new = device.len().map_err(engine(doing))? == 0;
-    let db =
-        caught(doing, || builder(cache_bytes).create_with_backend(device).map_err(engine(doing)))?;
-    let opened = RedbEngine::over(db, Path::new(""), cache_bytes);
+    let open = move || {
+        let device = device.clone();
+        caught(doing, || builder(cache_bytes).create_with_backend(device).map_err(engine(doing)))
+    };
+    let mut opened = RedbEngine::over(open()?, Path::new(""), cache_bytes);
+    opened.device = Some(Box::new(open));
     if is_new {
         opened.seal()?;
     }
@@ -102,9 +112,15 @@ pub struct RedbEngine {
     db: RwLock<Option<redb::Database>>,
     path: PathBuf,
     cache_bytes: u64,
+    /// Opens what is no file; for tests.
+    device: Option<Box<Open>>,
     /// Set by a panic and by a change that failed: redb promises nothing of what follows.
     stopped: AtomicBool,
+    /// How often the file was opened again, and lost what was not synced.
+    losses: AtomicU64,
 }
+
+type Open = dyn Fn() -> Result<redb::Database, StoreError> + Send + Sync;
 
 type Guard<'a> = redb::AccessGuard<'a, &'static [u8]>;
 
@@ -115,10 +131,7 @@ struct RowsView {
 
 impl RedbEngine {
     fn open(path: &Path, cache_bytes: u64) -> Result<RedbEngine, StoreError> {
-        let db = caught("open the store", || {
-            builder(cache_bytes).open(path).map_err(in_use_or_failed("open the store", path))
-        })?;
-        Ok(RedbEngine::over(db, path, cache_bytes))
+        Ok(RedbEngine::over(open_file(path, cache_bytes)?, path, cache_bytes))
     }
 
     fn create(path: &Path, cache_bytes: u64) -> Result<RedbEngine, StoreError> {
@@ -129,8 +142,14 @@ impl RedbEngine {
     }
 
     fn over(db: redb::Database, path: &Path, cache_bytes: u64) -> RedbEngine {
-        let (path, stopped) = (path.to_owned(), AtomicBool::new(false));
-        RedbEngine { db: RwLock::new(Some(db)), path, cache_bytes, stopped }
+        RedbEngine {
+            db: RwLock::new(Some(db)),
+            path: path.to_owned(),
+            cache_bytes,
+            device: None,
+            stopped: AtomicBool::new(false),
+            losses: AtomicU64::new(0),
+        }
     }
 
     fn seal(&self) -> Result<(), StoreError> {
@@ -158,13 +177,15 @@ impl RedbEngine {
     }
 
     /// One write transaction. If it fails, the outcome is unknown, and so is what would become of
-    /// the next one: the engine stops, and its file goes, so that nobody opens it again.
+    /// the next one: the engine stops, and its file goes, so that nobody opens it again. If the disk is
+    /// full, what was synced is as it was, and is opened again.
     fn change(
         &self,
         doing: &'static str,
         durability: Durability,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), StoreError> {
+        let losses = self.losses();
         let result = self.call(doing, |db| {
             let change = || -> Result<(), redb::Error> {
                 let mut transaction = db.begin_write()?;
@@ -174,10 +195,43 @@ impl RedbEngine {
             };
             change().map_err(engine(doing))
         });
-        if matches!(result, Err(StoreError::Engine { .. })) {
-            self.stop();
+        match result {
+            Err(error) if error.is_of_room() || follows_another(&error) => {
+                self.open_again(losses)?;
+                Err(StoreError::Full { doing, source: Box::new(error) })
+            }
+            Err(error @ StoreError::Engine { .. }) => {
+                self.stop();
+                Err(error)
+            }
+            result => result,
         }
-        result
+    }
+
+    /// Opens the file again after redb met an error and answers nothing more, unless somebody did so
+    /// since `losses` were counted. Those who read meanwhile wait.
+    fn open_again(&self, losses: u64) -> Result<(), StoreError> {
+        let mut db = self.db.write();
+        if self.losses() != losses || self.stopped.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        drop_caught(db.take());
+        self.losses.fetch_add(1, Ordering::AcqRel);
+        let opened = match &self.device {
+            Some(open) => open(),
+            None => open_file(&self.path, self.cache_bytes),
+        };
+        match opened {
+            Ok(opened) => {
+                *db = Some(opened);
+                Ok(())
+            }
+            Err(error) => {
+                drop(db);
+                self.stop();
+                Err(error)
+            }
+        }
     }
 
     fn call<T>(
@@ -202,6 +256,20 @@ impl RedbEngine {
             tracing::warn!(path = %self.path.display(), %error, "the failed store stays");
         }
     }
+}
+
+fn open_file(path: &Path, cache_bytes: u64) -> Result<redb::Database, StoreError> {
+    let doing = "open the store";
+    caught(doing, || builder(cache_bytes).open(path).map_err(in_use_or_failed(doing, path)))
+}
+
+/// Whether redb refused only since it met an error before, which whoever met it acts on.
+fn follows_another(error: &StoreError) -> bool {
+    use redb::StorageError;
+    let StoreError::Engine { source, .. } = error else { return false };
+    let by_storage = source.downcast_ref::<StorageError>();
+    matches!(source.downcast_ref(), Some(redb::Error::PreviousIo))
+        || matches!(by_storage, Some(StorageError::PreviousIo))
 }
 
 impl Drop for RedbEngine {
@@ -299,16 +367,21 @@ impl View for RedbEngine {
 
 impl Engine for RedbEngine {
     /// A read transaction: writers go on beside it.
-    fn view<T>(
-        &self,
-        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    fn view<T>(&self, read: impl Fn(&dyn View) -> Result<T, StoreError>) -> Result<T, StoreError> {
         const DOING: &str = "read rows";
-        self.call(DOING, |db| {
+        let losses = self.losses();
+        let read = |db: &redb::Database| {
             let transaction = db.begin_read().map_err(engine(DOING))?;
             let rows = transaction.open_table(ROWS).map_err(engine(DOING))?;
             read(&RowsView { rows })
-        })
+        };
+        match self.call(DOING, read) {
+            Err(error) if follows_another(&error) => {
+                self.open_again(losses)?;
+                self.call(DOING, read)
+            }
+            result => result,
+        }
     }
 
     fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
@@ -326,6 +399,10 @@ impl Engine for RedbEngine {
 
     fn sync(&self) -> Result<(), StoreError> {
         self.change("sync", Durability::Immediate, |_| Ok(()))
+    }
+
+    fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
     }
 
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {

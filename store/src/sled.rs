@@ -242,10 +242,7 @@ impl View for SledEngine {
 }
 
 impl Engine for SledEngine {
-    fn view<T>(
-        &self,
-        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    fn view<T>(&self, read: impl Fn(&dyn View) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let _between = self.between_batches.read();
         read(self)
     }

@@ -249,8 +249,10 @@ impl Table {
             }
         }));
         writes.push(mark_write(self.shared.group, &mark));
+        let losses = self.shared.store.losses();
         self.shared.store.write(Batch { writes })?;
         self.shared.store.sync()?;
+        self.shared.refuse_if_lost(losses)?;
         let report = CheckpointReport::Written {
             index: mark.index,
             rows: layer.len(),
@@ -299,12 +301,13 @@ impl Table {
             self.shared.generation.fetch_add(1, Ordering::Release);
             layers.replacements
         };
+        let losses = self.shared.store.losses();
         // ORDER: the mark is gone for good before any row is touched, so that no crash leaves a
         // mark above rows that it does not stand for.
         self.shared.store.write(Batch { writes: vec![Write::delete(mark_key(group))] })?;
         self.shared.store.sync()?;
         self.shared.store.clear_prefix(&group.to_be_bytes())?;
-        Ok(Restore { table: self.clone(), replacements })
+        Ok(Restore { table: self.clone(), replacements, losses })
     }
 
     /// Empties the group for good: no rows, no mark; it can be applied to from the log's start.
@@ -352,6 +355,14 @@ impl Table {
         let layers = self.shared.layers.read();
         layers.refuse_if_restoring(self.shared.group)?;
         from_store(from_layers(&layers))
+    }
+}
+
+impl Shared {
+    /// Whether what was written since `losses` were counted is still there, once it is synced.
+    fn refuse_if_lost(&self, losses: u64) -> Result<(), StoreError> {
+        let is_kept = self.store.losses() == losses;
+        if is_kept { Ok(()) } else { Err(StoreError::Unsynced { group: self.group }) }
     }
 }
 
@@ -426,6 +437,8 @@ impl Drop for Held {
 pub struct Restore {
     table: Table,
     replacements: u64,
+    /// The store's when it began.
+    losses: u64,
 }
 
 impl Restore {
@@ -447,11 +460,15 @@ impl Restore {
         let shared = &self.table.shared;
         let _turn = shared.store_turn.lock();
         self.refuse_if_replaced()?;
+        // ORDER: looked at before the mark is written, which must not stand above rows that are lost.
+        shared.store.sync()?;
+        shared.refuse_if_lost(self.losses)?;
         if let Some(mark) = &mark {
             // ORDER: the mark is the last batch; batches become durable in the order written.
             shared.store.write(Batch { writes: vec![mark_write(shared.group, mark)] })?;
+            shared.store.sync()?;
+            shared.refuse_if_lost(self.losses)?;
         }
-        shared.store.sync()?;
         let mut layers = shared.layers.write();
         layers.applied = mark.clone();
         layers.stored = mark;

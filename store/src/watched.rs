@@ -57,6 +57,10 @@ impl Store for Watched {
         self.watch(self.store.sync())
     }
 
+    fn losses(&self) -> u64 {
+        self.store.losses()
+    }
+
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {
         self.watch(self.store.bytes_on_disk())
     }

@@ -386,7 +386,7 @@ impl View for Recording {
 impl Engine for Recording {
     fn view<T>(
         &self,
-        read: impl FnOnce(&dyn View) -> Result<T, StoreError>,
+        read: impl Fn(&dyn View) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.engine.view(read)
     }

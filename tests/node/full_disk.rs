@@ -3,14 +3,16 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use piton_node::{Devices, Failure, Space};
 use piton_raft::log::{Faults, FaultyDisk};
+use piton_store::StoreError;
 use tempfile::TempDir;
 use tonic::Code;
 
+use crate::checked_store::CheckedStore;
 use crate::client::{execution, signal_of, start_of};
 use crate::nodes::{Running, config};
 use crate::worker::ORDER;
@@ -51,6 +53,44 @@ async fn while_the_disk_is_nearly_full_writes_are_refused_and_reads_go_on() {
     let events = api.history(&execution("before")).await.unwrap();
     assert!(events.len() >= 2, "a read goes on");
     free.store(1 << 40, Ordering::SeqCst);
+    await_until("there is room", || async {
+        api.start(start_of("after", ORDER, "never-polled")).await.is_ok()
+    })
+    .await;
+    running.stop().await;
+}
+
+/// Goal: the store meets a full disk that nobody had measured: the node stays, and nothing is rebuilt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_meets_a_full_disk_has_writes_refused_and_goes_on() {
+    let is_full = Arc::new(AtomicBool::new(false));
+    let met = Arc::clone(&is_full);
+    let check = move |key: &[u8]| {
+        if key.is_empty() && met.load(Ordering::SeqCst) {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            return Err(StoreError::Full { doing: "write a batch", source: source.into() });
+        }
+        Ok(())
+    };
+    let devices = Devices {
+        wrap_store: Arc::new(move |store| {
+            Arc::new(CheckedStore { store, check: Box::new(check.clone()) })
+        }),
+        ..Devices::default()
+    };
+    let running = Running::start_with(config(None), devices).await.unwrap();
+    let api = running.api();
+    api.start(start_of("before", ORDER, "never-polled")).await.unwrap();
+    is_full.store(true, Ordering::SeqCst);
+    await_until("a signal is refused", || async {
+        let refused = api.signal(signal_of("before", "more")).await;
+        refused.is_err_and(|refused| refused.code == Code::ResourceExhausted)
+    })
+    .await;
+    assert!(api.history(&execution("before")).await.is_ok(), "a read goes on");
+    let failed = tokio::time::timeout(Duration::from_millis(50), running.node.failed()).await;
+    assert!(failed.is_err(), "{failed:?}");
+    is_full.store(false, Ordering::SeqCst);
     await_until("there is room", || async {
         api.start(start_of("after", ORDER, "never-polled")).await.is_ok()
     })

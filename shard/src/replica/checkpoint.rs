@@ -14,6 +14,9 @@ use tokio::sync::watch;
 
 use crate::room::Room;
 
+/// After the disk refused what the store wrote, nothing is written for so many intervals: the store
+/// reads all of its file when it has to open it again.
+const REFUSED_INTERVALS: u32 = 5;
 /// How often the thread looks at how much waits.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -48,6 +51,8 @@ struct Shared {
     observer: CheckpointObserver,
     tables: Mutex<Vec<Table>>,
     is_admission_slowed: AtomicBool,
+    /// When the disk refused what was written.
+    refused_at: Mutex<Option<Instant>>,
     /// So much waits that not even what is committed is applied.
     is_full: Mutex<bool>,
     emptied: Condvar,
@@ -75,6 +80,7 @@ impl Checkpoints {
             observer,
             tables: Mutex::new(Vec::new()),
             is_admission_slowed: AtomicBool::new(false),
+            refused_at: Mutex::new(None),
             is_full: Mutex::new(false),
             emptied: Condvar::new(),
             failed: watch::Sender::new(None),
@@ -211,6 +217,10 @@ impl Shared {
     }
 
     fn round(&self) -> Result<(), (u32, StoreError)> {
+        let pause = self.config.interval * REFUSED_INTERVALS;
+        if self.refused_at.lock().is_some_and(|at| at.elapsed() < pause) {
+            return Ok(());
+        }
         let tables = self.tables.lock().clone();
         for table in tables {
             let group = table.group();
@@ -223,10 +233,19 @@ impl Shared {
                 Ok(CheckpointReport::Written { rows, bytes, .. }) => {
                     (self.observer)(began.elapsed(), rows, bytes);
                     self.measure();
+                    self.config.room.set_refused(false);
                 }
                 // A later round writes what could not be written now.
                 Ok(CheckpointReport::Unchanged | CheckpointReport::Postponed(_)) => {}
-                Err(StoreError::Restoring { .. }) => {}
+                Err(StoreError::Restoring { .. } | StoreError::Unsynced { .. }) => {}
+                Err(error @ StoreError::Full { .. }) => {
+                    *self.refused_at.lock() = Some(Instant::now());
+                    if self.config.room.set_refused(true) {
+                        let reason = with_causes(&error);
+                        tracing::error!(group, reason, "the disk is full, new work is refused");
+                    }
+                    return Ok(());
+                }
                 Err(error) => return Err((group, error)),
             }
         }

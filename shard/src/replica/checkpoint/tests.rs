@@ -153,6 +153,73 @@ fn stopping_writes_what_is_left() {
     assert_eq!(checkpoints.failed().borrow().clone(), None);
 }
 
+/// Goal: a disk that turns out to be full, whatever was measured, is no damage: new work is refused, and
+/// the rows are written once there is room.
+#[test]
+fn a_full_disk_that_the_store_meets_is_no_failure_of_it() {
+    let store = Arc::new(Filling { store: MemoryStore::new(), is_full: AtomicBool::new(true) });
+    let table = Table::open(Arc::clone(&store) as Arc<dyn Store>, 1).expect("it opens");
+    let config = config(Duration::from_millis(1), usize::MAX);
+    let room = config.room.clone();
+    let (checkpoints, wrote) = start(config, Arc::new(|_| u64::MAX));
+    checkpoints.add(table.clone());
+    put(&table, 1, 10);
+    let deadline = Instant::now() + PATIENCE;
+    while !room.is_short() {
+        assert!(Instant::now() < deadline, "new work is never refused");
+        thread::yield_now();
+    }
+    assert_eq!(checkpoints.failed().borrow().clone(), None);
+    store.is_full.store(false, Ordering::SeqCst);
+    assert_eq!(wrote.recv_timeout(PATIENCE), Ok(1));
+    checkpoints.stop();
+    assert!(!room.is_short());
+    assert_eq!(table.checkpointed(), Some(1));
+}
+
+/// A store whose disk fills up.
+struct Filling {
+    store: MemoryStore,
+    is_full: AtomicBool,
+}
+
+impl Store for Filling {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.store.get(key)
+    }
+
+    fn scan(
+        &self,
+        range: KeyRange<'_>,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<Row>, StoreError> {
+        self.store.scan(range, order, limit)
+    }
+
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        if self.is_full.load(Ordering::SeqCst) {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            return Err(StoreError::Full { doing: "write a batch", source: source.into() });
+        }
+        self.store.write(batch)
+    }
+
+    fn clear_prefix(&self, prefix: &[u8]) -> Result<(), StoreError> {
+        self.store.clear_prefix(prefix)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.store.sync()
+    }
+
+    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
+        self.store.bytes_on_disk()
+    }
+
+    fn close(&self) {}
+}
+
 /// A store whose disk is gone.
 struct Broken;
 
