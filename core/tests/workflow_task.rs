@@ -483,8 +483,8 @@ fn a_result_that_forces_the_flush_names_its_started_event() {
     assert!(flow.history().ends_with(
         "10 WorkflowExecutionSignaled waits\n\
          11 ActivityTaskStarted of 5\n\
-         12 WorkflowTaskScheduled attempt 1 on orders\n\
-         13 ActivityTaskCompleted of 5, 11"
+         12 ActivityTaskCompleted of 5, 11\n\
+         13 WorkflowTaskScheduled attempt 1 on orders"
     ));
 }
 

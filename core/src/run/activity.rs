@@ -104,15 +104,14 @@ impl RunState {
             let start = ActivityStart { at: drawn.now, identity, request_id, worker_version };
             self.begin_attempt(scheduled, start, drawn);
         }
-        self.close_activity(scheduled, drawn, |started| {
-            Attributes::ActivityTaskCompletedEventAttributes(ActivityTaskCompletedEventAttributes {
-                result,
-                scheduled_event_id: scheduled.0,
-                started_event_id: started,
-                identity,
-                ..Default::default()
-            })
-        });
+        let completed = ActivityTaskCompletedEventAttributes {
+            result,
+            scheduled_event_id: scheduled.0,
+            identity,
+            ..Default::default()
+        };
+        let ending = Attributes::ActivityTaskCompletedEventAttributes(completed);
+        self.close_activity(scheduled, ending, drawn);
         Ok(Decided::done(self))
     }
 
@@ -172,16 +171,15 @@ impl RunState {
                 "unable to mark activity as canceled without activity being request canceled first";
             return Err(Rejection::invalid(text));
         };
-        self.close_activity(scheduled, drawn, |started| {
-            Attributes::ActivityTaskCanceledEventAttributes(ActivityTaskCanceledEventAttributes {
-                details,
-                latest_cancel_requested_event_id: requested.0,
-                scheduled_event_id: scheduled.0,
-                started_event_id: started,
-                identity,
-                ..Default::default()
-            })
-        });
+        let canceled = ActivityTaskCanceledEventAttributes {
+            details,
+            latest_cancel_requested_event_id: requested.0,
+            scheduled_event_id: scheduled.0,
+            identity,
+            ..Default::default()
+        };
+        let ending = Attributes::ActivityTaskCanceledEventAttributes(canceled);
+        self.close_activity(scheduled, ending, drawn);
         Ok(Decided::done(self))
     }
 
@@ -279,30 +277,40 @@ impl RunState {
         if state == RetryState::InProgress {
             return;
         }
-        self.close_activity(scheduled, drawn, |started| {
-            Attributes::ActivityTaskFailedEventAttributes(ActivityTaskFailedEventAttributes {
-                failure: Some(failure),
-                scheduled_event_id: scheduled.0,
-                started_event_id: started,
-                identity,
-                retry_state: state.into(),
-                ..Default::default()
-            })
-        });
+        let failed = ActivityTaskFailedEventAttributes {
+            failure: Some(failure),
+            scheduled_event_id: scheduled.0,
+            identity,
+            retry_state: state.into(),
+            ..Default::default()
+        };
+        let ending = Attributes::ActivityTaskFailedEventAttributes(failed);
+        self.close_activity(scheduled, ending, drawn);
     }
 
-    /// Ends an activity: the Started event, if it was started, then the one that `ending` makes
-    /// of its id. 0 while both wait in the buffer: the flush fills it in.
-    #[allow(deprecated, reason = "workers say what build they are of, and the event has it")]
+    /// Ends an activity: the Started event, if it was started, then this one, which gets the id of
+    /// the Started event when both enter history. The workflow has to hear of it.
     pub(super) fn close_activity(
         &mut self,
         scheduled: EventId,
+        ending: Attributes,
         drawn: &Drawn<'_>,
-        ending: impl FnOnce(i64) -> Attributes,
+    ) {
+        self.end_activity(scheduled, ending, drawn);
+        self.release_buffered(drawn);
+        self.ensure_workflow_task(drawn);
+    }
+
+    /// The same as far as it goes before the buffer is released.
+    #[allow(deprecated, reason = "workers say what build they are of, and the event has it")]
+    pub(super) fn end_activity(
+        &mut self,
+        scheduled: EventId,
+        ending: Attributes,
+        drawn: &Drawn<'_>,
     ) {
         let Some(activity) = self.activities.get(&scheduled) else { return };
         let note = &activity.note;
-        let mut started_event = 0;
         if let Some(start) = &note.started {
             let attributes = ActivityTaskStartedEventAttributes {
                 scheduled_event_id: scheduled.0,
@@ -315,23 +323,10 @@ impl RunState {
             };
             let attributes = Attributes::ActivityTaskStartedEventAttributes(attributes);
             // When the attempt began, which may be before the events that came meanwhile.
-            let event = super::event::event(start.at, attributes, None);
-            let id = self.add_dated_event(drawn, event);
-            started_event = id.or_else(|| self.flushed_start(scheduled)).map_or(0, |id| id.0);
+            self.buffer_event(super::event::event(start.at, attributes, None));
         }
-        self.add_event(drawn, ending(started_event), None);
-        self.ensure_workflow_task(drawn);
-    }
-
-    /// The Started event that the buffer let go at once because it was full.
-    fn flushed_start(&self, scheduled: EventId) -> Option<EventId> {
-        let event = self.uncommitted.iter().rev().find(|event| match &event.attributes {
-            Some(Attributes::ActivityTaskStartedEventAttributes(a)) => {
-                a.scheduled_event_id == scheduled.0
-            }
-            _ => false,
-        });
-        event.map(|event| EventId(event.event_id))
+        let time = drawn.now.max(self.last_event_time);
+        self.buffer_event(super::event::event(time, ending, None));
     }
 
     fn activity_task(

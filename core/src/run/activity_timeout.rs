@@ -94,12 +94,14 @@ fn timeout_failure(kind: TimeoutType, message: String, details: Option<Payloads>
 }
 
 impl RunState {
-    /// Ends backoffs and times out attempts, whatever is due, in the order of time.
+    /// Ends backoffs and times out attempts, whatever is due, in the order of time. Of all that it
+    /// ends the workflow hears at once.
     pub(super) fn fire_activities(&mut self, drawn: &Drawn<'_>) {
+        let waited = self.note.next_buffered;
         loop {
             let due = self.due_activities(drawn.now);
             if due.is_empty() {
-                return;
+                break;
             }
             for (_, scheduled, due) in due {
                 match due {
@@ -111,6 +113,10 @@ impl RunState {
                     Due::Timeout(kind) => self.time_out_activity(scheduled, kind, drawn),
                 }
             }
+        }
+        if self.note.next_buffered != waited {
+            self.release_buffered(drawn);
+            self.ensure_workflow_task(drawn);
         }
     }
 
@@ -146,14 +152,14 @@ impl RunState {
             _ => (kind, failure.message),
         };
         let failure = Failure { cause: last_failure, ..timeout_failure(kind, message, details) };
-        self.close_activity(scheduled, drawn, |started| {
-            Attributes::ActivityTaskTimedOutEventAttributes(ActivityTaskTimedOutEventAttributes {
-                failure: Some(failure),
-                scheduled_event_id: scheduled.0,
-                started_event_id: started,
-                retry_state: state.into(),
-            })
-        });
+        let timed_out = ActivityTaskTimedOutEventAttributes {
+            failure: Some(failure),
+            scheduled_event_id: scheduled.0,
+            started_event_id: 0,
+            retry_state: state.into(),
+        };
+        let ending = Attributes::ActivityTaskTimedOutEventAttributes(timed_out);
+        self.end_activity(scheduled, ending, drawn);
     }
 
     /// What a pending activity owes: its offer, and a wake-up for what time does to it next.

@@ -94,42 +94,44 @@ fn is_result(attributes: &A) -> bool {
 }
 
 impl RunState {
-    /// Writes an event into history, or lets it wait while a workflow task is held. Its id, if it
-    /// has got one.
+    /// Writes an event into history, or lets it wait while a workflow task is held.
     pub(crate) fn add_event(
         &mut self,
         drawn: &Drawn<'_>,
         attributes: A,
         user_metadata: Option<UserMetadata>,
-    ) -> Option<EventId> {
+    ) {
         let event = super::event::event(drawn.now, attributes, user_metadata);
-        self.add_whole_event(drawn, event)
+        self.add_whole_event(drawn, event);
     }
 
     /// As [`RunState::add_event`], for an event that has links.
-    pub(crate) fn add_whole_event(
-        &mut self,
-        drawn: &Drawn<'_>,
-        mut event: HistoryEvent,
-    ) -> Option<EventId> {
+    pub(crate) fn add_whole_event(&mut self, drawn: &Drawn<'_>, mut event: HistoryEvent) {
         self.delay_to_last_event(&mut event);
-        self.add_dated_event(drawn, event)
+        let waits = event.attributes.as_ref().is_some_and(waits_for_task);
+        if waits && self.is_task_held() {
+            self.buffer_event(event);
+            self.limit_buffered(drawn);
+        } else {
+            self.append_late(event);
+        }
     }
 
-    /// As [`RunState::add_whole_event`], for an event of what happened before it is written.
-    pub(crate) fn add_dated_event(
-        &mut self,
-        drawn: &Drawn<'_>,
-        event: HistoryEvent,
-    ) -> Option<EventId> {
-        let waits = event.attributes.as_ref().is_some_and(waits_for_task);
-        if !waits || !self.is_task_held() {
-            return Some(self.append_late(event));
-        }
+    /// Lets an event wait, be a task held or not; [`RunState::release_buffered`] has to follow in
+    /// the same decision.
+    pub(crate) fn buffer_event(&mut self, event: HistoryEvent) {
         self.buffered.insert(self.note.next_buffered, Arc::new(event));
         self.note.next_buffered += 1;
-        self.limit_buffered(drawn);
-        None
+    }
+
+    /// Ends the wait of what waits for no held task. So what happens together enters history as
+    /// what waited together does: each result after all that is none.
+    pub(crate) fn release_buffered(&mut self, drawn: &Drawn<'_>) {
+        if self.is_task_held() {
+            self.limit_buffered(drawn);
+        } else {
+            self.flush_buffered();
+        }
     }
 
     /// Too much waits: takes the task from its worker, so that it can enter history.
