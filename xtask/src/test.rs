@@ -81,6 +81,7 @@ fn run_suites(workspace: &Workspace, report: &mut Report, fast: bool) {
         step(workspace, report, &Run { label: "typescript smoke", filter: &smoke, ..plain });
         return;
     }
+    step(workspace, report, &Run { suite: Suite::Histories, label: "histories", ..plain });
     step(workspace, report, &plain);
     step(workspace, report, &Run { suite: Suite::Python, label: "python", ..plain });
     for (suite, label) in [(Suite::Go, "go"), (Suite::Java, "java")] {
