@@ -1,5 +1,5 @@
 //! How a run ends: by its workflow, by a client, by a timeout, by a limit; and the errands that
-//! remain. Continue-as-new's next run is in `continue_as_new`.
+//! remain. The run that follows is in `successor`.
 
 use std::sync::Arc;
 
@@ -94,7 +94,7 @@ impl RunState {
         self.status.is_open() && self.expires_at().is_some_and(|at| at <= now)
     }
 
-    pub(super) fn time_out_run(&mut self, drawn: &Drawn<'_>) {
+    pub(super) fn time_out_run(mut self, drawn: &Drawn<'_>) -> Decided {
         let chain_over = self.chain_expires_at().is_some_and(|at| at <= drawn.now);
         let retry_state = if chain_over { RetryState::Timeout } else { self.last_retry_state() };
         self.fail_held_task_for_close(drawn);
@@ -105,6 +105,7 @@ impl RunState {
             },
         );
         self.close(drawn, attributes, Status::TimedOut);
+        Decided::done(self)
     }
 
     /// Why no run follows this one: without a policy it has one attempt, and only policies of one

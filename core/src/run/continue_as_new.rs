@@ -1,17 +1,15 @@
-//! Continue-as-new: one decision closes the run and begins the next of its chain.
+//! Continue-as-new: the command's checks and defaults, and the event that closes the run by it.
 
 use piton_proto::command::ContinueAsNewWorkflowExecutionCommandAttributes as Command;
 use piton_proto::enums::{ContinueAsNewInitiator, WorkflowTaskFailedCause as Cause};
+use piton_proto::history::WorkflowExecutionContinuedAsNewEventAttributes;
 use piton_proto::history::history_event::Attributes;
-use piton_proto::history::{
-    WorkflowExecutionContinuedAsNewEventAttributes, WorkflowExecutionStartedEventAttributes,
-};
 
 use super::command::CommandFailure;
 use super::event::Annotations;
 use super::field::Fields;
 use super::property::{set_attributes, set_memo};
-use super::start::Birth;
+use super::successor::Successor;
 use super::workflow_task::queue_to_proto;
 use super::{RunState, Status};
 use crate::effect::QueueName;
@@ -29,18 +27,10 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<RunState, CommandFailure> {
         let backoff = self.check_continue_as_new(&mut command, drawn)?;
-        let birth = Birth {
-            attributes: self.continued_attributes(&command, backoff, drawn),
-            user_metadata: None,
-            links: Vec::new(),
-            request_id: None,
-            signal: None,
-            backoff,
-            waits_for_parent: false,
-        };
+        let next = successor(&command, backoff);
         let attributes = closing_attributes(command, completed, drawn);
         self.close_by_command(attributes, annotations, Status::ContinuedAsNew, drawn);
-        Ok(Self::born(self.key.clone(), drawn.run_id.clone(), birth, drawn))
+        Ok(self.begin_successor(next, drawn))
     }
 
     /// Checks the command, fills in its defaults, and gives the wait before the first task.
@@ -112,52 +102,29 @@ impl RunState {
         let interval = Span::of_limit_ms(drawn.limits.continue_as_new_interval_ms_min);
         given.max(interval - lifetime.max(Span::ZERO)).max(Span::ZERO)
     }
+}
 
-    /// The Started event of the next run: what the command says, and what the chain keeps. Memo,
-    /// search attributes and header are the command's alone.
-    fn continued_attributes(
-        &self,
-        command: &Command,
-        backoff: Span,
-        drawn: &Drawn<'_>,
-    ) -> WorkflowExecutionStartedEventAttributes {
-        let kept = &self.started;
-        let initiator = match command.initiator() {
+/// What the command begins the next run with: memo, search attributes and header are its alone.
+#[allow(deprecated, reason = "older workers still send the failure, and the next run has it")]
+fn successor(command: &Command, backoff: Span) -> Successor {
+    Successor {
+        // A worker that tries again by itself says so, and its attempts are counted.
+        initiator: match command.initiator() {
             ContinueAsNewInitiator::Unspecified => ContinueAsNewInitiator::Workflow,
             given => given,
-        };
-        // A worker that tries again by itself counts its attempts so.
-        let is_retry = initiator == ContinueAsNewInitiator::Retry;
-        WorkflowExecutionStartedEventAttributes {
-            workflow_type: command.workflow_type.clone(),
-            task_queue: command.task_queue.clone(),
-            input: command.input.clone(),
-            header: command.header.clone(),
-            memo: command.memo.clone(),
-            search_attributes: command.search_attributes.clone(),
-            workflow_run_timeout: command.workflow_run_timeout,
-            workflow_task_timeout: command.workflow_task_timeout,
-            initiator: initiator.into(),
-            continued_failure: command.failure.clone(),
-            last_completion_result: command.last_completion_result.clone(),
-            continued_execution_run_id: self.run_id.as_str().into(),
-            original_execution_run_id: drawn.run_id.as_str().into(),
-            first_execution_run_id: kept.first_execution_run_id.clone(),
-            first_workflow_task_backoff: Some(backoff.to_proto()),
-            attempt: if is_retry { kept.attempt + 1 } else { 1 },
-            retry_policy: command.retry_policy.clone(),
-            workflow_execution_timeout: kept.workflow_execution_timeout,
-            workflow_execution_expiration_time: kept.workflow_execution_expiration_time,
-            workflow_id: kept.workflow_id.clone(),
-            parent_workflow_namespace: kept.parent_workflow_namespace.clone(),
-            parent_workflow_namespace_id: kept.parent_workflow_namespace_id.clone(),
-            parent_workflow_execution: kept.parent_workflow_execution.clone(),
-            parent_initiated_event_id: kept.parent_initiated_event_id,
-            parent_initiated_event_version: kept.parent_initiated_event_version,
-            root_workflow_execution: kept.root_workflow_execution.clone(),
-            priority: kept.priority.clone(),
-            ..Default::default()
-        }
+        },
+        backoff,
+        workflow_type: command.workflow_type.clone(),
+        task_queue: command.task_queue.clone(),
+        input: command.input.clone(),
+        header: command.header.clone(),
+        memo: command.memo.clone(),
+        search_attributes: command.search_attributes.clone(),
+        run_timeout: command.workflow_run_timeout,
+        task_timeout: command.workflow_task_timeout,
+        retry_policy: command.retry_policy.clone(),
+        last_completion_result: command.last_completion_result.clone(),
+        failure: command.failure.clone(),
     }
 }
 

@@ -51,6 +51,7 @@ mod property;
 mod reply;
 mod signal;
 mod start;
+mod successor;
 mod take;
 mod timer;
 mod worker_version;
@@ -213,7 +214,7 @@ pub struct HeldTask {
 pub struct Decided {
     /// The addressed run after the decision. Equal to the one before when nothing happened.
     pub run: Option<RunState>,
-    /// A new run that becomes the workflow's current one.
+    /// A new run that becomes the workflow's current one, begun by a start or by a run's end.
     pub successor: Option<RunState>,
     /// Told only after all of this is committed. `Err` with a changed run: the refusal is recorded.
     pub reply: Result<Reply, Rejection>,
@@ -322,8 +323,7 @@ impl RunState {
             return Ok(Decided::done(self));
         }
         if self.is_expired(drawn.now) {
-            self.time_out_run(drawn);
-            return Ok(Decided::done(self));
+            return Ok(self.time_out_run(drawn));
         }
         self.fire_timers(drawn);
         self.fire_activities(drawn);
