@@ -16,7 +16,7 @@ use piton_proto::history::{
 use piton_proto::sdk::UserMetadata;
 use piton_proto::workflowservice::PollActivityTaskQueueResponse;
 
-use super::buffer::Ending;
+use super::facts::Ending;
 use super::{Activity, ActivityTask, Decided, Reply, RunState, oversize};
 use crate::error::Rejection;
 use crate::id::EventId;

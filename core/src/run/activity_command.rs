@@ -10,9 +10,9 @@ use piton_proto::history::{
 };
 use piton_proto::taskqueue::TaskQueue;
 
-use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
+use super::facts::{Ending, Facts};
 use super::field::{Fields, refused_by_state};
 use super::{ActivityTask, RunState};
 use crate::id::EventId;
@@ -254,7 +254,7 @@ impl RunState {
     fn ended_in_this_decision(&self, scheduled: EventId) -> bool {
         let ending = Some(Ending::Activity(scheduled));
         let mut attributes = self.uncommitted.iter().filter_map(|e| e.attributes.as_ref());
-        attributes.any(|attributes| Ending::of(attributes) == ending)
+        attributes.any(|attributes| Facts::of(attributes).ends() == ending)
     }
 
     /// Who completed the workflow task whose Completed event is `completed`, which the decision

@@ -11,7 +11,7 @@ use piton_proto::history::ActivityTaskTimedOutEventAttributes;
 use piton_proto::history::history_event::Attributes;
 
 use super::activity_retry::timeout_name;
-use super::buffer::Ending;
+use super::facts::Ending;
 use super::{Activity, RunState};
 use crate::effect::{Effect, QueueName, TaskKey, TaskOffer, TimerKind};
 use crate::id::EventId;

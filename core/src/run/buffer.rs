@@ -6,92 +6,19 @@
 
 use std::sync::Arc;
 
-use piton_proto::enums::WorkflowTaskFailedCause;
+use piton_proto::enums::{EventType, WorkflowTaskFailedCause};
 use piton_proto::history::HistoryEvent;
 use piton_proto::history::history_event::Attributes as A;
 use piton_proto::sdk::UserMetadata;
 use prost::Message;
 
+use super::facts::{Ending, Entry, Facts};
 use super::workflow_task::{HISTORY_SERVICE, TaskEnd};
 use super::{Decided, RunState};
 use crate::error::Rejection;
 use crate::id::{EventId, RunId};
 use crate::request::Drawn;
 use crate::time::Timestamp;
-
-/// Something pending, as named by the event that ends it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// By its Scheduled event.
-    Activity(EventId),
-    /// By its Started event.
-    Timer(EventId),
-    /// By its Initiated event: a terminal event, or that the start failed.
-    Child(EventId),
-    /// By its Initiated event.
-    ExternalSignal(EventId),
-    /// By its Initiated event.
-    ExternalCancel(EventId),
-}
-
-impl Ending {
-    /// What an event ends, if it ends something.
-    pub(super) fn of(attributes: &A) -> Option<Self> {
-        let activity = |id| Some(Self::Activity(EventId(id)));
-        let timer = |id| Some(Self::Timer(EventId(id)));
-        let child = |id| Some(Self::Child(EventId(id)));
-        let signal = |id| Some(Self::ExternalSignal(EventId(id)));
-        let cancel = |id| Some(Self::ExternalCancel(EventId(id)));
-        match attributes {
-            A::ActivityTaskCompletedEventAttributes(a) => activity(a.scheduled_event_id),
-            A::ActivityTaskFailedEventAttributes(a) => activity(a.scheduled_event_id),
-            A::ActivityTaskTimedOutEventAttributes(a) => activity(a.scheduled_event_id),
-            A::ActivityTaskCanceledEventAttributes(a) => activity(a.scheduled_event_id),
-            A::TimerFiredEventAttributes(a) => timer(a.started_event_id),
-            A::TimerCanceledEventAttributes(a) => timer(a.started_event_id),
-            A::StartChildWorkflowExecutionFailedEventAttributes(a) => child(a.initiated_event_id),
-            A::ChildWorkflowExecutionCompletedEventAttributes(a) => child(a.initiated_event_id),
-            A::ChildWorkflowExecutionFailedEventAttributes(a) => child(a.initiated_event_id),
-            A::ChildWorkflowExecutionCanceledEventAttributes(a) => child(a.initiated_event_id),
-            A::ChildWorkflowExecutionTimedOutEventAttributes(a) => child(a.initiated_event_id),
-            A::ChildWorkflowExecutionTerminatedEventAttributes(a) => child(a.initiated_event_id),
-            A::SignalExternalWorkflowExecutionFailedEventAttributes(a) => {
-                signal(a.initiated_event_id)
-            }
-            A::ExternalWorkflowExecutionSignaledEventAttributes(a) => signal(a.initiated_event_id),
-            A::RequestCancelExternalWorkflowExecutionFailedEventAttributes(a) => {
-                cancel(a.initiated_event_id)
-            }
-            A::ExternalWorkflowExecutionCancelRequestedEventAttributes(a) => {
-                cancel(a.initiated_event_id)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Whether an event waits while a workflow task is held. Never: what begins or closes the run,
-/// workflow task events, and what the task's own commands write.
-fn waits_for_task(attributes: &A) -> bool {
-    match attributes {
-        A::TimerCanceledEventAttributes(_) => false,
-        A::WorkflowExecutionSignaledEventAttributes(_)
-        | A::WorkflowExecutionCancelRequestedEventAttributes(_)
-        | A::WorkflowExecutionOptionsUpdatedEventAttributes(_)
-        | A::ActivityTaskStartedEventAttributes(_)
-        | A::ChildWorkflowExecutionStartedEventAttributes(_) => true,
-        _ => Ending::of(attributes).is_some(),
-    }
-}
-
-/// Whether an event is flushed after all others: the results of activities and children, so that
-/// each comes after its Started event.
-fn is_result(attributes: &A) -> bool {
-    match attributes {
-        A::StartChildWorkflowExecutionFailedEventAttributes(_) => false,
-        _ => matches!(Ending::of(attributes), Some(Ending::Activity(_) | Ending::Child(_))),
-    }
-}
 
 impl RunState {
     /// Writes an event into history, or lets it wait while a workflow task is held.
@@ -108,7 +35,7 @@ impl RunState {
     /// As [`RunState::add_event`], for an event that has links.
     pub(crate) fn add_whole_event(&mut self, drawn: &Drawn<'_>, mut event: HistoryEvent) {
         self.delay_to_last_event(&mut event);
-        let waits = event.attributes.as_ref().is_some_and(waits_for_task);
+        let waits = Facts::of_event(&event).is_some_and(|facts| facts.entry != Entry::AtOnce);
         if waits && self.is_task_held() {
             self.buffer_event(event);
             self.limit_buffered(drawn);
@@ -155,8 +82,9 @@ impl RunState {
             return false;
         }
         let waiting = std::mem::take(&mut self.buffered);
+        let is_result = |facts: Facts<'_>| facts.entry == Entry::WaitsLast;
         let (results, others): (Vec<_>, Vec<_>) =
-            waiting.into_values().partition(|e| e.attributes.as_ref().is_some_and(is_result));
+            waiting.into_values().partition(|event| Facts::of_event(event).is_some_and(is_result));
         for event in others.into_iter().chain(results) {
             self.append_late(Arc::unwrap_or_clone(event));
         }
@@ -179,46 +107,21 @@ impl RunState {
     /// Puts the id of the Started event into a result that was made before that had one. The
     /// Started event of an activity is written with its result, so it is not committed either.
     fn wire_started(&self, event: &mut HistoryEvent) {
-        let of_activity = |scheduled: i64, id: &mut i64| {
-            if *id == 0 {
-                *id = self.uncommitted_activity_start(scheduled);
+        let Some(attributes) = &mut event.attributes else { return };
+        let facts = Facts::of(attributes);
+        let began = match facts.ends().filter(|_| facts.entry == Entry::WaitsLast) {
+            Some(Ending::Activity(scheduled)) => self.uncommitted_activity_start(scheduled.0),
+            Some(Ending::Child(initiated)) => {
+                let child = self.children.get(&initiated);
+                child.and_then(|child| child.started.as_ref()).map_or(0, |(_, started)| started.0)
             }
+            Some(Ending::Timer(_) | Ending::ExternalSignal(_) | Ending::ExternalCancel(_))
+            | None => return,
         };
-        let of_child = |initiated: i64, id: &mut i64| {
-            let child = self.children.get(&EventId(initiated));
-            if let (0, Some((_, started))) = (*id, child.and_then(|c| c.started.as_ref())) {
-                *id = started.0;
-            }
-        };
-        match event.attributes.as_mut() {
-            Some(A::ActivityTaskCompletedEventAttributes(a)) => {
-                of_activity(a.scheduled_event_id, &mut a.started_event_id);
-            }
-            Some(A::ActivityTaskFailedEventAttributes(a)) => {
-                of_activity(a.scheduled_event_id, &mut a.started_event_id);
-            }
-            Some(A::ActivityTaskTimedOutEventAttributes(a)) => {
-                of_activity(a.scheduled_event_id, &mut a.started_event_id);
-            }
-            Some(A::ActivityTaskCanceledEventAttributes(a)) => {
-                of_activity(a.scheduled_event_id, &mut a.started_event_id);
-            }
-            Some(A::ChildWorkflowExecutionCompletedEventAttributes(a)) => {
-                of_child(a.initiated_event_id, &mut a.started_event_id);
-            }
-            Some(A::ChildWorkflowExecutionFailedEventAttributes(a)) => {
-                of_child(a.initiated_event_id, &mut a.started_event_id);
-            }
-            Some(A::ChildWorkflowExecutionCanceledEventAttributes(a)) => {
-                of_child(a.initiated_event_id, &mut a.started_event_id);
-            }
-            Some(A::ChildWorkflowExecutionTimedOutEventAttributes(a)) => {
-                of_child(a.initiated_event_id, &mut a.started_event_id);
-            }
-            Some(A::ChildWorkflowExecutionTerminatedEventAttributes(a)) => {
-                of_child(a.initiated_event_id, &mut a.started_event_id);
-            }
-            _ => {}
+        let id = started_event_id(attributes);
+        debug_assert!(id.is_some(), "the result of an activity or a child names its start");
+        if let Some(id) = id.filter(|id| **id == 0) {
+            *id = began;
         }
     }
 
@@ -233,7 +136,7 @@ impl RunState {
 
     /// Whether the last event of this waits in the buffer: then it counts as closed.
     pub(crate) fn is_ending_buffered(&self, of: Ending) -> bool {
-        self.any_buffered(|attributes| Ending::of(attributes) == Some(of))
+        self.any_buffered(|facts| facts.ends() == Some(of))
     }
 
     /// The run named by a ChildWorkflowExecutionStarted event that waits in the buffer.
@@ -250,13 +153,11 @@ impl RunState {
 
     /// Whether a WorkflowExecutionCancelRequested event waits in the buffer.
     pub(crate) fn is_cancel_request_buffered(&self) -> bool {
-        self.any_buffered(|attributes| {
-            matches!(attributes, A::WorkflowExecutionCancelRequestedEventAttributes(_))
-        })
+        self.any_buffered(|facts| facts.kind == EventType::WorkflowExecutionCancelRequested)
     }
 
-    fn any_buffered(&self, is_it: impl Fn(&A) -> bool) -> bool {
-        self.buffered.values().any(|event| event.attributes.as_ref().is_some_and(&is_it))
+    fn any_buffered(&self, is_it: impl Fn(Facts<'_>) -> bool) -> bool {
+        self.buffered.values().any(|event| Facts::of_event(event).is_some_and(&is_it))
     }
 
     /// Forgets the buffered TimerFired of a timer, which is being cancelled. False if none waits.
@@ -275,5 +176,21 @@ impl RunState {
             self.ensure_workflow_task(drawn);
         }
         Ok(Decided::done(self))
+    }
+}
+
+/// Where the result of an activity or a child names its Started event.
+fn started_event_id(attributes: &mut A) -> Option<&mut i64> {
+    match attributes {
+        A::ActivityTaskCompletedEventAttributes(a) => Some(&mut a.started_event_id),
+        A::ActivityTaskFailedEventAttributes(a) => Some(&mut a.started_event_id),
+        A::ActivityTaskTimedOutEventAttributes(a) => Some(&mut a.started_event_id),
+        A::ActivityTaskCanceledEventAttributes(a) => Some(&mut a.started_event_id),
+        A::ChildWorkflowExecutionCompletedEventAttributes(a) => Some(&mut a.started_event_id),
+        A::ChildWorkflowExecutionFailedEventAttributes(a) => Some(&mut a.started_event_id),
+        A::ChildWorkflowExecutionCanceledEventAttributes(a) => Some(&mut a.started_event_id),
+        A::ChildWorkflowExecutionTimedOutEventAttributes(a) => Some(&mut a.started_event_id),
+        A::ChildWorkflowExecutionTerminatedEventAttributes(a) => Some(&mut a.started_event_id),
+        _ => None,
     }
 }

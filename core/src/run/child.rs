@@ -23,9 +23,9 @@ use piton_proto::history::{
 use piton_proto::taskqueue::TaskQueue;
 use prost::Message;
 
-use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
+use super::facts::Ending;
 use super::field::Fields;
 use super::property::{set_attributes, set_memo};
 use super::{Child, Decided, Reply, RunState};

@@ -10,7 +10,7 @@ use piton_proto::workflow::{
 };
 use piton_proto::workflowservice::DescribeWorkflowExecutionResponse;
 
-use super::buffer::Ending;
+use super::facts::Ending;
 use super::{Activity, Child, RunState};
 use crate::time::{Span, Timestamp};
 

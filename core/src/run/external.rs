@@ -22,9 +22,9 @@ use piton_proto::history::{
     SignalExternalWorkflowExecutionInitiatedEventAttributes,
 };
 
-use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
+use super::facts::Ending;
 use super::field::Fields;
 use super::{Decided, RunState};
 use crate::effect::{Effect, Errand, ErrandKey};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use piton_proto::history::HistoryEvent;
 use piton_proto::history::history_event::Attributes as A;
 
-use super::buffer::Ending;
+use super::facts::{Ending, Facts, Fold};
 use super::{RunState, Status};
 use crate::id::{EventId, RunId, WorkflowKey};
 use crate::note::{Note, NoteKey, RunNote};
@@ -34,69 +34,6 @@ pub enum FoldError {
     NoActivityNote { run_id: RunId, scheduled: EventId },
     #[error("note {key:?} of run {run_id} holds something else")]
     NoteKind { run_id: RunId, key: NoteKey },
-}
-
-/// The last event of something pending: what [`Ending::of`] knows.
-macro_rules! ending {
-    () => {
-        A::ActivityTaskCompletedEventAttributes(_)
-            | A::ActivityTaskFailedEventAttributes(_)
-            | A::ActivityTaskTimedOutEventAttributes(_)
-            | A::ActivityTaskCanceledEventAttributes(_)
-            | A::TimerFiredEventAttributes(_)
-            | A::TimerCanceledEventAttributes(_)
-            | A::StartChildWorkflowExecutionFailedEventAttributes(_)
-            | A::ChildWorkflowExecutionCompletedEventAttributes(_)
-            | A::ChildWorkflowExecutionFailedEventAttributes(_)
-            | A::ChildWorkflowExecutionCanceledEventAttributes(_)
-            | A::ChildWorkflowExecutionTimedOutEventAttributes(_)
-            | A::ChildWorkflowExecutionTerminatedEventAttributes(_)
-            | A::SignalExternalWorkflowExecutionFailedEventAttributes(_)
-            | A::ExternalWorkflowExecutionSignaledEventAttributes(_)
-            | A::RequestCancelExternalWorkflowExecutionFailedEventAttributes(_)
-            | A::ExternalWorkflowExecutionCancelRequestedEventAttributes(_)
-    };
-}
-/// The last event of a run: what [`Status::closed_by`] knows.
-macro_rules! closing {
-    () => {
-        A::WorkflowExecutionCompletedEventAttributes(_)
-            | A::WorkflowExecutionFailedEventAttributes(_)
-            | A::WorkflowExecutionTimedOutEventAttributes(_)
-            | A::WorkflowExecutionCanceledEventAttributes(_)
-            | A::WorkflowExecutionTerminatedEventAttributes(_)
-            | A::WorkflowExecutionContinuedAsNewEventAttributes(_)
-    };
-}
-/// Events that change nothing of the state, and events of features that are not built.
-macro_rules! not_folded {
-    () => {
-        A::WorkflowTaskScheduledEventAttributes(_)
-            | A::WorkflowTaskStartedEventAttributes(_)
-            | A::WorkflowTaskTimedOutEventAttributes(_)
-            | A::WorkflowTaskFailedEventAttributes(_)
-            | A::ActivityTaskStartedEventAttributes(_)
-            | A::MarkerRecordedEventAttributes(_)
-            | A::WorkflowExecutionUpdateAcceptedEventAttributes(_)
-            | A::WorkflowExecutionUpdateRejectedEventAttributes(_)
-            | A::WorkflowExecutionUpdateCompletedEventAttributes(_)
-            | A::WorkflowExecutionUpdateAdmittedEventAttributes(_)
-            | A::WorkflowPropertiesModifiedExternallyEventAttributes(_)
-            | A::ActivityPropertiesModifiedExternallyEventAttributes(_)
-            | A::NexusOperationScheduledEventAttributes(_)
-            | A::NexusOperationStartedEventAttributes(_)
-            | A::NexusOperationCompletedEventAttributes(_)
-            | A::NexusOperationFailedEventAttributes(_)
-            | A::NexusOperationCanceledEventAttributes(_)
-            | A::NexusOperationTimedOutEventAttributes(_)
-            | A::NexusOperationCancelRequestedEventAttributes(_)
-            | A::NexusOperationCancelRequestCompletedEventAttributes(_)
-            | A::NexusOperationCancelRequestFailedEventAttributes(_)
-            | A::WorkflowExecutionOptionsUpdatedEventAttributes(_)
-            | A::WorkflowExecutionPausedEventAttributes(_)
-            | A::WorkflowExecutionUnpausedEventAttributes(_)
-            | A::WorkflowExecutionTimeSkippingTransitionedEventAttributes(_)
-    };
 }
 
 impl RunState {
@@ -220,53 +157,30 @@ impl RunState {
         Ok(())
     }
 
-    /// Dispatches an event to its concern. Exhaustive, so that a new kind cannot be forgotten.
+    /// Dispatches an event to its concern.
     pub(super) fn fold_attributes(&mut self, event: &HistoryEvent) {
-        let Some(attributes) = &event.attributes else { return };
-        match attributes {
-            A::WorkflowExecutionStartedEventAttributes(a) => self.fold_started(event, a),
-            A::WorkflowTaskCompletedEventAttributes(a) => self.fold_workflow_task_completed(a),
-            A::ActivityTaskScheduledEventAttributes(a) => self.fold_activity_scheduled(event, a),
-            A::ActivityTaskCancelRequestedEventAttributes(a) => {
-                self.fold_activity_cancel_requested(event, a);
-            }
-            A::TimerStartedEventAttributes(a) => self.fold_timer_started(event, a),
-            A::StartChildWorkflowExecutionInitiatedEventAttributes(a) => {
-                self.fold_child_initiated(event, a);
-            }
-            A::ChildWorkflowExecutionStartedEventAttributes(a) => self.fold_child_started(event, a),
-            A::SignalExternalWorkflowExecutionInitiatedEventAttributes(a) => {
-                self.fold_external_signal_initiated(event, a);
-            }
-            A::RequestCancelExternalWorkflowExecutionInitiatedEventAttributes(a) => {
-                self.fold_external_cancel_initiated(event, a);
-            }
-            A::UpsertWorkflowSearchAttributesEventAttributes(a) => {
-                self.fold_search_attributes_upserted(a);
-            }
-            A::WorkflowPropertiesModifiedEventAttributes(a) => self.fold_memo_modified(a),
-            A::WorkflowExecutionSignaledEventAttributes(_) => self.fold_signaled(),
-            A::WorkflowExecutionCancelRequestedEventAttributes(_) => {
-                self.fold_cancel_requested(event);
-            }
-            closing!() => {
-                if let Some(status) = Status::closed_by(event) {
-                    self.fold_closed(event, status);
-                }
-            }
-            ending!() => self.fold_ending(attributes),
-            not_folded!() => {}
-        }
-    }
-
-    fn fold_ending(&mut self, attributes: &A) {
-        match Ending::of(attributes) {
-            Some(Ending::Activity(scheduled)) => self.fold_activity_closed(scheduled),
-            Some(Ending::Timer(started)) => self.fold_timer_closed(started),
-            Some(Ending::Child(initiated)) => self.fold_child_closed(initiated),
-            Some(Ending::ExternalSignal(initiated)) => self.fold_external_signal_closed(initiated),
-            Some(Ending::ExternalCancel(initiated)) => self.fold_external_cancel_closed(initiated),
-            None => {}
+        let Some(facts) = Facts::of_event(event) else { return };
+        match facts.fold {
+            Fold::Nothing => {}
+            Fold::Begins(a) => self.fold_started(event, a),
+            Fold::CompletesTask(a) => self.fold_workflow_task_completed(a),
+            Fold::AddsActivity(a) => self.fold_activity_scheduled(event, a),
+            Fold::CancelsActivity(a) => self.fold_activity_cancel_requested(event, a),
+            Fold::AddsTimer(a) => self.fold_timer_started(event, a),
+            Fold::AddsChild(a) => self.fold_child_initiated(event, a),
+            Fold::StartsChild(a) => self.fold_child_started(event, a),
+            Fold::AddsExternalSignal(a) => self.fold_external_signal_initiated(event, a),
+            Fold::AddsExternalCancel(a) => self.fold_external_cancel_initiated(event, a),
+            Fold::SetsSearchAttributes(a) => self.fold_search_attributes_upserted(a),
+            Fold::SetsMemo(a) => self.fold_memo_modified(a),
+            Fold::CountsSignal => self.fold_signaled(),
+            Fold::AsksToCancel => self.fold_cancel_requested(event),
+            Fold::Ends(Ending::Activity(scheduled)) => self.fold_activity_closed(scheduled),
+            Fold::Ends(Ending::Timer(started)) => self.fold_timer_closed(started),
+            Fold::Ends(Ending::Child(initiated)) => self.fold_child_closed(initiated),
+            Fold::Ends(Ending::ExternalSignal(id)) => self.fold_external_signal_closed(id),
+            Fold::Ends(Ending::ExternalCancel(id)) => self.fold_external_cancel_closed(id),
+            Fold::Closes(closing) => self.fold_closed(event, closing.status()),
         }
     }
 }

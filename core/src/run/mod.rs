@@ -21,6 +21,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use self::event::Annotations;
+pub use self::facts::{Closing, Ending, Facts};
 use crate::effect::Effect;
 use crate::error::Rejection;
 use crate::id::{EventId, RunId, WorkflowKey};
@@ -42,6 +43,7 @@ mod continue_as_new;
 mod describe;
 mod event;
 mod external;
+mod facts;
 mod field;
 mod fold;
 mod milestone;
@@ -83,17 +85,7 @@ impl Status {
 
     /// What a run is after this event, if the event closes it.
     pub fn closed_by(event: &HistoryEvent) -> Option<Self> {
-        match event.attributes.as_ref()? {
-            Attributes::WorkflowExecutionCompletedEventAttributes(_) => Some(Self::Completed),
-            Attributes::WorkflowExecutionFailedEventAttributes(_) => Some(Self::Failed),
-            Attributes::WorkflowExecutionTimedOutEventAttributes(_) => Some(Self::TimedOut),
-            Attributes::WorkflowExecutionCanceledEventAttributes(_) => Some(Self::Canceled),
-            Attributes::WorkflowExecutionTerminatedEventAttributes(_) => Some(Self::Terminated),
-            Attributes::WorkflowExecutionContinuedAsNewEventAttributes(_) => {
-                Some(Self::ContinuedAsNew)
-            }
-            _ => None,
-        }
+        Some(Facts::of_event(event)?.closes()?.status())
     }
 
     pub fn to_proto(self) -> piton_proto::enums::WorkflowExecutionStatus {

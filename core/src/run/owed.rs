@@ -2,6 +2,7 @@
 //! What pending things owe is beside them. Read off the state only; never volatile, so that a new
 //! leader finds the same.
 
+use super::facts::{Closing, Facts};
 use super::{RunState, Status};
 use crate::effect::{
     ChildOutcome, ChildResult, Effect, Errand, ErrandKey, ParentLink, TaskKey, TaskOffer, TimerKind,
@@ -10,7 +11,6 @@ use crate::id::{RunId, WorkflowId};
 use crate::note::WorkflowTaskNote;
 use crate::time::{Span, Timestamp};
 use piton_proto::enums::ParentClosePolicy;
-use piton_proto::history::history_event::Attributes as A;
 
 impl RunState {
     /// The effects that a run has one of each.
@@ -78,19 +78,14 @@ impl RunState {
 
     /// How the chain ended, as its parent will record it. `None` while it goes on.
     fn outcome(&self) -> Option<ChildOutcome> {
-        let result = match self.close_event.as_ref()?.attributes.as_ref()? {
-            A::WorkflowExecutionCompletedEventAttributes(a) => {
-                ChildResult::Completed(a.result.clone())
-            }
-            A::WorkflowExecutionFailedEventAttributes(a) => {
-                ChildResult::Failed(a.failure.clone(), a.retry_state)
-            }
-            A::WorkflowExecutionCanceledEventAttributes(a) => {
-                ChildResult::Canceled(a.details.clone())
-            }
-            A::WorkflowExecutionTimedOutEventAttributes(a) => ChildResult::TimedOut(a.retry_state),
-            A::WorkflowExecutionTerminatedEventAttributes(_) => ChildResult::Terminated,
-            _ => return None,
+        let facts = Facts::of_event(self.close_event.as_ref()?)?;
+        let result = match facts.closes()? {
+            Closing::Completed(a) => ChildResult::Completed(a.result.clone()),
+            Closing::Failed(a) => ChildResult::Failed(a.failure.clone(), a.retry_state),
+            Closing::Canceled(a) => ChildResult::Canceled(a.details.clone()),
+            Closing::TimedOut(a) => ChildResult::TimedOut(a.retry_state),
+            Closing::Terminated => ChildResult::Terminated,
+            Closing::ContinuedAsNew => return None,
         };
         Some(ChildOutcome {
             workflow_id: self.key.workflow_id.clone(),

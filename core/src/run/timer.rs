@@ -10,9 +10,9 @@ use piton_proto::history::{
     TimerStartedEventAttributes,
 };
 
-use super::buffer::Ending;
 use super::command::CommandFailure;
 use super::event::Annotations;
+use super::facts::Ending;
 use super::field::{Fields, refused_by_state};
 use super::{RunState, Timer};
 use crate::effect::{Effect, TimerKind};

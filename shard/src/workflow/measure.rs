@@ -1,10 +1,10 @@
 //! Metrics read off what was committed of a run.
 
-use piton_core::id::EventId;
 use piton_core::note::{Note, NoteKey};
+use piton_core::proto::enums::EventType;
 use piton_core::proto::history::HistoryEvent;
 use piton_core::proto::history::history_event::Attributes;
-use piton_core::run::RunState;
+use piton_core::run::{Closing, Ending, Facts, RunState};
 use piton_core::time::Timestamp;
 use piton_core::transition::Change;
 
@@ -20,21 +20,22 @@ impl Hosted {
         let metrics = &self.shard.metrics;
         for event in &change.events {
             let at = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or_default();
-            if let Some(outcome) = close_outcome(event) {
+            let Some(facts) = Facts::of_event(event) else { continue };
+            if let Some(closing) = facts.closes() {
                 let took = (at - run.start_time).to_std();
-                metrics.workflow_closed(namespace, workflow_type, outcome, took);
+                metrics.workflow_closed(namespace, workflow_type, outcome_of(closing), took);
             }
             self.measure_course(namespace, workflow_type, event);
-            if let Some((scheduled, failed)) = activity_end(event) {
-                let activity = before.and_then(|b| b.activities.get(&EventId(scheduled)));
+            if let Some(Ending::Activity(scheduled)) = facts.ends() {
+                let activity = before.and_then(|b| b.activities.get(&scheduled));
                 if let Some(activity) = activity {
                     let name = activity.attributes.activity_type.as_ref().map_or("", |t| &t.name);
                     let took = (at - activity.scheduled_at).to_std();
-                    metrics.activity_closed(namespace, name, took, failed);
+                    let failed = [EventType::ActivityTaskFailed, EventType::ActivityTaskTimedOut];
+                    metrics.activity_closed(namespace, name, took, failed.contains(&facts.kind));
                 }
             }
-            if matches!(event.attributes, Some(Attributes::WorkflowTaskCompletedEventAttributes(_)))
-            {
+            if facts.kind == EventType::WorkflowTaskCompleted {
                 let scheduled = before.and_then(|b| b.note.workflow_task.as_ref());
                 if let Some(task) = scheduled {
                     let took = (at - task.scheduled_at).to_std();
@@ -84,25 +85,13 @@ impl Hosted {
     }
 }
 
-fn close_outcome(event: &HistoryEvent) -> Option<&'static str> {
-    Some(match event.attributes.as_ref()? {
-        Attributes::WorkflowExecutionCompletedEventAttributes(_) => "completed",
-        Attributes::WorkflowExecutionFailedEventAttributes(_) => "failed",
-        Attributes::WorkflowExecutionCanceledEventAttributes(_) => "canceled",
-        Attributes::WorkflowExecutionTerminatedEventAttributes(_) => "terminated",
-        Attributes::WorkflowExecutionTimedOutEventAttributes(_) => "timed_out",
-        Attributes::WorkflowExecutionContinuedAsNewEventAttributes(_) => "continued_as_new",
-        _ => return None,
-    })
-}
-
-/// The Scheduled event of the activity that an event ends, and whether it failed.
-fn activity_end(event: &HistoryEvent) -> Option<(i64, bool)> {
-    Some(match event.attributes.as_ref()? {
-        Attributes::ActivityTaskCompletedEventAttributes(a) => (a.scheduled_event_id, false),
-        Attributes::ActivityTaskFailedEventAttributes(a) => (a.scheduled_event_id, true),
-        Attributes::ActivityTaskTimedOutEventAttributes(a) => (a.scheduled_event_id, true),
-        Attributes::ActivityTaskCanceledEventAttributes(a) => (a.scheduled_event_id, false),
-        _ => return None,
-    })
+fn outcome_of(closing: Closing<'_>) -> &'static str {
+    match closing {
+        Closing::Completed(_) => "completed",
+        Closing::Failed(_) => "failed",
+        Closing::Canceled(_) => "canceled",
+        Closing::Terminated => "terminated",
+        Closing::TimedOut(_) => "timed_out",
+        Closing::ContinuedAsNew => "continued_as_new",
+    }
 }
