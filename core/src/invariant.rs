@@ -132,8 +132,8 @@ fn held_is_scheduled(run: &RunState) -> Result<(), String> {
     let Some(task) = &run.note.workflow_task else {
         return Err("held, but not scheduled".to_owned());
     };
-    ensure(held.scheduled.is_none() == task.written, || {
-        format!("Scheduled event written: {}, and carried: {:?}", task.written, held.scheduled)
+    ensure(held.scheduled.is_none() == task.kind.is_written_ahead(), || {
+        format!("a task of kind {:?} carries {:?}", task.kind, held.scheduled)
     })?;
     let first = held.scheduled.as_ref().unwrap_or(&held.started);
     ensure(held.answered || EventId(first.event_id) == run.next_event_id, || {
@@ -144,9 +144,10 @@ fn held_is_scheduled(run: &RunState) -> Result<(), String> {
 fn scheduled_task_is_sound(run: &RunState) -> Result<(), String> {
     let Some(task) = &run.note.workflow_task else { return Ok(()) };
     ensure(task.attempt >= 1 && task.stamp <= run.note.last_stamp, || format!("{task:?}"))?;
-    ensure(!task.written || task.scheduled_event_id < run.next_event_id, || format!("{task:?}"))?;
-    ensure(task.attempt == 1 || !task.queue.is_sticky(), || {
-        format!("attempt {} on a sticky queue", task.attempt)
+    let written = task.kind.is_written_ahead();
+    ensure(!written || task.scheduled_event_id < run.next_event_id, || format!("{task:?}"))?;
+    ensure(task.kind.may_be_sticky() || !task.queue.is_sticky(), || {
+        format!("a task of kind {:?} on a sticky queue", task.kind)
     })?;
     ensure(!run.note.waits_for_parent && run.note.first_task_at.is_none(), || {
         "scheduled while it may not be".to_owned()

@@ -70,8 +70,7 @@ pub struct Sticky {
 pub struct WorkflowTaskNote {
     /// The id its Scheduled event has, or would get if it were written now.
     pub scheduled_event_id: EventId,
-    /// Whether the Scheduled event is in history. A transient task's is written when it completes.
-    pub written: bool,
+    pub kind: WorkflowTaskKind,
     pub attempt: u32,
     pub queue: QueueName,
     pub start_to_close: Span,
@@ -81,6 +80,47 @@ pub struct WorkflowTaskNote {
     /// Set for a sticky queue: when the task goes to the normal queue instead.
     pub schedule_to_start_due: Option<Timestamp>,
     pub stamp: u32,
+}
+
+/// What of a workflow task enters history, and when. Stored by its number: a new kind, as the
+/// speculative task of an update will be one, comes last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkflowTaskKind {
+    /// A further attempt after one that failed: nothing of it, unless it completes.
+    Transient,
+    /// The Scheduled event at once, all else when it ends.
+    Normal,
+}
+
+impl WorkflowTaskKind {
+    /// The kind of a task with this attempt's number.
+    pub(crate) fn of_attempt(attempt: u32) -> Self {
+        if attempt == 1 { Self::Normal } else { Self::Transient }
+    }
+
+    /// Whether its Scheduled event is written when it is scheduled, and not with its answer.
+    pub fn is_written_ahead(self) -> bool {
+        match self {
+            Self::Normal => true,
+            Self::Transient => false,
+        }
+    }
+
+    /// Whether events are left of a handed-out task that ends without its completion.
+    pub fn leaves_events(self) -> bool {
+        match self {
+            Self::Normal => true,
+            Self::Transient => false,
+        }
+    }
+
+    /// Whether the worker that holds the run in its cache may have it.
+    pub fn may_be_sticky(self) -> bool {
+        match self {
+            Self::Normal => true,
+            Self::Transient => false,
+        }
+    }
 }
 
 /// What history does not say of a pending activity.

@@ -21,7 +21,7 @@ use super::{Decided, HeldTask, Reply, RunState, oversize};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::EventId;
-use crate::note::Sticky;
+use crate::note::{Sticky, WorkflowTaskKind};
 use crate::request::{Drawn, Taker, WorkflowTaskRef};
 use crate::time::{Span, Timestamp};
 
@@ -133,8 +133,9 @@ impl RunState {
     ) -> Result<Decided, Rejection> {
         let CommandFailure { cause, terminate, .. } = failure;
         let text = failure.text();
-        let transient = self.held.as_ref().is_some_and(|held| held.attempt > 1);
-        if transient && !terminate && cause != WorkflowTaskFailedCause::UnhandledCommand {
+        let held = self.held.as_ref().map(|held| held.kind);
+        let is_transient = held == Some(WorkflowTaskKind::Transient);
+        if is_transient && !terminate && cause != WorkflowTaskFailedCause::UnhandledCommand {
             // It stays held, so that its timeout paces the retries of wrong code.
             return Err(Rejection::InvalidArgument(text));
         }

@@ -25,7 +25,7 @@ pub use self::facts::{Closing, Ending, Facts};
 use crate::effect::Effect;
 use crate::error::Rejection;
 use crate::id::{EventId, RunId, WorkflowKey};
-use crate::note::{ActivityNote, RunNote};
+use crate::note::{ActivityNote, RunNote, WorkflowTaskKind};
 use crate::request::{Drawn, RunRequest};
 use crate::time::Timestamp;
 use crate::transition::Change;
@@ -195,7 +195,7 @@ pub struct HeldTask {
     pub due: Timestamp,
     /// When a chain of heartbeats began, if this task continues one.
     pub heartbeat_since: Option<Timestamp>,
-    /// 1, or more for a transient task, whose end leaves no event unless it completes.
+    pub kind: WorkflowTaskKind,
     pub attempt: u32,
     /// Its answer is being applied: what that brings about waits behind the commands' own events.
     pub answered: bool,

@@ -16,6 +16,7 @@ use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::{EventId, RequestId, RunId, WorkflowKey};
 use crate::message::json_text;
+use crate::note::WorkflowTaskKind;
 use crate::request::{Drawn, Parent, RunRequest, Signal, StartRequest, Taker};
 use crate::time::{Span, Timestamp};
 
@@ -357,7 +358,8 @@ impl RunState {
         let first_held = created
             && self.previous_started == EventId::default()
             && self.held.as_ref().is_some_and(|held| {
-                held.attempt == 1 && super::take::request_id(held) == start.request_id
+                held.kind == WorkflowTaskKind::Normal
+                    && super::take::request_id(held) == start.request_id
             });
         let eager = (start.request_eager_execution && first_held)
             .then(|| self.handed_out(EventId::FIRST))

@@ -10,7 +10,7 @@ use super::workflow_task::workflow_task_scheduled;
 use super::{Decided, HeldTask, Reply, RunState, StartedTask};
 use crate::error::Rejection;
 use crate::id::EventId;
-use crate::note::WorkflowTaskNote;
+use crate::note::{WorkflowTaskKind, WorkflowTaskNote};
 use crate::request::{Drawn, Taker};
 
 impl RunState {
@@ -47,12 +47,10 @@ impl RunState {
     // upholds it.
     pub(super) fn hold(&mut self, taker: &Taker, drawn: &Drawn<'_>) {
         let Some(task) = &self.note.workflow_task else { return };
-        // A transient task that others have overtaken in history is a normal one.
-        let overtaken = task.scheduled_event_id != self.next_event_id;
-        let attempt = if !task.written && overtaken { 1 } else { task.attempt };
+        let (kind, attempt) = self.kind_when_taken(task);
         let mut next = self.next_event_id;
         let mut scheduled_id = task.scheduled_event_id;
-        let scheduled = (!task.written).then(|| {
+        let scheduled = (!task.kind.is_written_ahead()).then(|| {
             let time = task.scheduled_at.max(self.last_event_time);
             scheduled_id = next;
             next = next.next();
@@ -70,9 +68,20 @@ impl RunState {
             started_at,
             due: started_at + task.start_to_close,
             heartbeat_since: heartbeats_since(task),
+            kind,
             attempt,
             answered: false,
         }));
+    }
+
+    /// What a scheduled task is by the time it is handed out, and its attempt: a transient one that
+    /// others have overtaken in history is a normal one.
+    fn kind_when_taken(&self, task: &WorkflowTaskNote) -> (WorkflowTaskKind, u32) {
+        let overtaken = task.scheduled_event_id != self.next_event_id;
+        match task.kind {
+            WorkflowTaskKind::Transient if overtaken => (WorkflowTaskKind::Normal, 1),
+            WorkflowTaskKind::Transient | WorkflowTaskKind::Normal => (task.kind, task.attempt),
+        }
     }
 
     #[allow(deprecated, reason = "workers say what build they are of, and the event has it")]

@@ -20,7 +20,7 @@ use super::{Decided, HeldTask, RunState};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::EventId;
-use crate::note::WorkflowTaskNote;
+use crate::note::{WorkflowTaskKind, WorkflowTaskNote};
 use crate::request::{Drawn, WorkflowTaskRef};
 use crate::time::{Span, Timestamp};
 
@@ -129,12 +129,13 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) {
         let attempt = self.note.next_attempt.max(1);
-        let sticky = self.note.sticky.as_ref().filter(|_| attempt == 1);
+        let kind = WorkflowTaskKind::of_attempt(attempt);
+        let sticky = self.note.sticky.as_ref().filter(|_| kind.may_be_sticky());
         let queue = sticky.map_or_else(|| self.normal_queue(), |s| s.queue.clone());
         let schedule_to_start_due = sticky.map(|s| drawn.now + s.schedule_to_start);
         let mut task = WorkflowTaskNote {
             scheduled_event_id: self.next_event_id,
-            written: attempt == 1,
+            kind,
             attempt,
             queue,
             start_to_close: self.start_to_close(attempt, drawn),
@@ -143,7 +144,7 @@ impl RunState {
             schedule_to_start_due,
             stamp: self.next_stamp(),
         };
-        if task.written {
+        if kind.is_written_ahead() {
             task.scheduled_event_id =
                 self.append(drawn.now, workflow_task_scheduled(&task, attempt));
         }
@@ -193,7 +194,7 @@ impl RunState {
     // if there were any it is a normal task again.
     pub(super) fn end_held_task(&mut self, end: TaskEnd, drawn: &Drawn<'_>) {
         let Some(held) = self.held.take() else { return };
-        if held.attempt == 1 {
+        if held.kind.leaves_events() {
             let (scheduled, started) = self.write_held(&held);
             self.append(drawn.now, end.attributes(scheduled, started));
         }

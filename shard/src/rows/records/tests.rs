@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use piton_core::effect::{ErrandKey, QueueName};
 use piton_core::id::{EventId, Position, WorkflowKey};
-use piton_core::note::{ActivityStart, Sticky, WorkflowTaskNote};
+use piton_core::note::{ActivityStart, Sticky, WorkflowTaskKind, WorkflowTaskNote};
 use piton_core::proto::common::{
     Memo, Payload, Payloads, Priority, SearchAttributes, WorkerVersionStamp, WorkflowExecution,
 };
@@ -44,7 +44,7 @@ fn run_note() -> RunNote {
         start_request_id: Some("request".into()),
         workflow_task: Some(WorkflowTaskNote {
             scheduled_event_id: EventId(5),
-            written: true,
+            kind: WorkflowTaskKind::Normal,
             attempt: 2,
             queue: queue.clone(),
             start_to_close: Span::from_secs(10),
