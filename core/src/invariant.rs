@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::effect::ErrandKey;
 use crate::id::EventId;
-use crate::run::RunState;
+use crate::run::{RunState, Step};
 
 /// An invariant that a state breaks: a bug of ours, never of a caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -149,9 +149,7 @@ fn scheduled_task_is_sound(run: &RunState) -> Result<(), String> {
     ensure(task.kind.may_be_sticky() || !task.queue.is_sticky(), || {
         format!("a task of kind {:?} on a sticky queue", task.kind)
     })?;
-    ensure(!run.note.waits_for_parent && run.note.first_task_at.is_none(), || {
-        "scheduled while it may not be".to_owned()
-    })
+    ensure(run.may(Step::ScheduleWorkflowTask), || "scheduled while it may not be".to_owned())
 }
 
 fn buffered_events_wait(run: &RunState) -> Result<(), String> {

@@ -20,7 +20,7 @@ use piton_core::proto::failure::Failure;
 use piton_core::proto::history::WorkflowExecutionStartedEventAttributes;
 use piton_core::proto::history::history_event::Attributes as A;
 use piton_core::request::{RunRequest, Signal, StartRequest, TerminateRequest};
-use piton_core::run::{FoldError, Reply, RunState, Status};
+use piton_core::run::{FoldError, Reply, RunState, Status, Step};
 use piton_core::time::Span;
 
 fn again(request_id: &str, conflict: Conflict, reuse: Reuse) -> StartRequest {
@@ -186,6 +186,31 @@ fn a_child_runs_only_after_its_parent_has_recorded_it() {
         2 WorkflowExecutionSignaled early
         3 WorkflowTaskScheduled attempt 1 on orders",
     );
+}
+
+/// Each condition of a whole run, with the steps that it leaves open.
+#[test]
+fn a_run_takes_the_steps_that_no_condition_is_in_the_way_of() {
+    let (waiting, _) = Flow::started(child_request(), Limits::default());
+    let mut backing_off = Flow::start();
+    let task = backing_off.take();
+    backing_off.complete(&task, vec![continue_as_new(Default::default())]).expect("valid");
+    let mut closed = Flow::start();
+    terminate(&mut closed);
+    let all = [
+        Step::ScheduleWorkflowTask,
+        Step::DispatchWorkflowTask,
+        Step::DispatchActivity,
+        Step::Fire,
+    ];
+    for (run, expected) in [
+        (&Flow::start().run, [true; 4]),
+        (&waiting.run, [false, true, true, true]),
+        (&backing_off.run, [false, true, true, true]),
+        (&closed.run, [false; 4]),
+    ] {
+        assert_eq!(all.map(|step| run.may(step)), expected, "{:?}", run.status);
+    }
 }
 
 #[test]

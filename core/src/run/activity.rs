@@ -17,7 +17,7 @@ use piton_proto::sdk::UserMetadata;
 use piton_proto::workflowservice::PollActivityTaskQueueResponse;
 
 use super::facts::Ending;
-use super::{Activity, ActivityTask, Decided, Reply, RunState, oversize};
+use super::{Activity, ActivityTask, Decided, Reply, RunState, Step, oversize};
 use crate::error::Rejection;
 use crate::id::EventId;
 use crate::message::Proto;
@@ -40,6 +40,7 @@ impl RunState {
             .get(&scheduled)
             .filter(|a| a.note.stamp == stamp && !a.is_in_backoff())
             .filter(|_| !self.is_ending_buffered(Ending::Activity(scheduled)))
+            .filter(|_| self.may(Step::DispatchActivity))
             .cloned();
         let Some(activity) = offered else { return Ok(Decided::with(self, Reply::Gone)) };
         let task = match &activity.note.started {

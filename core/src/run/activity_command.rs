@@ -14,7 +14,7 @@ use super::command::CommandFailure;
 use super::event::Annotations;
 use super::facts::{Ending, Facts};
 use super::field::{Fields, refused_by_state};
-use super::{ActivityTask, RunState};
+use super::{ActivityTask, RunState, Step};
 use crate::id::EventId;
 use crate::message::json_text;
 use crate::note::ActivityStart;
@@ -93,7 +93,7 @@ impl RunState {
         completed: EventId,
         drawn: &Drawn<'_>,
     ) -> Vec<ActivityTask> {
-        if !self.status.is_open() {
+        if !self.may(Step::DispatchActivity) {
             return Vec::new();
         }
         let identity = self.completer_identity(completed);

@@ -12,7 +12,7 @@ use piton_proto::history::history_event::Attributes;
 
 use super::activity_retry::timeout_name;
 use super::facts::Ending;
-use super::{Activity, RunState};
+use super::{Activity, RunState, Step};
 use crate::effect::{Effect, QueueName, TaskKey, TaskOffer, TimerKind};
 use crate::id::EventId;
 use crate::request::Drawn;
@@ -168,7 +168,7 @@ impl RunState {
         if let Some((due, _)) = activity.next_due() {
             out.push(Effect::Timer(due, TimerKind::Activity(scheduled)));
         }
-        if activity.is_offered() {
+        if activity.is_offered() && self.may(Step::DispatchActivity) {
             let queue = activity.attributes.task_queue.as_ref().map_or("", |q| q.name.as_str());
             let key = TaskKey::Activity { scheduled, stamp: activity.note.stamp };
             let priority = self.activity_priority(activity);

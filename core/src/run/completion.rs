@@ -17,7 +17,7 @@ use piton_proto::workflowservice::{
 
 use super::command::{Applied, CommandFailure, check_order};
 use super::workflow_task::TaskEnd;
-use super::{Decided, HeldTask, Reply, RunState, oversize};
+use super::{Decided, HeldTask, Reply, RunState, Step, oversize};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::EventId;
@@ -97,7 +97,9 @@ impl RunState {
         if self.status.is_open() {
             self.end_answered_task();
             let flushed = self.flush_buffered();
-            if flushed || applied.cancelled_unstarted || answer.force_create_new_workflow_task {
+            let wanted =
+                flushed || applied.cancelled_unstarted || answer.force_create_new_workflow_task;
+            if wanted && self.may(Step::ScheduleWorkflowTask) {
                 self.schedule_workflow_task(heartbeats_since, drawn);
                 if answer.return_new_workflow_task {
                     self.hold(&inline_taker(answer), drawn);

@@ -46,6 +46,7 @@ mod external;
 mod facts;
 mod field;
 mod fold;
+mod gate;
 mod milestone;
 mod oversize;
 mod owed;
@@ -62,6 +63,7 @@ mod workflow_task;
 pub use activity::inherit_priority;
 pub use describe::QueryRoute;
 pub use fold::FoldError;
+pub use gate::Step;
 pub use milestone::Milestone;
 pub use reply::{ActivityTask, Reply, StartedTask};
 pub use start::{Met, StartedRun, decide_start};
@@ -311,7 +313,7 @@ impl RunState {
     /// Everything that is due at `drawn.now`: timers, activity timeouts and backoffs, the sticky
     /// queue's timeout, the first task's backoff, the run's own expiry.
     fn fire_due(mut self, drawn: &Drawn<'_>) -> Result<Decided, Rejection> {
-        if !self.status.is_open() {
+        if !self.may(Step::Fire) {
             return Ok(Decided::done(self));
         }
         if self.is_expired(drawn.now) {

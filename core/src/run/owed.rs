@@ -3,7 +3,7 @@
 //! leader finds the same.
 
 use super::facts::{Closing, Facts};
-use super::{RunState, Status};
+use super::{RunState, Status, Step};
 use crate::effect::{
     ChildOutcome, ChildResult, Effect, Errand, ErrandKey, ParentLink, TaskKey, TaskOffer, TimerKind,
 };
@@ -19,7 +19,9 @@ impl RunState {
             out.extend(self.note.owed.iter().filter_map(|&key| self.owed_after_close(key)));
             return;
         }
-        if let Some(task) = &self.note.workflow_task {
+        if let Some(task) = &self.note.workflow_task
+            && self.may(Step::DispatchWorkflowTask)
+        {
             out.push(Effect::Task(self.workflow_task_offer(task)));
             let kind = TimerKind::WorkflowTaskScheduleToStart(task.scheduled_event_id);
             out.extend(task.schedule_to_start_due.map(|due| Effect::Timer(due, kind)));

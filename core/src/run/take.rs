@@ -7,7 +7,7 @@ use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{HistoryEvent, WorkflowTaskStartedEventAttributes};
 
 use super::workflow_task::workflow_task_scheduled;
-use super::{Decided, HeldTask, Reply, RunState, StartedTask};
+use super::{Decided, HeldTask, Reply, RunState, StartedTask, Step};
 use crate::error::Rejection;
 use crate::id::EventId;
 use crate::note::{WorkflowTaskKind, WorkflowTaskNote};
@@ -23,6 +23,7 @@ impl RunState {
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
         let task = self.note.workflow_task.as_ref();
+        let task = task.filter(|_| self.may(Step::DispatchWorkflowTask));
         let Some(task) = task.filter(|t| (t.scheduled_event_id, t.stamp) == (scheduled, stamp))
         else {
             return Ok(Decided::with(self, Reply::Gone));

@@ -16,7 +16,7 @@ use piton_proto::history::{
 };
 use piton_proto::taskqueue::TaskQueue;
 
-use super::{Decided, HeldTask, RunState};
+use super::{Decided, HeldTask, RunState, Step};
 use crate::effect::QueueName;
 use crate::error::Rejection;
 use crate::id::EventId;
@@ -110,8 +110,7 @@ pub(super) fn queue_to_proto(queue: &QueueName) -> TaskQueue {
 impl RunState {
     /// Schedules a workflow task unless there is one, or there may be none now.
     pub(crate) fn ensure_workflow_task(&mut self, drawn: &Drawn<'_>) {
-        let blocked = self.note.waits_for_parent || self.note.first_task_at.is_some();
-        if self.status.is_open() && !self.has_workflow_task() && !blocked {
+        if !self.has_workflow_task() && self.may(Step::ScheduleWorkflowTask) {
             self.schedule_workflow_task(None, drawn);
         }
     }
