@@ -108,7 +108,7 @@ impl RunState {
             }
         }
         let reply = Reply::WorkflowTaskCompleted { next, eager_activities: applied.started };
-        Decided { run: Some(self), successor: applied.successor, reply: Ok(reply) }
+        Decided { successor: applied.successor, ..Decided::with(self, reply) }
     }
 
     /// The answered task is over: nothing is held or scheduled, and the next one is a normal one.
@@ -122,8 +122,7 @@ impl RunState {
     fn time_out_heartbeat(mut self, drawn: &Drawn<'_>) -> Decided {
         self.end_held_task(TaskEnd::TimedOut, drawn);
         self.ensure_workflow_task(drawn);
-        let reply = Err(Rejection::WorkflowTaskNotFound);
-        Decided { run: Some(self), successor: None, reply }
+        Decided::of(self, Err(Rejection::WorkflowTaskNotFound))
     }
 
     /// A command cannot be carried out: nothing of the completion is kept, and the task fails.
@@ -147,8 +146,7 @@ impl RunState {
         } else {
             self.ensure_workflow_task(drawn);
         }
-        let reply = Err(Rejection::CommandsRefused(text));
-        Ok(Decided { run: Some(self), successor: None, reply })
+        Ok(Decided::of(self, Err(Rejection::CommandsRefused(text))))
     }
 
     pub(super) fn fail_workflow_task(

@@ -203,11 +203,15 @@ pub struct HeldTask {
     pub answered: bool,
 }
 
-/// What a decision comes to.
+/// What a decision comes to: runs of one workflow as they are after it. All of them are committed
+/// together or not at all.
 #[derive(Clone, Debug)]
 pub struct Decided {
-    /// The addressed run after the decision. Equal to the one before when nothing happened.
+    /// The addressed run. Equal to the one before when nothing happened.
     pub run: Option<RunState>,
+    /// Whatever runs the decision changes or begins beside, in any number, without making them the
+    /// current one; each with its transition counted.
+    pub others: Vec<RunState>,
     /// A new run that becomes the workflow's current one, begun by a start or by a run's end.
     pub successor: Option<RunState>,
     /// Told only after all of this is committed. `Err` with a changed run: the refusal is recorded.
@@ -220,7 +224,16 @@ impl Decided {
     }
 
     fn with(run: RunState, reply: Reply) -> Self {
-        Self { run: Some(run), successor: None, reply: Ok(reply) }
+        Self::of(run, Ok(reply))
+    }
+
+    fn of(run: RunState, reply: Result<Reply, Rejection>) -> Self {
+        Self { run: Some(run), others: Vec::new(), successor: None, reply }
+    }
+
+    /// An answer that changes nothing.
+    fn answer(reply: Reply) -> Self {
+        Self { run: None, others: Vec::new(), successor: None, reply: Ok(reply) }
     }
 
     /// Counts the transition if the decision recorded anything.

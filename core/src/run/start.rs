@@ -71,8 +71,7 @@ pub fn decide_start(
         None => Ok(start_new(key, None, request, drawn)),
         Some(Met::Open(current)) => start_beside(current, request, drawn),
         Some(Met::Closed(closed)) if closed.was_started_by(&request.start.request_id) => {
-            let reply = Ok(closed.started_again(true));
-            Ok(Decided { run: None, successor: None, reply })
+            Ok(Decided::answer(closed.started_again(true)))
         }
         Some(Met::Closed(closed)) => {
             Policies::of(&request)?.allow_reuse(key, closed)?;
@@ -226,8 +225,8 @@ fn start_new(
         run.hold(&Taker { identity, request_id, sticky: false, worker_version: None }, drawn);
         task = run.handed_out(EventId::FIRST);
     }
-    let reply = Ok(run.started_reply(true, task));
-    Decided { run: ended, successor: Some(run), reply }
+    let decided = Decided::answer(run.started_reply(true, task));
+    Decided { run: ended, successor: Some(run), ..decided }
 }
 
 fn started_attributes(

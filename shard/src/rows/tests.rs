@@ -98,6 +98,7 @@ impl Driver {
         let before = self.live.take();
         let mut writes = Vec::new();
         let mut after = decided.run.or_else(|| before.clone());
+        assert!(decided.others.is_empty(), "no decision that is built has any");
         if let Some(run) = &mut after {
             let change = Change::between(before.as_ref(), run);
             let rows = change_writes(&self.key, &change, Span::from_secs(60));

@@ -208,18 +208,17 @@ impl Hosted {
         self.current.as_ref().map_or(now, |c| now.max(c.run.last_time))
     }
 
-    /// Takes over what a decision comes to.
-    pub(crate) fn accept(&mut self, run_id: Option<&RunId>, decided: Decided, batch: &mut Batch) {
-        if let (Some(run_id), Some(run)) = (run_id, decided.run) {
-            let before = self.runs.insert(run_id.clone(), Box::new(run));
-            batch.before.entry(run_id.clone()).or_insert(before);
+    /// Takes over what a decision comes to. A run that it changed was in memory, or is new.
+    pub(crate) fn accept(&mut self, decided: Decided, batch: &mut Batch) {
+        let Decided { run, others, successor, reply: _ } = decided;
+        if let Some(run) = &successor {
+            self.current = Some(Current::of(run, self.position));
+            batch.successor = Some(run.run_id.clone());
         }
-        if let Some(run) = decided.successor {
+        for run in run.into_iter().chain(others).chain(successor) {
             let run_id = run.run_id.clone();
-            batch.before.insert(run_id.clone(), None);
-            self.current = Some(Current::of(&run, self.position));
-            batch.successor = Some(run_id.clone());
-            self.runs.insert(run_id, Box::new(run));
+            let before = self.runs.insert(run_id.clone(), Box::new(run));
+            batch.before.entry(run_id).or_insert(before);
         }
         (batch.events, batch.bytes) = (0, 0);
         for (run_id, before) in &batch.before {

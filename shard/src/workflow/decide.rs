@@ -154,7 +154,7 @@ impl Hosted {
         let draw = self.draw(Vec::new());
         let decided = run.decide(request, &draw.drawn(self.now(), self.shard.term))?;
         let answer = decided.reply.clone();
-        self.accept(Some(&run_id), decided, batch);
+        self.accept(decided, batch);
         if answer.is_ok() {
             self.note_request(&id, &run_id, before, kind, batch);
         }
@@ -227,7 +227,7 @@ impl Hosted {
         let decided = run::decide_start(&self.key, met, request, &drawn)?;
         let answer = decided.reply.clone();
         let created = decided.successor.as_ref().map(|run| run.run_id.clone());
-        self.accept(current.as_ref(), decided, batch);
+        self.accept(decided, batch);
         let answer = answer?;
         // A closed run that had started by this request takes no signal.
         let signalled = created.as_ref().or(current.as_ref());
@@ -281,7 +281,7 @@ impl Hosted {
             Err(error) => return batch.answer(reply, Err(error)),
         };
         let told = decided.reply.clone();
-        self.accept(Some(&run_id), decided, batch);
+        self.accept(decided, batch);
         let completed = told.map_err(ShardError::from);
         batch.pending.push(Pending::Completed { reply, reference, run_id, results, completed });
     }
