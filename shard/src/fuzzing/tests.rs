@@ -30,7 +30,7 @@ fn workflow() -> keys::Entity<&'static str> {
 fn entries() -> [(&'static str, Bytes); 3] {
     let transition = |writes| TransitionRecord {
         term: 3,
-        key: WorkflowKey { namespace: "namespace".into(), workflow_id: "order-7".into() },
+        key: WorkflowKey { namespace: "namespace".into(), workflow_id: "order-7".into() }.into(),
         base: Position(9),
         writes,
     };

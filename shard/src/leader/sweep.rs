@@ -10,7 +10,8 @@ use crate::leader::hosting::{Ask, Envelope};
 use crate::leader::mailbox::Notice;
 use crate::leader::runtime::ShardRuntime;
 use crate::route::shard_leader::ReplyTo;
-use crate::rows::{LoadError, retention};
+use crate::rows::keys::EntityKind;
+use crate::rows::{EntityKey, LoadError, retention};
 
 impl ShardRuntime {
     /// Passivates what has been idle for long.
@@ -58,9 +59,15 @@ impl ShardRuntime {
             oldest = rows.first().cloned();
             let (turn, over) = retention::batch();
             for row in rows {
-                let key = row.key.clone();
-                let ask = Ask::Expire(row, turn.clone());
-                self.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
+                let EntityKey { kind, key } = row.key.clone();
+                match kind {
+                    EntityKind::Workflow => {
+                        let ask = Ask::Expire(row, turn.clone());
+                        self.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
+                    }
+                    #[cfg(test)]
+                    EntityKind::Counter => {}
+                }
             }
             drop(turn);
             over.await;

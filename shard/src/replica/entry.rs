@@ -15,6 +15,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use piton_core::id::{NamespaceId, Position, WorkflowId, WorkflowKey};
 use piton_store::Write;
 
+use crate::rows::EntityKey;
 use crate::rows::keys::EntityKind;
 use crate::rows::range::{RangeError, SlotRange};
 
@@ -31,15 +32,15 @@ const PUT: u8 = 1;
 /// Version, kind, count.
 const ENTRY_HEADER_BYTES: usize = 6;
 
-/// What was decided for one workflow, with the fence it is checked by (D4).
+/// What was decided for one entity, with the fence it is checked by (D4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TransitionRecord {
     /// The term it was decided in.
     pub(crate) term: u64,
-    pub(crate) key: WorkflowKey,
-    /// The workflow's position it was decided on; 0 when the workflow does not exist.
+    pub(crate) key: EntityKey,
+    /// The entity's position it was decided on; 0 when the entity does not exist.
     pub(crate) base: Position,
-    /// INVARIANT: one of them puts the workflow's `current` row with position `base + 1`, or
+    /// INVARIANT: one of them puts the entity's `current` row with position `base + 1`, or
     /// deletes it. Without it the next transition on the same base would be applied too.
     pub(crate) writes: Vec<Write>,
 }
@@ -82,7 +83,9 @@ impl TransitionRecord {
     /// Bytes it takes up in an entry.
     pub(crate) fn encoded_len(&self) -> usize {
         let writes: usize = self.writes.iter().map(write_bytes).sum();
-        29 + self.key.namespace.as_str().len() + self.key.workflow_id.as_str().len() + writes
+        29 + self.key.key.namespace.as_str().len()
+            + self.key.key.workflow_id.as_str().len()
+            + writes
     }
 }
 
@@ -102,9 +105,9 @@ pub(crate) fn encode_entry(transitions: &[TransitionRecord]) -> Bytes {
     for transition in transitions {
         bytes.put_u64(transition.term);
         bytes.put_u64(transition.base.0);
-        bytes.put_u8(EntityKind::Workflow as u8);
-        put_bytes(&mut bytes, transition.key.namespace.as_str().as_bytes());
-        put_bytes(&mut bytes, transition.key.workflow_id.as_str().as_bytes());
+        bytes.put_u8(transition.key.kind as u8);
+        put_bytes(&mut bytes, transition.key.key.namespace.as_str().as_bytes());
+        put_bytes(&mut bytes, transition.key.key.workflow_id.as_str().as_bytes());
         put_len(&mut bytes, transition.writes.len());
         for write in &transition.writes {
             put_write(&mut bytes, write);
@@ -177,13 +180,12 @@ fn take_transitions(rest: &mut Bytes) -> Result<Vec<TransitionRecord>, EntryErro
     for _ in 0..count {
         let term = take_u64(rest, "a term")?;
         let base = Position(take_u64(rest, "a position")?);
-        if take_u8(rest, "a kind of entity")? != EntityKind::Workflow as u8 {
-            return Err(EntryError::Invalid { what: "a kind of entity" });
-        }
+        let kind = EntityKind::of_number(take_u8(rest, "a kind of entity")?);
+        let kind = kind.ok_or(EntryError::Invalid { what: "a kind of entity" })?;
         let namespace = NamespaceId::new(take_text(rest, "a namespace id")?);
         let workflow_id = WorkflowId::new(take_text(rest, "a workflow id")?);
         let writes = take_writes(rest)?;
-        let key = WorkflowKey { namespace, workflow_id };
+        let key = EntityKey { kind, key: WorkflowKey { namespace, workflow_id } };
         transitions.push(TransitionRecord { term, key, base, writes });
     }
     Ok(transitions)

@@ -8,7 +8,7 @@ pub(crate) mod proposer;
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use piton_core::id::{Position, WorkflowKey};
+use piton_core::id::Position;
 use piton_core::placement::slot_of;
 use piton_raft::{CommittedEntry, Replica, ReplicaError, SnapshotError, SnapshotRows};
 use piton_store::{Held, Mark, Row, Table, Write};
@@ -17,7 +17,7 @@ use crate::replica::checkpoint::Checkpoints;
 use crate::replica::entry::{Entry, TransitionRecord, Verdict};
 use crate::rows::range::SlotRange;
 use crate::rows::writes::range_write;
-use crate::rows::{WorkflowRows, decode_position, workflow};
+use crate::rows::{EntityKey, WorkflowRows, decode_position};
 
 /// Rows of a snapshot written to the store at once.
 const RESTORE_ROWS: usize = 1_024;
@@ -172,7 +172,7 @@ struct ApplyBatch<'a> {
     rows: &'a WorkflowRows,
     range: Option<SlotRange>,
     /// Positions that this batch has moved; the table does not have them yet.
-    positions: HashMap<WorkflowKey, Position>,
+    positions: HashMap<EntityKey, Position>,
     writes: Vec<Write>,
 }
 
@@ -184,7 +184,7 @@ impl ApplyBatch<'_> {
         entry_term: u64,
     ) -> Result<Verdict, ReplicaError> {
         let TransitionRecord { term, key, base, writes } = transition;
-        if !self.range.as_ref().is_some_and(|range| range.contains(slot_of(&key))) {
+        if !self.range.as_ref().is_some_and(|range| range.contains(slot_of(&key.key))) {
             return Ok(Verdict::SlotNotHere);
         }
         // The term is compared with the entry's, never with this replica's vote.
@@ -194,7 +194,7 @@ impl ApplyBatch<'_> {
         if self.position(&key)? != base {
             return Ok(Verdict::Moved);
         }
-        let current = workflow(&key).current();
+        let current = key.rows().current();
         let moved = writes.iter().rev().find(|write| *write.key() == current);
         match moved {
             Some(Write::Put { value, .. }) => {
@@ -211,14 +211,14 @@ impl ApplyBatch<'_> {
         Ok(Verdict::Applied)
     }
 
-    fn position(&self, key: &WorkflowKey) -> Result<Position, ReplicaError> {
+    fn position(&self, key: &EntityKey) -> Result<Position, ReplicaError> {
         if let Some(&position) = self.positions.get(key) {
             return Ok(position);
         }
         if let Some(position) = self.rows.known_positions().get(key) {
             return Ok(position);
         }
-        self.rows.position(key).map_err(|e| ReplicaError::new("read a workflow's position", e))
+        self.rows.position(key).map_err(|e| ReplicaError::new("read an entity's position", e))
     }
 
     /// The first range is taken as it is; later ones must be newer. The same one again is fine, so

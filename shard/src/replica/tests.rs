@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use piton_core::id::RunId;
+use piton_core::id::WorkflowKey;
 use piton_core::placement::SLOTS;
 use piton_core::run::Status;
 use piton_core::time::Timestamp;
@@ -51,7 +52,7 @@ impl TestShard {
     }
 
     fn position(&self, id: &str) -> Position {
-        self.rows().position(&key(id)).expect("it reads")
+        self.rows().position(&key(id).into()).expect("it reads")
     }
 
     fn reopen(&mut self) {
@@ -92,7 +93,7 @@ fn step(term: u64, id: &str, base: u64, row: &'static str) -> TransitionRecord {
         Write::put(row, row),
         current_write(&key(id), &current(base + 1)).expect("a short row"),
     ];
-    TransitionRecord { term, key: key(id), base: Position(base), writes }
+    TransitionRecord { term, key: key(id).into(), base: Position(base), writes }
 }
 
 #[test]
@@ -165,7 +166,7 @@ fn deleting_the_current_row_begins_at_position_zero_again() {
     shard.put(&[step(1, "a", 0, "x")]);
     let delete = TransitionRecord {
         term: 1,
-        key: key("a"),
+        key: key("a").into(),
         base: Position(1),
         writes: vec![current_delete(&key("a"))],
     };

@@ -84,6 +84,21 @@ pub(crate) struct Entity<Text> {
 #[repr(u8)]
 pub(crate) enum EntityKind {
     Workflow = 1,
+    /// Shows that the shell of entities hosts more than workflows; never on disk.
+    #[cfg(test)]
+    Counter = 255,
+}
+
+impl EntityKind {
+    /// The kind with this number, if this release knows one.
+    pub(crate) fn of_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Workflow),
+            #[cfg(test)]
+            255 => Some(Self::Counter),
+            _ => None,
+        }
+    }
 }
 
 /// A row below an entity's prefix.
@@ -534,10 +549,7 @@ pub(crate) fn parse_expire(key: &[u8]) -> Option<Expire<String>> {
 }
 
 fn take_kind(rest: &mut &[u8]) -> Option<EntityKind> {
-    match take_u8(rest)? {
-        1 => Some(EntityKind::Workflow),
-        _ => None,
-    }
+    EntityKind::of_number(take_u8(rest)?)
 }
 
 #[cfg(test)]

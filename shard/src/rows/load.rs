@@ -22,15 +22,16 @@ impl WorkflowRows {
     ) -> Result<Option<RunState>, LoadError> {
         // A transition whose outcome its actor never learned may still be applied now. History
         // and notes belong together only if the position stood still while both were read.
+        let entity = key.clone().into();
         for _ in 0..LOAD_ATTEMPTS_MAX {
-            let before = self.position(key)?;
+            let before = self.position(&entity)?;
             let (run, is_whole) = match self.fold_from_milestone(key, run_id)? {
                 Some(run) => (Ok(Some(run)), false),
                 None => (self.fold_whole(key, run_id), true),
             };
             let check = cfg!(debug_assertions) && !is_whole;
             let whole = check.then(|| self.fold_whole(key, run_id));
-            if self.position(key)? != before {
+            if self.position(&entity)? != before {
                 continue;
             }
             let run = run?;

@@ -35,8 +35,8 @@ use crate::rows::codes::unsigned;
 pub(crate) use crate::rows::positions::Positions;
 use crate::rows::range::SlotRange;
 pub(crate) use crate::rows::values::{
-    Current, ErrandRow, HistoryBatch, RequestKind, RequestRow, TaskRow, TimerRow, decode_position,
-    end_of, workflow, workflow_key,
+    Current, EntityKey, ErrandRow, HistoryBatch, RequestKind, RequestRow, TaskRow, TimerRow,
+    decode_position, end_of, entity_key, workflow,
 };
 use crate::rows::values::{decode_current, decode_range, errand_row, timer_row};
 pub(crate) use crate::rows::writes::{
@@ -110,7 +110,7 @@ impl WorkflowRows {
         let current = current.map_err(|source| self.bad_value("a current row", source))?;
         // Who asks for it will hardly ask for nothing else: the next entry may move it.
         let position = current.as_ref().map_or(Position(0), |current| current.position);
-        self.positions.learn(key, position, reading);
+        self.positions.learn(&key.clone().into(), position, reading);
         Ok(current)
     }
 
@@ -119,17 +119,17 @@ impl WorkflowRows {
         &self.positions
     }
 
-    pub(crate) fn position(&self, key: &WorkflowKey) -> Result<Position, LoadError> {
-        let Some(value) = self.get(&workflow(key).current())? else { return Ok(Position(0)) };
+    pub(crate) fn position(&self, key: &EntityKey) -> Result<Position, LoadError> {
+        let Some(value) = self.get(&key.rows().current())? else { return Ok(Position(0)) };
         decode_position(&value).map_err(|source| self.bad_value("a current row", source))
     }
 
     pub(crate) fn request(
         &self,
-        key: &WorkflowKey,
+        key: &EntityKey,
         id: &RequestId,
     ) -> Result<Option<RequestRow>, LoadError> {
-        let Some(value) = self.get(&workflow(key).request(id.as_str()))? else { return Ok(None) };
+        let Some(value) = self.get(&key.rows().request(id.as_str()))? else { return Ok(None) };
         self.decode(&records::REQUEST, &value).map(Some)
     }
 

@@ -1,4 +1,4 @@
-//! Positions of workflows that were read or moved lately, so that an entry can be checked without
+//! Positions of entities that were read or moved lately, so that an entry can be checked without
 //! the store. Bounded, and never the truth: what is not known here is read.
 //!
 //! INVARIANT: what is known here is what the applied log says. Only the replica moves a position,
@@ -8,9 +8,11 @@
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
-use piton_core::id::{Position, WorkflowKey};
+use piton_core::id::Position;
 
-/// Workflows of one shard that are remembered, once in the young and once in the old half.
+use crate::rows::EntityKey;
+
+/// Entities of one shard that are remembered, once in the young and once in the old half.
 const HALF_MAX: usize = 2_048;
 
 /// One shard's positions that are known.
@@ -21,9 +23,9 @@ pub(crate) struct Positions {
 
 #[derive(Default)]
 struct Known {
-    young: HashMap<WorkflowKey, Position>,
+    young: HashMap<EntityKey, Position>,
     /// Forgotten when the young are enough to take their place.
-    old: HashMap<WorkflowKey, Position>,
+    old: HashMap<EntityKey, Position>,
     /// How often something was forgotten.
     forgotten: u64,
 }
@@ -35,7 +37,7 @@ pub(crate) struct Reading {
 }
 
 impl Positions {
-    pub(crate) fn get(&self, key: &WorkflowKey) -> Option<Position> {
+    pub(crate) fn get(&self, key: &EntityKey) -> Option<Position> {
         self.known.lock().get(key)
     }
 
@@ -45,7 +47,7 @@ impl Positions {
     }
 
     /// Takes in what was read, unless it may have moved since.
-    pub(crate) fn learn(&self, key: &WorkflowKey, position: Position, since: Reading) {
+    pub(crate) fn learn(&self, key: &EntityKey, position: Position, since: Reading) {
         let mut known = self.known.lock();
         if known.forgotten == since.forgotten && known.get(key).is_none() {
             known.put(key.clone(), position);
@@ -53,7 +55,7 @@ impl Positions {
     }
 
     /// Takes in what the replica has applied.
-    pub(crate) fn moved(&self, positions: impl IntoIterator<Item = (WorkflowKey, Position)>) {
+    pub(crate) fn moved(&self, positions: impl IntoIterator<Item = (EntityKey, Position)>) {
         let mut known = self.known.lock();
         for (key, position) in positions {
             known.put(key, position);
@@ -68,11 +70,11 @@ impl Positions {
 }
 
 impl Known {
-    fn get(&self, key: &WorkflowKey) -> Option<Position> {
+    fn get(&self, key: &EntityKey) -> Option<Position> {
         self.young.get(key).or_else(|| self.old.get(key)).copied()
     }
 
-    fn put(&mut self, key: WorkflowKey, position: Position) {
+    fn put(&mut self, key: EntityKey, position: Position) {
         self.young.insert(key, position);
         if self.young.len() >= HALF_MAX {
             self.old = std::mem::take(&mut self.young);
@@ -84,9 +86,10 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use piton_core::id::WorkflowKey;
 
-    fn key(id: &str) -> WorkflowKey {
-        WorkflowKey { namespace: "n".into(), workflow_id: id.into() }
+    fn key(id: &str) -> EntityKey {
+        WorkflowKey { namespace: "n".into(), workflow_id: id.into() }.into()
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What has outlived its retention, and the writes that delete it. Leader only; the deletion goes
-//! through the workflow's actor like any other transition.
+//! through the entity's actor like any other transition.
 
 use std::convert::Infallible;
 
@@ -10,13 +10,13 @@ use tokio::sync::mpsc;
 
 use crate::rows::records::EXPIRY;
 use crate::rows::writes::errand_key;
-use crate::rows::{LoadError, WorkflowRows, end_of, keys, workflow, workflow_key};
+use crate::rows::{EntityKey, LoadError, WorkflowRows, end_of, entity_key, keys, workflow};
 
 /// Something that may be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ExpireRow {
     pub(crate) when: Timestamp,
-    pub(crate) key: WorkflowKey,
+    pub(crate) key: EntityKey,
     pub(crate) what: Expired,
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn expired(
         let expire = keys::parse_expire(&row.key).ok_or_else(|| rows.bad_key("expiries"))?;
         Ok(ExpireRow {
             when: Timestamp::from_nanos(expire.when),
-            key: workflow_key(expire.entity),
+            key: entity_key(expire.entity),
             what: match expire.what {
                 keys::Expires::Run(run_id) => Expired::Run(RunId::new(run_id)),
                 keys::Expires::Request(id) => Expired::Request(RequestId::new(id)),
@@ -86,7 +86,7 @@ pub(crate) fn deletion_writes(
     expired: &ExpireRow,
     limit: usize,
 ) -> Result<Deletion, LoadError> {
-    let entity = workflow(&expired.key);
+    let entity = expired.key.rows();
     let what = match &expired.what {
         Expired::Run(run_id) => keys::Expires::Run(run_id.as_str()),
         Expired::Request(id) => keys::Expires::Request(id.as_str()),
@@ -97,10 +97,10 @@ pub(crate) fn deletion_writes(
     };
     let mut deletion = match &expired.what {
         Expired::Request(id) => {
-            let request = workflow(&expired.key).request(id.as_str());
+            let request = expired.key.rows().request(id.as_str());
             Deletion { writes: vec![Write::delete(request)], done: true }
         }
-        Expired::Run(run_id) => run_deletion(rows, &expired.key, run_id, limit)?,
+        Expired::Run(run_id) => run_deletion(rows, &expired.key.key, run_id, limit)?,
     };
     if let Expired::Run(_) = expired.what {
         let visibility = EXPIRY.body(&value).map_err(|e| rows.bad_value(EXPIRY.name(), e))?;

@@ -118,7 +118,7 @@ impl Driver {
         self.position = Position(base.0 + 1);
         let current = Current::of(&live, self.position);
         writes.push(current_write(&self.key, &current).expect("a short row"));
-        let record = TransitionRecord { term: 1, key: self.key.clone(), base, writes };
+        let record = TransitionRecord { term: 1, key: self.key.clone().into(), base, writes };
         assert_eq!(self.shard.put(&[record]), [Verdict::Applied]);
         self.live = Some(live);
         self.check();
@@ -187,7 +187,7 @@ impl Driver {
         self.position = Position(base.0 + 1);
         let current = Current::of(self.live.as_ref().expect("it was started"), self.position);
         writes.push(current_write(&self.key, &current).expect("a short row"));
-        let record = TransitionRecord { term: 1, key: self.key.clone(), base, writes };
+        let record = TransitionRecord { term: 1, key: self.key.clone().into(), base, writes };
         assert_eq!(self.shard.put(&[record]), [Verdict::Applied]);
     }
 
@@ -377,18 +377,19 @@ fn timers_between_two_times_are_those_due_then() {
 #[test]
 fn a_request_row_is_found_again_and_expires() {
     let mut driver = driver();
-    let id = RequestId::from("client\0request");
+    let (id, entity) = (RequestId::from("client\0request"), driver.key.clone().into());
     let kind = RequestKind::Signal;
     let row = RequestRow { run_id: driver.run_id(), event_id: EventId(3), at: driver.now, kind };
     let keep = Span::from_secs(3_600);
-    let mut writes = Vec::from(request_writes(&driver.key, &id, &row, keep).expect("short"));
+    let mut writes = Vec::from(request_writes(&entity, &id, &row, keep).expect("short"));
     let current = Current::of(driver.live.as_ref().expect("started"), Position(2));
     writes.push(current_write(&driver.key, &current).expect("short"));
-    let record = TransitionRecord { term: 1, key: driver.key.clone(), base: Position(1), writes };
+    let record =
+        TransitionRecord { term: 1, key: driver.key.clone().into(), base: Position(1), writes };
     driver.shard.put(&[record]);
     let rows = driver.shard.rows();
-    assert_eq!(rows.request(&driver.key, &id).expect("reads"), Some(row));
-    assert_eq!(rows.request(&driver.key, &"client".into()).expect("reads"), None);
+    assert_eq!(rows.request(&entity, &id).expect("reads"), Some(row));
+    assert_eq!(rows.request(&entity, &"client".into()).expect("reads"), None);
 }
 
 #[test]
@@ -396,7 +397,7 @@ fn an_unknown_workflow_or_run_is_absent() {
     let driver = driver();
     let rows = driver.shard.rows();
     assert_eq!(rows.current(&key("order")).expect("reads"), None);
-    assert_eq!(rows.position(&key("order")).expect("reads"), Position(0));
+    assert_eq!(rows.position(&key("order").into()).expect("reads"), Position(0));
     assert_eq!(rows.load_run(&driver.key, &RunId::from("run")).expect("reads"), None);
 }
 

@@ -17,8 +17,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::{QueueKey, QueueType};
 use crate::rows::codes::{ACTIVITY_QUEUE, WORKFLOW_QUEUE, errand_key, event_id, timer_kind};
+use crate::rows::keys::EntityKind;
 use crate::rows::range::SlotRange;
 use crate::rows::{keys, records};
+
+/// Names what has an actor, a fence and rows of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct EntityKey {
+    pub(crate) kind: EntityKind,
+    /// Its namespace and its id among its kind.
+    pub(crate) key: WorkflowKey,
+}
+
+impl From<WorkflowKey> for EntityKey {
+    fn from(key: WorkflowKey) -> Self {
+        Self { kind: EntityKind::Workflow, key }
+    }
+}
+
+impl EntityKey {
+    /// The entity as the key builders want it.
+    pub(crate) fn rows(&self) -> keys::Entity<&str> {
+        keys::Entity { kind: self.kind, ..workflow(&self.key) }
+    }
+}
 
 /// The workflow's current run, and the position that fences its transitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,20 +186,25 @@ impl HistoryBatch {
 pub(crate) fn workflow(key: &WorkflowKey) -> keys::Entity<&str> {
     keys::Entity {
         slot: slot_of(key).0,
-        kind: keys::EntityKind::Workflow,
+        kind: EntityKind::Workflow,
         namespace: key.namespace.as_str(),
         id: key.workflow_id.as_str(),
     }
 }
 
-/// The workflow that an index row belongs to.
-pub(crate) fn workflow_key(entity: keys::Entity<String>) -> WorkflowKey {
-    // A second kind of entity makes this a question.
-    let keys::EntityKind::Workflow = entity.kind;
-    WorkflowKey {
+/// The entity that an index row belongs to.
+pub(crate) fn entity_key(entity: keys::Entity<String>) -> EntityKey {
+    let key = WorkflowKey {
         namespace: NamespaceId::new(entity.namespace),
         workflow_id: WorkflowId::new(entity.id),
-    }
+    };
+    EntityKey { kind: entity.kind, key }
+}
+
+/// The workflow that an index row belongs to. No other kind has timers, tasks or errands yet.
+fn workflow_key(entity: keys::Entity<String>) -> Option<WorkflowKey> {
+    let EntityKey { kind, key } = entity_key(entity);
+    (kind == EntityKind::Workflow).then_some(key)
 }
 
 /// The first key behind a prefix. All our prefixes have one: they begin below ff.
@@ -224,7 +251,7 @@ pub(crate) fn timer_row(key: &[u8]) -> Option<TimerRow> {
     Some(TimerRow {
         due: Timestamp::from_nanos(timer.due),
         kind: timer_kind(timer.kind, timer.event_id)?,
-        key: workflow_key(timer.entity),
+        key: workflow_key(timer.entity)?,
         run_id: RunId::new(timer.run_id),
     })
 }
@@ -238,7 +265,7 @@ pub(crate) fn task_row(key: &[u8], value: TaskValue) -> Option<TaskRow> {
         _ => return None,
     };
     let queue = QueueName { name: task.queue.into(), normal: value.normal };
-    let key = workflow_key(task.entity);
+    let key = workflow_key(task.entity)?;
     Some(TaskRow {
         queue: QueueKey { namespace: key.namespace.clone(), queue, kind },
         key,
@@ -256,7 +283,7 @@ pub(crate) fn errand_row(key: &[u8]) -> Option<ErrandRow> {
     let errand = keys::parse_errand(key)?;
     Some(ErrandRow {
         errand: errand_key(errand.event_id, errand.kind)?,
-        key: workflow_key(errand.entity),
+        key: workflow_key(errand.entity)?,
         run_id: RunId::new(errand.run_id),
     })
 }

@@ -20,7 +20,7 @@ use crate::message::{Offer, OfferedTask, QueueKey, QueueType};
 use crate::rows::codes::{errand_codes, note_codes, task_codes, timer_codes, unsigned};
 use crate::rows::range::SlotRange;
 use crate::rows::values::{
-    Current, HistoryBatch, RequestRow, TaskValue, encode_current, encode_range, workflow,
+    Current, EntityKey, HistoryBatch, RequestRow, TaskValue, encode_current, encode_range, workflow,
 };
 use crate::rows::{keys, records};
 
@@ -128,15 +128,15 @@ pub(crate) fn current_delete(key: &WorkflowKey) -> Write {
 /// # Errors
 /// As [`change_writes`].
 pub(crate) fn request_writes(
-    key: &WorkflowKey,
+    key: &EntityKey,
     id: &RequestId,
     row: &RequestRow,
     keep: Span,
 ) -> Result<[Write; 2], CodecError> {
     let what = keys::Expires::Request(id.as_str());
-    let expire = keys::Expire { when: (row.at + keep).as_nanos(), entity: workflow(key), what };
+    let expire = keys::Expire { when: (row.at + keep).as_nanos(), entity: key.rows(), what };
     Ok([
-        Write::put(workflow(key).request(id.as_str()), records::REQUEST.encode(row)?),
+        Write::put(key.rows().request(id.as_str()), records::REQUEST.encode(row)?),
         Write::put(expire.key(), records::EXPIRY.begin(0)),
     ])
 }

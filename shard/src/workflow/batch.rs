@@ -25,7 +25,7 @@ use crate::replica::entry::{self, TransitionRecord};
 use crate::replica::proposer::Outcome;
 use crate::route::shard_leader::ReplyTo;
 use crate::rows::recent::RecentHistory;
-use crate::rows::{self, Current, RequestKind, RequestRow};
+use crate::rows::{self, Current, EntityKey, RequestKind, RequestRow};
 use crate::workflow::pending::Pending;
 use crate::workflow::query::Queries;
 
@@ -283,9 +283,10 @@ impl Hosted {
                 writes.extend(milestone.map_err(unencodable)?);
             }
         }
+        let entity = EntityKey::from(self.key.clone());
         for (id, row) in &batch.request_rows {
             let keep = Span::of_limit_ms(self.shard.cluster.limits().request_id_ms_min);
-            writes.extend(rows::request_writes(&self.key, id, row, keep).map_err(unencodable)?);
+            writes.extend(rows::request_writes(&entity, id, row, keep).map_err(unencodable)?);
         }
         let run_id = self.current_run().expect("a change is of a run, which is or was current");
         let run = self.runs.get(&run_id);
@@ -297,12 +298,8 @@ impl Hosted {
         current.position = Position(self.position.0 + 1);
         current.run.last_time = now;
         writes.push(rows::current_write(&self.key, &current).map_err(unencodable)?);
-        let transition = TransitionRecord {
-            term: self.shard.term,
-            key: self.key.clone(),
-            base: self.position,
-            writes,
-        };
+        let transition =
+            TransitionRecord { term: self.shard.term, key: entity, base: self.position, writes };
         match self.shard.proposer.propose(transition).await {
             Outcome::Committed => {
                 self.position = current.position;
@@ -471,7 +468,7 @@ impl Hosted {
         if let Some(row) = batch.request_rows.get(&id) {
             return Ok(Some(row.clone()));
         }
-        self.shard.rows.request(&self.key, &id).map_err(unreadable)
+        self.shard.rows.request(&self.key.clone().into(), &id).map_err(unreadable)
     }
 
     pub(crate) fn note_request(

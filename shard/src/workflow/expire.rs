@@ -50,7 +50,7 @@ impl Hosted {
             }
             let transition = TransitionRecord {
                 term: self.shard.term,
-                key: self.key.clone(),
+                key: self.key.clone().into(),
                 base: self.position,
                 writes,
             };

@@ -20,7 +20,7 @@ fn record(random: &mut SmallRng) -> TransitionRecord {
     let name = format!("workflow é {}", random.random_range(0..1_000));
     TransitionRecord {
         term: random.next_u64(),
-        key: WorkflowKey { namespace: "namespace".into(), workflow_id: name.into() },
+        key: WorkflowKey { namespace: "namespace".into(), workflow_id: name.into() }.into(),
         base: Position(random.next_u64()),
         writes,
     }
@@ -48,7 +48,8 @@ fn an_entry_decodes_to_what_was_encoded_and_has_the_length_announced() {
 fn decoded_values_are_slices_of_the_payload() {
     let write = Write::put("key", vec![7; 1_000]);
     let key = WorkflowKey { namespace: "n".into(), workflow_id: "w".into() };
-    let record = TransitionRecord { term: 1, key, base: Position(0), writes: vec![write] };
+    let record =
+        TransitionRecord { term: 1, key: key.into(), base: Position(0), writes: vec![write] };
     let payload = encode_entry(&[record]);
     let within = payload.as_ptr_range();
     let Ok(Entry::Transitions(decoded)) = decode_entry(payload.clone()) else { panic!("decodes") };

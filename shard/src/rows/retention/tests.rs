@@ -18,14 +18,14 @@ fn delete(shard: &mut TestShard, row: &ExpireRow, limit: usize) -> usize {
             return count;
         }
         assert!(deletion.writes.len() <= limit + 8);
-        let current = rows.current(&row.key).expect("it reads").expect("there is a workflow");
+        let current = rows.current(&row.key.key).expect("it reads").expect("there is a workflow");
         let mut writes = deletion.writes;
         if deletion.done && matches!(row.what, Expired::Run(_)) {
-            writes.push(current_delete(&row.key));
+            writes.push(current_delete(&row.key.key));
         } else {
             let mut moved = current.clone();
             moved.position = Position(current.position.0 + 1);
-            writes.push(current_write(&row.key, &moved).expect("a short row"));
+            writes.push(current_write(&row.key.key, &moved).expect("a short row"));
         }
         let record =
             TransitionRecord { term: 1, key: row.key.clone(), base: current.position, writes };
@@ -34,7 +34,7 @@ fn delete(shard: &mut TestShard, row: &ExpireRow, limit: usize) -> usize {
             return count + 1;
         }
         if let Expired::Run(run_id) = &row.what {
-            assert!(rows.load_run(&row.key, run_id).expect("it reads").is_none());
+            assert!(rows.load_run(&row.key.key, run_id).expect("it reads").is_none());
         }
     }
     unreachable!("it ends")
@@ -86,6 +86,7 @@ fn a_run_in_deletion_is_not_listed_and_other_runs_stay() {
 fn an_expired_request_id_is_forgotten_alone() {
     let driver = Driver::start(TestShard::new(), "w", Timestamp::from_millis(1_000));
     let (id, key) = (RequestId::from("request"), driver.key.clone());
+    let entity = crate::rows::EntityKey::from(key.clone());
     let row = crate::rows::RequestRow {
         run_id: driver.run_id(),
         event_id: piton_core::id::EventId(1),
@@ -93,20 +94,21 @@ fn an_expired_request_id_is_forgotten_alone() {
         kind: crate::rows::RequestKind::Start,
     };
     let keep = Span::from_secs(1);
-    let mut writes = Vec::from(crate::rows::request_writes(&key, &id, &row, keep).expect("short"));
+    let mut writes =
+        Vec::from(crate::rows::request_writes(&entity, &id, &row, keep).expect("short"));
     let mut shard = driver.shard;
     let mut current = shard.rows().current(&key).expect("reads").expect("there is one");
     let base = current.position;
     current.position = Position(base.0 + 1);
     writes.push(current_write(&key, &current).expect("a short row"));
-    shard.put(&[TransitionRecord { term: 1, key: key.clone(), base, writes }]);
-    assert_eq!(shard.rows().request(&key, &id).expect("it reads"), Some(row));
+    shard.put(&[TransitionRecord { term: 1, key: entity.clone(), base, writes }]);
+    assert_eq!(shard.rows().request(&entity, &id).expect("it reads"), Some(row));
 
     assert_eq!(expired(&shard.rows(), Timestamp::from_millis(5_999), 10).expect("it reads"), []);
     let due = expired(&shard.rows(), Timestamp::from_millis(6_000), 10).expect("it reads");
     assert_eq!(due[0].what, Expired::Request(id.clone()));
     assert_eq!(delete(&mut shard, &due[0], 10), 1);
-    assert_eq!(shard.rows().request(&key, &id).expect("it reads"), None);
+    assert_eq!(shard.rows().request(&entity, &id).expect("it reads"), None);
     assert!(shard.rows().current(&key).expect("it reads").is_some());
     assert_eq!(expired(&shard.rows(), Timestamp::MAX, 10).expect("it reads"), []);
 }
