@@ -384,10 +384,7 @@ impl View for Recording {
 }
 
 impl Engine for Recording {
-    fn view<T>(
-        &self,
-        read: impl Fn(&dyn View) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    fn view<T>(&self, read: impl Fn(&dyn View) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.engine.view(read)
     }
 
