@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 /// A server on any free ports.
 fn piton(arguments: &[&str]) -> Command {
@@ -117,4 +120,33 @@ fn what_was_kept_is_there_after_sigkill_with_no_flags_repeated() {
     assert!(Path::new(again.value("Data").strip_suffix(" (kept)").unwrap()).is_dir());
     again.signal("INT");
     assert_eq!(again.end().0, Some(0));
+}
+
+/// The first bytes that the server says to a client of HTTP/2.
+fn greeting(connection: &mut TcpStream) -> std::io::Result<[u8; 9]> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    connection.set_read_timeout(Some(Duration::from_secs(20)))?;
+    connection.write_all(PREFACE)?;
+    let mut greeting = [0; 9];
+    connection.read_exact(&mut greeting)?;
+    Ok(greeting)
+}
+
+/// Goal: connections that come while all file handles are taken are taken later, and said.
+#[test]
+fn a_server_without_file_handles_says_so_and_goes_on() {
+    let mut server = Server::start(&["--ephemeral"]);
+    let address = server.value("API");
+    let pid = Pid::from_raw(i32::try_from(server.child.id()).unwrap());
+    let few = |current| Rlimit { current: Some(current), maximum: Some(4_096) };
+    prlimit(pid, Resource::Nofile, few(3)).unwrap();
+    let mut connection = TcpStream::connect(&address).unwrap();
+    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    let said = log.find(|line| line.as_ref().unwrap().contains("no connection can be accepted"));
+    assert!(said.is_some(), "it ended without a word");
+    prlimit(pid, Resource::Nofile, few(4_096)).unwrap();
+    let settings = greeting(&mut connection).unwrap();
+    assert_eq!(settings[3], 4, "the first frame is one of settings");
+    server.signal("TERM");
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }

@@ -24,6 +24,7 @@ mod client_version;
 mod compatibility_tests;
 mod error;
 mod gate;
+mod incoming;
 mod namespace;
 mod operator;
 mod poll;

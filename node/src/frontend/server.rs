@@ -8,11 +8,11 @@ use piton_proto::workflowservice::workflow_service_server::WorkflowServiceServer
 use tokio::net::TcpListener;
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::server::HealthReporter;
 
 use super::Frontend;
 use super::gate::Gate;
+use super::incoming::connections;
 use crate::config::AdmissionConfig;
 use crate::telemetry::RpcMetrics;
 
@@ -59,8 +59,6 @@ pub(crate) async fn serve(
         .max_decoding_message_size(admission.message_bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip);
-    // A small answer leaves at once instead of waiting for more to fill a packet.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .max_concurrent_streams(admission.connection_streams_max)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -74,7 +72,7 @@ pub(crate) async fn serve(
         .add_service(reflection_v1alpha.accept_compressed(CompressionEncoding::Gzip))
         .add_service(workflows)
         .add_service(operators)
-        .serve_with_incoming_shutdown(incoming, async {
+        .serve_with_incoming_shutdown(connections(listener), async {
             stop.await;
             // Clients that ask now go elsewhere.
             health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
