@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::client::{execution, start_of};
 use crate::nodes::{Running, chain, config};
-use crate::worker::ORDER;
+use crate::worker::{ORDER, await_until};
 
 const WORKFLOWS: usize = 20;
 
@@ -193,6 +193,29 @@ async fn a_loss_that_is_accepted_keeps_what_the_store_has() {
             running.stop().await;
         }
     }
+}
+
+/// Goal: after an accepted loss the store is the only one that has the rows, until a snapshot does, which
+/// is taken soon: a store can be discarded at any time.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_accepted_loss_a_snapshot_is_taken_and_the_store_can_go() {
+    let directory = laid_down().await;
+    let path = directory.path();
+    fs::remove_dir_all(path.join("log")).unwrap();
+    accept_loss(path, true).unwrap();
+    let running = Running::start(config(Some(path))).await;
+    // Two shards and the meta group.
+    await_until("each group has a snapshot", async || {
+        let names = fs::read_dir(path.join("snapshot")).unwrap().map(|entry| entry.unwrap().path());
+        let snapshots = names.filter(|path| path.extension().is_some_and(|end| end == "snapshot"));
+        (snapshots.count() == 3).then_some(())
+    })
+    .await;
+    running.stop().await;
+    fs::remove_dir_all(path.join("store")).unwrap();
+    let running = Running::start(config(Some(path))).await;
+    assert_eq!(found(&running).await, WORKFLOWS);
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
