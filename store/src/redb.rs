@@ -47,6 +47,8 @@ const SEAL: Definition = redb::TableDefinition::new("seal");
 const SEAL_KEY: &[u8] = b"layout";
 const LAYOUT: &[u8] = b"piton store 1";
 const FILE: &str = "store.redb";
+/// Each further one is needed only if the disk was met full once more.
+const READ_ATTEMPTS_MAX: usize = 10;
 
 /// A [`crate::Store`] in redb.
 pub type RedbStore = Framed<RedbEngine>;
@@ -185,8 +187,10 @@ impl RedbEngine {
         durability: Durability,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), StoreError> {
-        let losses = self.losses();
+        let mut losses = 0;
         let result = self.call(doing, |db| {
+            // Nobody opens the file again while a call has it.
+            losses = self.losses();
             let change = || -> Result<(), redb::Error> {
                 let mut transaction = db.begin_write()?;
                 transaction.set_durability(durability)?;
@@ -369,18 +373,21 @@ impl Engine for RedbEngine {
     /// A read transaction: writers go on beside it.
     fn view<T>(&self, read: impl Fn(&dyn View) -> Result<T, StoreError>) -> Result<T, StoreError> {
         const DOING: &str = "read rows";
-        let losses = self.losses();
-        let read = |db: &redb::Database| {
-            let transaction = db.begin_read().map_err(engine(DOING))?;
-            let rows = transaction.open_table(ROWS).map_err(engine(DOING))?;
-            read(&RowsView { rows })
+        let rows = |db: &redb::Database| -> Result<RowsView, redb::Error> {
+            Ok(RowsView { rows: db.begin_read()?.open_table(ROWS)? })
         };
-        match self.call(DOING, read) {
-            Err(error) if follows_another(&error) => {
-                self.open_again(losses)?;
-                self.call(DOING, read)
+        let mut left = READ_ATTEMPTS_MAX;
+        loop {
+            let mut losses = 0;
+            let result = self.call(DOING, |db| {
+                losses = self.losses();
+                read(&rows(db).map_err(engine(DOING))?)
+            });
+            match result {
+                Err(error) if follows_another(&error) && left > 0 => self.open_again(losses)?,
+                result => return result,
             }
-            result => result,
+            left -= 1;
         }
     }
 
