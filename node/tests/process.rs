@@ -64,6 +64,15 @@ impl Server {
     }
 }
 
+/// A test that fails leaves no server behind.
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended, as most do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
