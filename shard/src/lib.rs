@@ -7,6 +7,7 @@
 
 mod clock;
 mod config;
+mod entity;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

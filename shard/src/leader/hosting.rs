@@ -1,5 +1,5 @@
-//! The workflows of a shard that are in memory: of each its mailbox, what others may know of its
-//! actor, and what its actor can be asked. What the actor does is the workflow wing's.
+//! The entities of a shard that are in memory: of each its mailbox and what others may know of its
+//! actor; and what a workflow's actor can be asked. What actors do is the business of the wings above.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -21,9 +21,15 @@ use crate::route::shard_leader::ReplyTo;
 use crate::rows::retention::{ExpireRow, Turn};
 
 /// A request and who waits for its answer.
-pub(crate) struct Envelope {
-    pub(crate) ask: Ask,
+pub(crate) struct Envelope<A = Ask> {
+    pub(crate) ask: A,
     pub(crate) reply: ReplyTo,
+}
+
+/// What entities of one kind are asked.
+pub(crate) trait Asked: Send + 'static {
+    /// Not carried out: whoever waits for it otherwise than for the reply hears why.
+    fn refuse(self, cluster: &Cluster, why: &ShardError);
 }
 
 /// What an actor may be asked: a call from outside, or something of the shard's own.
@@ -68,22 +74,26 @@ pub(crate) struct Subscription {
     pub(crate) closing: Option<Arc<HistoryEvent>>,
 }
 
-/// A workflow in memory, as others see it.
-pub(crate) struct WorkflowHandle {
-    pub(crate) mailbox: Mailbox<Envelope>,
+/// An entity in memory, as others see it.
+pub(crate) struct Handle<A> {
+    pub(crate) mailbox: Mailbox<Envelope<A>>,
     last_used_nanos: AtomicI64,
-    /// The workflow has an open run, as far as its actor knows.
+    /// It has something open, as far as its actor knows: a workflow's run.
     open: AtomicBool,
     /// A worker has its workflow task, whose row stands until the answer.
     held: AtomicBool,
 }
 
-/// All workflows of a shard that are in memory.
-pub(crate) struct Workflows {
-    handles: Mutex<BTreeMap<WorkflowKey, Arc<WorkflowHandle>>>,
-    /// This shard's part of the workflows that may be in memory.
+pub(crate) type WorkflowHandle = Handle<Ask>;
+
+/// All entities of one kind in a shard that are in memory.
+pub(crate) struct Hosts<A> {
+    handles: Mutex<BTreeMap<WorkflowKey, Arc<Handle<A>>>>,
+    /// This shard's part of those that may be in memory.
     pub(crate) len_max: usize,
 }
+
+pub(crate) type Workflows = Hosts<Ask>;
 
 /// A workflow whose actor gave up.
 #[derive(Default)]
@@ -114,10 +124,10 @@ impl Subscription {
     }
 }
 
-impl Envelope {
-    /// Not carried out: whoever waits hears why, and the poll of a ticket goes on.
-    pub(crate) fn refuse(self, cluster: &Cluster, why: ShardError) {
-        match self.ask {
+impl Asked for Ask {
+    /// The poll of a ticket goes on.
+    fn refuse(self, cluster: &Cluster, why: &ShardError) {
+        match self {
             Ask::Call(WorkflowCall::Ticket(ticket)) => {
                 cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
             }
@@ -127,18 +137,29 @@ impl Envelope {
             }
             Ask::Call(_) | Ask::Resume { .. } | Ask::Expire(..) | Ask::StickyWaitOver { .. } => {}
         }
+    }
+}
+
+impl<A: Asked> Envelope<A> {
+    /// Not carried out: whoever waits hears why.
+    pub(crate) fn refuse(self, cluster: &Cluster, why: ShardError) {
+        self.ask.refuse(cluster, &why);
         self.reply.send(Err(why));
     }
 }
 
-pub(crate) fn refuse_all(waiting: VecDeque<Envelope>, cluster: &Cluster, why: &ShardError) {
+pub(crate) fn refuse_all<A: Asked>(
+    waiting: VecDeque<Envelope<A>>,
+    cluster: &Cluster,
+    why: &ShardError,
+) {
     for envelope in waiting {
         envelope.refuse(cluster, why.clone());
     }
 }
 
-impl WorkflowHandle {
-    fn new(mailbox_len_max: usize, now: Timestamp) -> Self {
+impl<A: Asked> Handle<A> {
+    pub(crate) fn new(mailbox_len_max: usize, now: Timestamp) -> Self {
         Self {
             mailbox: Mailbox::new(mailbox_len_max),
             last_used_nanos: AtomicI64::new(now.as_nanos()),
@@ -179,55 +200,55 @@ impl WorkflowHandle {
     }
 }
 
-impl Workflows {
+impl<A: Asked> Hosts<A> {
     pub(crate) fn new(len_max: usize) -> Self {
         Self { handles: Mutex::default(), len_max }
     }
 
-    /// The workflow's handle; `start` starts its actor if there is none.
+    /// The entity's handle; `start` starts its actor if there is none.
     pub(crate) fn get_or_host(
         &self,
         key: &WorkflowKey,
         mailbox_len_max: usize,
         now: Timestamp,
-        start: impl FnOnce(Arc<WorkflowHandle>) -> Result<ActorRef<Notice>, SpawnErr>,
-    ) -> Arc<WorkflowHandle> {
+        start: impl FnOnce(Arc<Handle<A>>) -> Result<ActorRef<Notice>, SpawnErr>,
+    ) -> Arc<Handle<A>> {
         let mut handles = self.handles.lock();
         if let Some(handle) = handles.get(key) {
             return Arc::clone(handle);
         }
-        let handle = Arc::new(WorkflowHandle::new(mailbox_len_max, now));
+        let handle = Arc::new(Handle::new(mailbox_len_max, now));
         match start(Arc::clone(&handle)) {
             Ok(actor) => handle.mailbox.attach(actor),
-            Err(error) => tracing::error!(%error, "cannot start a workflow's actor"),
+            Err(error) => tracing::error!(%error, "cannot start an entity's actor"),
         }
         handles.insert(key.clone(), Arc::clone(&handle));
         handle
     }
 
-    /// Forgets a workflow, unless another actor has taken its place. True: it was there.
-    pub(crate) fn remove(&self, key: &WorkflowKey, handle: &Arc<WorkflowHandle>) -> bool {
+    /// Forgets an entity, unless another actor has taken its place. True: it was there.
+    pub(crate) fn remove(&self, key: &WorkflowKey, handle: &Arc<Handle<A>>) -> bool {
         let mut handles = self.handles.lock();
         let is_this = handles.get(key).is_some_and(|known| Arc::ptr_eq(known, handle));
         is_this && handles.remove(key).is_some()
     }
 
-    /// Whether the workflow is in memory with an open run, as far as its actor knows.
+    /// Whether it is in memory and open, as far as its actor knows.
     pub(crate) fn is_open(&self, key: &WorkflowKey) -> bool {
         self.handles.lock().get(key).is_some_and(|handle| handle.is_open())
     }
 
-    /// Whether a worker has a workflow task of this workflow.
+    /// Whether a worker has a workflow task of it.
     pub(crate) fn is_held(&self, key: &WorkflowKey) -> bool {
         self.handles.lock().get(key).is_some_and(|handle| handle.is_held())
     }
 
-    pub(crate) fn all(&self) -> Vec<Arc<WorkflowHandle>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Handle<A>>> {
         self.handles.lock().values().cloned().collect()
     }
 
     /// All of them, in key order; none is left.
-    pub(crate) fn take_all(&self) -> Vec<Arc<WorkflowHandle>> {
+    pub(crate) fn take_all(&self) -> Vec<Arc<Handle<A>>> {
         std::mem::take(&mut *self.handles.lock()).into_values().collect()
     }
 }

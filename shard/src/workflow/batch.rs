@@ -1,49 +1,43 @@
-//! A hosted workflow: loads it, decides a batch of requests, commits what they come to, and only
-//! then answers and carries out effects. One commit for all requests that waited.
+//! A hosted workflow as the shell of entities has it: loads it, takes in what a batch of requests comes
+//! to, makes rows of that, and carries out effects once it is committed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use piton_core::effect::{Effect, EffectKey, TaskKey, TimerKind};
-use piton_core::id::{EventId, Position, RequestId, RunId, WorkflowKey};
+use piton_core::id::{EventId, Position, RunId, WorkflowKey};
 use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
 use piton_core::request::WorkflowTaskRef;
 use piton_core::run::{Decided, RunState, StartedRun};
-use piton_core::time::{Span, Timestamp};
+use piton_core::time::Timestamp;
 use piton_core::transition::Change;
+use piton_store::Write;
+use piton_store::codec::CodecError;
 use tokio::sync::watch;
 
+use crate::entity::requests::Requests;
+use crate::entity::{Entity, Need};
 use crate::error::ShardError;
-use crate::leader::hosting::{
-    Ask, Envelope, Following, Lost, Subscription, WorkflowHandle, refuse_all,
-};
+use crate::leader::hosting::{Ask, Envelope, Following, Lost, Subscription, WorkflowHandle};
 use crate::leader::reads::{not_found, run_not_found, unreadable};
 use crate::leader::runtime::ShardRuntime;
 use crate::leader::wakeups::{Cause, Wakeup};
 use crate::message::{Answer, Offer, QueueCall, WorkflowCall};
-use crate::replica::entry::{self, TransitionRecord};
-use crate::replica::proposer::Outcome;
+use crate::replica::entry;
 use crate::route::shard_leader::ReplyTo;
 use crate::rows::recent::RecentHistory;
-use crate::rows::{self, Current, EntityKey, RequestKind, RequestRow};
+use crate::rows::retention::Expired;
+use crate::rows::{self, Current, EntityKey, HistoryBatch, RequestKind, RequestRow};
 use crate::workflow::pending::Pending;
 use crate::workflow::query::Queries;
 
 /// One workflow in memory: the state of its actor.
 ///
 /// It owns what is committed of the workflow (`current`, `position`, `runs`) and what lives only here:
-/// the held task's deadline, queries, followers. A batch of requests passes through these steps:
-///
-/// 1. `load`, once in an actor's life: the rows as they are committed.
-/// 2. `decide_*`, for each request: core decides on the state, `accept` takes the outcome into `runs`
-///    ahead of the commit, and what is to be answered is noted in the batch. Nothing leaves here.
-/// 3. `commit`: all changes as one transition, or a confirmation that this node still leads. If it
-///    fails, the state here is ahead of the rows, so the actor must go.
-/// 4. `carry_out`, for each change: timers, offers, errands, followers, metrics.
-/// 5. `settle`, for each answer noted: replies, deliveries, queries.
-/// 6. `forget_unneeded`: whatever nobody waits for leaves memory.
-///
-/// `abandon` is called instead of all that follows when a step fails.
+/// the held task's deadline, queries, followers. The shell of entities calls it as [`Entity`] says:
+/// core decides each request on the state and `accept` takes the outcome into `runs`; `writes` makes
+/// rows of the differences; `committed` carries out timers, offers, errands, followers, metrics;
+/// `conclude` settles each answer noted: replies, deliveries, queries.
 pub(crate) struct Hosted {
     pub(crate) shard: Arc<ShardRuntime>,
     pub(crate) handle: Arc<WorkflowHandle>,
@@ -72,18 +66,20 @@ pub(crate) struct Batch {
     /// The run that is current after the batch, if it changes.
     pub(crate) successor: Option<RunId>,
     pub(crate) pending: Vec<Pending>,
-    pub(crate) request_rows: BTreeMap<RequestId, RequestRow>,
+    pub(crate) requests: Requests,
     /// Tasks that were taken: they need not be withdrawn from their queue.
     pub(crate) taken: BTreeSet<TaskKey>,
     events: usize,
     bytes: usize,
+    /// What is on its way to be committed, with the runs before it.
+    changes: Vec<(Option<Box<RunState>>, Change)>,
+    /// The batches of history among that.
+    history: Vec<(RunId, HistoryBatch)>,
+    /// The `current` row after it.
+    current: Option<Current>,
 }
 
 impl Batch {
-    fn is_full(&self) -> bool {
-        self.events >= entry::TRANSITION_EVENTS_MAX || self.bytes >= entry::TRANSITION_BYTES_MAX
-    }
-
     pub(crate) fn answer(&mut self, reply: ReplyTo, answer: Result<Answer, ShardError>) {
         self.pending.push(Pending::Answer(reply, answer));
     }
@@ -111,37 +107,7 @@ impl Hosted {
         }
     }
 
-    /// Decides and commits what waits; what does not fit into one transition is put back.
-    ///
-    /// # Errors
-    /// When the state here can no longer be trusted: the actor must go.
-    pub(crate) async fn process(&mut self, waiting: VecDeque<Envelope>) -> Result<(), ShardError> {
-        if self.shard.is_stopped() {
-            let gone = self.shard.gone();
-            refuse_all(waiting, &self.shard.cluster, &gone);
-            return Err(gone);
-        }
-        let mut batch = Batch::default();
-        let mut waiting = waiting;
-        if !self.loaded
-            && let Err(error) = self.load(&mut batch)
-        {
-            refuse_all(waiting, &self.shard.cluster, &error);
-            return Err(error);
-        }
-        while let Some(envelope) = waiting.pop_front() {
-            self.decide(envelope, &mut batch);
-            if batch.is_full() {
-                break;
-            }
-        }
-        if !waiting.is_empty() {
-            self.handle.mailbox.put_back(waiting);
-        }
-        self.commit(batch).await
-    }
-
-    fn load(&mut self, batch: &mut Batch) -> Result<(), ShardError> {
+    fn load_current(&mut self, batch: &mut Batch) -> Result<(), ShardError> {
         self.current = self.shard.rows.current(&self.key).map_err(unreadable)?;
         if let Some(current) = &self.current {
             self.position = current.position;
@@ -197,6 +163,12 @@ impl Hosted {
         Ok(ends.and_then(|ends| ends.into_closed(run_id)))
     }
 
+    /// Whether these are the last rows of the workflow.
+    fn is_last(&self, gone: &Expired, done: bool) -> bool {
+        matches!((gone, self.current_run()), (Expired::Run(gone), Some(current))
+            if done && *gone == current)
+    }
+
     /// The current run as the batch so far has it.
     pub(crate) fn current_run(&self) -> Option<RunId> {
         self.current.as_ref().map(|c| c.run.run_id.clone())
@@ -229,65 +201,32 @@ impl Hosted {
         }
     }
 
-    async fn commit(&mut self, mut batch: Batch) -> Result<(), ShardError> {
-        let mut changes = Vec::new();
+    /// Takes the changes out of the runs that the batch has touched.
+    fn take_changes(&mut self, batch: &mut Batch) {
         for (run_id, before) in std::mem::take(&mut batch.before) {
             let run = self.runs.get_mut(&run_id).expect("a touched run is in memory");
             let change = Change::between(before.as_deref(), run);
             if !change.is_empty() {
-                changes.push((before, change));
+                batch.changes.push((before, change));
             }
         }
-        let done =
-            if changes.is_empty() && batch.request_rows.is_empty() && batch.successor.is_none() {
-                // Architecture D5a: no commit stands behind these answers.
-                let tells_state = batch.pending.iter().any(Pending::tells_state);
-                if tells_state { self.shard.confirm().await } else { Ok(()) }
-            } else {
-                self.replicate(&changes, &batch).await
-            };
-        done.inspect_err(|error| {
-            for pending in std::mem::take(&mut batch.pending) {
-                pending.give_up_ticket(&self.shard.cluster);
-                pending.refuse(error);
-            }
-        })?;
-        self.watch_held_task();
-        for (before, change) in &changes {
-            self.carry_out(before.as_deref(), change, &batch.taken);
-        }
-        for pending in batch.pending {
-            self.settle(pending).await;
-        }
-        self.forget_unneeded();
-        Ok(())
     }
 
-    /// Writes everything as one transition and waits for it.
-    async fn replicate(
-        &mut self,
-        changes: &[(Option<Box<RunState>>, Change)],
-        batch: &Batch,
-    ) -> Result<(), ShardError> {
-        let now = self.now();
+    /// The rows of what the batch changes.
+    fn rows_of(&self, batch: &mut Batch, next: Position) -> Result<Vec<Write>, ShardError> {
         let retention = self.shard.cluster.retention_of(&self.key.namespace);
-        let unencodable = |e: piton_store::codec::CodecError| ShardError::Internal(e.to_string());
         let mut writes = Vec::new();
-        let mut batches = Vec::new();
-        for (before, change) in changes {
+        for (before, change) in &batch.changes {
             let own = rows::change_writes(&self.key, change, retention).map_err(unencodable)?;
-            batches.extend(rows::batch_in(change, &own).map(|batch| (&change.run_id, batch)));
+            let history = rows::batch_in(change, &own);
+            batch.history.extend(history.map(|history| (change.run_id.clone(), history)));
             writes.extend(own);
             if let Some(before) = before {
                 let milestone = rows::milestone_write(&self.key, before, change);
                 writes.extend(milestone.map_err(unencodable)?);
             }
         }
-        let entity = EntityKey::from(self.key.clone());
-        for (id, row) in &batch.request_rows {
-            let keep = Span::of_limit_ms(self.shard.cluster.limits().request_id_ms_min);
-            writes.extend(rows::request_writes(&entity, id, row, keep).map_err(unencodable)?);
-        }
+        writes.extend(batch.requests.writes(self)?);
         let run_id = self.current_run().expect("a change is of a run, which is or was current");
         let run = self.runs.get(&run_id);
         let mut current = match (run, &self.current) {
@@ -295,22 +234,11 @@ impl Hosted {
             (None, Some(current)) => current.clone(),
             (None, None) => unreachable!("the current run has a row or is in memory"),
         };
-        current.position = Position(self.position.0 + 1);
-        current.run.last_time = now;
+        current.position = next;
+        current.run.last_time = self.now();
         writes.push(rows::current_write(&self.key, &current).map_err(unencodable)?);
-        let transition =
-            TransitionRecord { term: self.shard.term, key: entity, base: self.position, writes };
-        match self.shard.proposer.propose(transition).await {
-            Outcome::Committed => {
-                self.position = current.position;
-                self.current = Some(current);
-                for (run_id, batch) in batches {
-                    self.recent.push(run_id, batch);
-                }
-                Ok(())
-            }
-            Outcome::Failed(why) => Err(ShardError::Unavailable(why)),
-        }
+        batch.current = Some(current);
+        Ok(writes)
     }
 
     /// Keeps the held task's deadline with the timers; it has no row.
@@ -425,18 +353,139 @@ impl Hosted {
         self.handle.set_open(self.current.as_ref().is_some_and(|c| c.run.status.is_open()));
     }
 
-    /// Whether nothing of this workflow lives only in memory (D6).
-    pub(crate) fn is_idle(&self) -> bool {
+    pub(crate) fn note_request(
+        &self,
+        id: &str,
+        run: &RunId,
+        event: EventId,
+        kind: RequestKind,
+        batch: &mut Batch,
+    ) {
+        let row = RequestRow { run_id: run.clone(), event_id: event, at: self.now(), kind };
+        batch.requests.note(id, row);
+    }
+}
+
+impl Entity for Hosted {
+    type Ask = Ask;
+    type Batch = Batch;
+
+    fn shard(&self) -> &Arc<ShardRuntime> {
+        &self.shard
+    }
+
+    fn handle(&self) -> &Arc<WorkflowHandle> {
+        &self.handle
+    }
+
+    fn key(&self) -> EntityKey {
+        self.key.clone().into()
+    }
+
+    fn position(&mut self) -> &mut Position {
+        &mut self.position
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    fn load(&mut self, batch: &mut Batch) -> Result<(), ShardError> {
+        self.load_current(batch)
+    }
+
+    fn decide(&mut self, envelope: Envelope, batch: &mut Batch) {
+        self.decide_ask(envelope, batch);
+    }
+
+    fn is_full(batch: &Batch) -> bool {
+        batch.events >= entry::TRANSITION_EVENTS_MAX || batch.bytes >= entry::TRANSITION_BYTES_MAX
+    }
+
+    fn writes(&mut self, batch: &mut Batch, next: Position) -> Result<Need, ShardError> {
+        self.take_changes(batch);
+        if batch.changes.is_empty() && batch.requests.is_empty() && batch.successor.is_none() {
+            // D5a: no commit stands behind these answers.
+            let tells_state = batch.pending.iter().any(Pending::tells_state);
+            return Ok(if tells_state { Need::Confirm } else { Need::Nothing });
+        }
+        self.rows_of(batch, next).map(Need::Commit)
+    }
+
+    fn committed(&mut self, batch: &mut Batch) {
+        if let Some(current) = batch.current.take() {
+            self.current = Some(current);
+        }
+        for (run_id, history) in batch.history.drain(..) {
+            self.recent.push(&run_id, history);
+        }
+        self.watch_held_task();
+        for (before, change) in &batch.changes {
+            self.carry_out(before.as_deref(), change, &batch.taken);
+        }
+    }
+
+    fn refuse(&mut self, batch: Batch, why: &ShardError) {
+        for pending in batch.pending {
+            pending.give_up_ticket(&self.shard.cluster);
+            pending.refuse(why);
+        }
+    }
+
+    async fn conclude(&mut self, batch: Batch) {
+        for pending in batch.pending {
+            self.settle(pending).await;
+        }
+        self.forget_unneeded();
+    }
+
+    fn row_without(
+        &mut self,
+        gone: &Expired,
+        done: bool,
+        next: Position,
+    ) -> Option<Result<Write, ShardError>> {
+        if let Expired::Run(run_id) = gone
+            && self.runs.get(run_id).is_some_and(|run| run.status.is_open())
+        {
+            return None;
+        }
+        let is_last = self.is_last(gone, done);
+        Some(match &mut self.current {
+            Some(current) if !is_last => {
+                current.position = next;
+                rows::current_write(&self.key, current).map_err(unencodable)
+            }
+            _ => Ok(rows::current_delete(&self.key)),
+        })
+    }
+
+    fn forget(&mut self, gone: &Expired, done: bool) {
+        if self.is_last(gone, done) {
+            (self.position, self.current) = (Position(0), None);
+            self.runs.clear();
+        }
+        if let Expired::Run(run_id) = gone {
+            self.runs.remove(run_id);
+        }
+    }
+
+    fn is_idle(&mut self) -> bool {
+        // Nothing that a caller does wakes the actor when the caller goes.
+        self.forget_abandoned_queries();
         self.queries.is_empty()
             && self.watchers.values().all(|sender| sender.receiver_count() == 0)
             && self.runs.values().all(|run| run.held.is_none())
     }
 
-    /// The actor goes without having finished: callers that wait hear why, and what nobody waits
-    /// for is done by the next actor.
-    pub(crate) fn abandon(&mut self, why: &ShardError) {
+    fn leave(&self) {
+        self.shard.leave(&self.key, &self.handle);
+    }
+
+    /// Callers that wait hear why, and what nobody waits for is done by the next actor.
+    fn abandon(&mut self, left: VecDeque<Envelope>, why: &ShardError) {
         let mut lost = Lost { runs: self.runs.keys().cloned().collect(), requests: Vec::new() };
-        for envelope in self.handle.mailbox.close() {
+        for envelope in left {
             let is_ticket = matches!(envelope.ask, Ask::Call(WorkflowCall::Ticket(_)));
             if envelope.reply.is_nobody() && !is_ticket {
                 lost.requests.push(envelope.ask);
@@ -454,34 +503,11 @@ impl Hosted {
         self.watchers.clear();
         self.runs.clear();
     }
-
-    /// Whether this request id has been taken before, by a committed transition or this batch.
-    pub(crate) fn known_request(
-        &self,
-        id: &str,
-        batch: &Batch,
-    ) -> Result<Option<RequestRow>, ShardError> {
-        if id.is_empty() {
-            return Ok(None);
-        }
-        let id = RequestId::from(id);
-        if let Some(row) = batch.request_rows.get(&id) {
-            return Ok(Some(row.clone()));
-        }
-        self.shard.rows.request(&self.key.clone().into(), &id).map_err(unreadable)
-    }
-
-    pub(crate) fn note_request(
-        &self,
-        id: &str,
-        run: &RunId,
-        event: EventId,
-        kind: RequestKind,
-        batch: &mut Batch,
-    ) {
-        if !id.is_empty() {
-            let row = RequestRow { run_id: run.clone(), event_id: event, at: self.now(), kind };
-            batch.request_rows.insert(RequestId::from(id), row);
-        }
-    }
 }
+
+fn unencodable(error: CodecError) -> ShardError {
+    ShardError::Internal(error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,7 @@ impl Draw {
 }
 
 impl Hosted {
-    pub(crate) fn decide(&mut self, envelope: Envelope, batch: &mut Batch) {
+    pub(crate) fn decide_ask(&mut self, envelope: Envelope, batch: &mut Batch) {
         let Envelope { ask, reply } = envelope;
         match ask {
             Ask::Call(call) => self.decide_call(call, reply, batch),
@@ -146,7 +146,7 @@ impl Hosted {
         batch: &mut Batch,
     ) -> Result<Reply, ShardError> {
         let (run_id, id, kind) = self.addressed(run_id, &request)?;
-        if self.known_request(&id, batch)?.is_some_and(|row| row.kind == kind) {
+        if batch.requests.known(&id, self)?.is_some_and(|row| row.kind == kind) {
             return Ok(Reply::Done);
         }
         let run = &self.runs[&run_id];
@@ -198,7 +198,7 @@ impl Hosted {
         signal_id: Option<&str>,
         batch: &mut Batch,
     ) -> Result<Reply, ShardError> {
-        if let Some(row) = self.known_request(id, batch)? {
+        if let Some(row) = batch.requests.known(id, self)? {
             let is_repetition = match row.kind {
                 RequestKind::Start | RequestKind::Attached => true,
                 RequestKind::Signal => signal_id == Some(id),

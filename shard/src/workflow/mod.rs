@@ -1,9 +1,9 @@
-//! One actor per workflow id: mailbox, decide, propose, settle; queries.
+//! What a workflow is to the shell of entities: one actor per workflow id, its decisions, answers and
+//! queries.
 
 pub(crate) mod actor;
 pub(crate) mod batch;
 pub(crate) mod decide;
-pub(crate) mod expire;
 pub(crate) mod measure;
 pub(crate) mod pending;
 pub(crate) mod query;

@@ -16,6 +16,7 @@ use piton_core::proto::workflowservice::{
 use piton_core::request::{RunRequest, WorkflowTaskRef};
 use piton_core::run::{ActivityTask, QueryRoute, Reply, StartedTask};
 
+use crate::entity::expire;
 use crate::error::ShardError;
 use crate::leader::reads::refused;
 use crate::message::{
@@ -54,7 +55,7 @@ impl Hosted {
                 let _ = tell.send(Ok(self.follow(run_id)));
             }
             Pending::Resume(run_id) => self.resume(&run_id),
-            Pending::Expire(row, _turn) => self.expire(&row).await,
+            Pending::Expire(row, _turn) => expire::expire(self, &row).await,
         }
     }
 

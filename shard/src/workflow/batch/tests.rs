@@ -1,0 +1,67 @@
+use piton_core::id::Position;
+use piton_core::limits::Limits;
+use piton_core::proto::common::{SearchAttributes, WorkflowType};
+use piton_core::proto::workflowservice::StartWorkflowExecutionRequest;
+use piton_core::request::{Drawn, SearchAttributeCheck, StartRequest};
+use piton_core::run::{Reply, decide_start};
+
+use super::*;
+use crate::entity::batch;
+use crate::entity::tests::leading_shard;
+
+struct AllKnown;
+
+impl SearchAttributeCheck for AllKnown {
+    fn check(&self, _: &mut SearchAttributes) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// A new run with its first events.
+fn begun(key: &WorkflowKey, run_id: &str) -> RunState {
+    let start = StartWorkflowExecutionRequest {
+        workflow_id: key.workflow_id.to_string(),
+        workflow_type: Some(WorkflowType { name: "Order".into() }),
+        request_id: run_id.into(),
+        ..StartWorkflowExecutionRequest::default()
+    };
+    let request = StartRequest { start: Box::new(start), signal: None, parent: None };
+    let drawn = Drawn {
+        now: Timestamp::from_millis(1_000),
+        term: 1,
+        number: 1,
+        run_id: run_id.into(),
+        limits: &Limits::default(),
+        namespace_name: "default",
+        namespaces: &[],
+        search_attributes: &AllKnown,
+    };
+    let decided = decide_start(key, None, request, &drawn).expect("a first start is accepted");
+    decided.successor.expect("a start begins a run")
+}
+
+/// As a reset will: one run is changed, another begun beside it, and a third becomes the current one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_that_comes_to_several_runs_is_one_transition() {
+    let shard = leading_shard().await;
+    let key = WorkflowKey { namespace: "namespace".into(), workflow_id: "order".into() };
+    let handle = Arc::new(WorkflowHandle::new(10, Timestamp::MIN));
+    let mut hosted = Hosted::new(Arc::clone(&shard), handle, key.clone());
+    let [one, two, three] = ["one", "two", "three"].map(|run_id| begun(&key, run_id));
+    let mut batch = Batch::default();
+    let decided = Decided {
+        run: Some(one),
+        others: vec![two],
+        successor: Some(three),
+        reply: Ok(Reply::Done),
+    };
+    hosted.accept(decided, &mut batch);
+    batch::commit(&mut hosted, batch).await.expect("it is committed");
+
+    let current = shard.rows.current(&key).expect("it reads").expect("there is a run");
+    assert_eq!((current.position, current.run.run_id), (Position(1), "three".into()));
+    for run_id in ["one", "two", "three"] {
+        let run = shard.rows.load_run(&key, &run_id.into()).expect("it reads");
+        assert!(run.is_some_and(|run| run.next_event_id == EventId(3)), "run {run_id}");
+    }
+}
