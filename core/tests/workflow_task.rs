@@ -488,6 +488,26 @@ fn a_result_that_forces_the_flush_names_its_started_event() {
     ));
 }
 
+/// What happens together forces the flush together.
+#[test]
+fn timers_that_force_the_flush_all_fire_before_the_next_task() {
+    let mut flow = Flow::with_limits(Limits { buffered_events_max: 1, ..Limits::default() });
+    let task = flow.take();
+    let timers = ["a", "b", "c"].map(|id| start_timer(id, Span::from_secs(5)));
+    flow.complete(&task, timers.into()).expect("valid");
+    flow.signal("wake");
+    flow.take();
+    flow.due_after(Span::from_secs(5));
+    assert!(
+        flow.history().ends_with(
+            "12 TimerFired a of 5\n13 TimerFired b of 6\n14 TimerFired c of 7\n\
+             15 WorkflowTaskScheduled attempt 1 on orders"
+        ),
+        "{}",
+        flow.history()
+    );
+}
+
 #[test]
 fn an_undelivered_task_is_offered_again_under_a_new_stamp() {
     let mut flow = Flow::start();

@@ -326,8 +326,7 @@ impl RunState {
             // When the attempt began, which may be before the events that came meanwhile.
             self.buffer_event(super::event::event(start.at, attributes, None));
         }
-        let time = drawn.now.max(self.last_event_time);
-        self.buffer_event(super::event::event(time, ending, None));
+        self.let_wait(drawn, ending);
     }
 
     fn activity_task(

@@ -44,8 +44,14 @@ impl RunState {
         }
     }
 
+    /// As [`RunState::buffer_event`], for an event that is made now.
+    pub(crate) fn let_wait(&mut self, drawn: &Drawn<'_>, attributes: A) {
+        let time = drawn.now.max(self.last_event_time);
+        self.buffer_event(super::event::event(time, attributes, None));
+    }
+
     /// Lets an event wait, be a task held or not; [`RunState::release_buffered`] has to follow in
-    /// the same decision.
+    /// the same decision, when all is there that happens together.
     pub(crate) fn buffer_event(&mut self, event: HistoryEvent) {
         self.buffered.insert(self.note.next_buffered, Arc::new(event));
         self.note.next_buffered += 1;

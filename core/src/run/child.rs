@@ -225,11 +225,10 @@ impl RunState {
         if let Some(known) = known.or_else(|| self.buffered_child_start(initiated)) {
             return Ok(Decided::with(self, Reply::ChildRecorded(known == run_id)));
         }
-        let waits = self.status.is_open() && self.children.contains_key(&initiated);
-        if !waits || self.is_ending_buffered(Ending::Child(initiated)) {
+        let Some(child) = self.open_child(initiated) else {
             return Ok(Decided::with(self, Reply::ChildRecorded(false)));
-        }
-        self.record_child_start(initiated, &run_id, header, drawn);
+        };
+        self.add_event(drawn, start_of(&child, &run_id, header), None);
         self.ensure_workflow_task(drawn);
         Ok(Decided::with(self, Reply::ChildRecorded(true)))
     }
@@ -287,13 +286,12 @@ impl RunState {
             Some((run, _)) if run != outcome.first_run => return Ok(Decided::done(self)),
             Some((_, event)) => event,
             None => {
-                self.record_child_start(initiated, &outcome.first_run, None, drawn);
-                let child = self.children.get(&initiated);
-                child.and_then(|c| c.started.as_ref()).map_or(0, |(_, event)| event.0)
+                self.let_wait(drawn, start_of(&child, &outcome.first_run, None));
+                0
             }
         };
-        let attributes = ending(&child, outcome, started);
-        self.add_event(drawn, attributes, None);
+        self.let_wait(drawn, ending(&child, outcome, started));
+        self.release_buffered(drawn);
         self.ensure_workflow_task(drawn);
         Ok(Decided::done(self))
     }
@@ -302,30 +300,6 @@ impl RunState {
     fn open_child(&self, initiated: EventId) -> Option<Arc<Child>> {
         let child = self.children.get(&initiated).filter(|_| self.status.is_open())?;
         (!self.is_ending_buffered(Ending::Child(initiated))).then(|| Arc::clone(child))
-    }
-
-    fn record_child_start(
-        &mut self,
-        initiated: EventId,
-        run_id: &RunId,
-        header: Option<Header>,
-        drawn: &Drawn<'_>,
-    ) {
-        let Some(child) = self.children.get(&initiated) else { return };
-        let a = &child.attributes;
-        let started = ChildWorkflowExecutionStartedEventAttributes {
-            namespace: a.namespace.clone(),
-            namespace_id: a.namespace_id.clone(),
-            initiated_event_id: initiated.0,
-            workflow_execution: Some(WorkflowExecution {
-                workflow_id: a.workflow_id.clone(),
-                run_id: run_id.as_str().to_owned(),
-            }),
-            workflow_type: a.workflow_type.clone(),
-            header: header.or_else(|| a.header.clone()),
-        };
-        let attributes = Attributes::ChildWorkflowExecutionStartedEventAttributes(started);
-        self.add_event(drawn, attributes, None);
     }
 
     /// An open run owes the start of each child that is not started.
@@ -341,6 +315,23 @@ impl RunState {
         };
         Some(Effect::Errand(ErrandKey::StartChild(initiated), errand))
     }
+}
+
+/// The parent's event for the start of a child.
+fn start_of(child: &Child, run_id: &RunId, header: Option<Header>) -> Attributes {
+    let a = &child.attributes;
+    let started = ChildWorkflowExecutionStartedEventAttributes {
+        namespace: a.namespace.clone(),
+        namespace_id: a.namespace_id.clone(),
+        initiated_event_id: child.initiated_event_id.0,
+        workflow_execution: Some(WorkflowExecution {
+            workflow_id: a.workflow_id.clone(),
+            run_id: run_id.as_str().to_owned(),
+        }),
+        workflow_type: a.workflow_type.clone(),
+        header: header.or_else(|| a.header.clone()),
+    };
+    Attributes::ChildWorkflowExecutionStartedEventAttributes(started)
 }
 
 /// The parent's event for the end of a child.

@@ -115,8 +115,9 @@ impl RunState {
                 timer_id: timer.timer_id.clone(),
                 started_event_id: timer.started_event_id.0,
             };
-            self.add_event(drawn, Attributes::TimerFiredEventAttributes(fired), None);
+            self.let_wait(drawn, Attributes::TimerFiredEventAttributes(fired));
         }
+        self.release_buffered(drawn);
         self.ensure_workflow_task(drawn);
     }
 
