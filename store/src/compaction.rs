@@ -50,6 +50,8 @@ pub struct Compacting<E> {
     floor_bytes: u64,
     /// The size of the files when it was last looked how much of it is live.
     measured: AtomicU64,
+    /// Losses of the engines whose place was taken.
+    losses_before: AtomicU64,
     /// Held by the one compaction.
     turn: Mutex<()>,
 }
@@ -68,6 +70,7 @@ impl<E: Beside> Compacting<E> {
             copying: Mutex::new(None),
             floor_bytes,
             measured: AtomicU64::new(0),
+            losses_before: AtomicU64::new(0),
             turn: Mutex::new(()),
         }
     }
@@ -117,6 +120,7 @@ impl<E: Beside> Compacting<E> {
             if is_last && let Some(Copying { fresh, .. }) = copying.take() {
                 // ORDER: `copying` is held until the end, so nothing is written in between.
                 let mut engine = self.engine.write();
+                self.losses_before.fetch_add(engine.losses(), Ordering::Relaxed);
                 *engine = fresh.take_place(&engine)?;
                 return Ok(true);
             }
@@ -167,11 +171,18 @@ impl<E: Beside> Engine for Compacting<E> {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.engine.read().sync()
+        // ORDER: nothing is copied meanwhile. A sync that fails may lose writes that the copy has.
+        let mut copying = self.copying.lock();
+        let synced = self.engine.read().sync();
+        if synced.is_err() {
+            give_up(copying.take());
+        }
+        synced
     }
 
     fn losses(&self) -> u64 {
-        self.engine.read().losses()
+        let engine = self.engine.read();
+        self.losses_before.load(Ordering::Relaxed) + engine.losses()
     }
 
     fn bytes_on_disk(&self) -> Result<u64, StoreError> {

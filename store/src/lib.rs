@@ -23,6 +23,7 @@ pub mod fuzzing;
 #[doc(hidden)]
 pub mod golden;
 pub mod memory;
+mod noted;
 mod own;
 pub mod redb;
 pub mod sled;

@@ -30,12 +30,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
+use redb::backends::FileBackend;
 use redb::{Durability, ReadableDatabase, StorageBackend};
 
 use crate::caught::{caught, drop_caught, engine};
 use crate::compaction::Beside;
 use crate::directory::{EngineKind, Opened, Unkept, file, keep_or_make, remove, sync_directory};
 use crate::frame::{Engine, Framed, View};
+use crate::noted::{Noted, SyncFailed};
 use crate::{KeyRange, Order, Row, StoreError, Write};
 
 type Definition = redb::TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -90,11 +92,13 @@ pub fn open_on(
 ) -> Result<RedbStore, StoreError> {
     let doing = "open the store";
     let is_new = device.len().map_err(engine(doing))? == 0;
+    let sync_failed = SyncFailed::default();
+    let failed = sync_failed.clone();
     let open = move || {
-        let device = device.clone();
+        let device = Noted::over(device.clone(), failed.clone());
         caught(doing, || builder(cache_bytes).create_with_backend(device).map_err(engine(doing)))
     };
-    let mut opened = RedbEngine::over(open()?, Path::new(""), cache_bytes);
+    let mut opened = RedbEngine::over(open()?, Path::new(""), cache_bytes, sync_failed);
     opened.device = Some(Box::new(open));
     if is_new {
         opened.seal()?;
@@ -120,6 +124,7 @@ pub struct RedbEngine {
     stopped: AtomicBool,
     /// How often the file was opened again, and lost what was not synced.
     losses: AtomicU64,
+    sync_failed: SyncFailed,
 }
 
 type Open = dyn Fn() -> Result<redb::Database, StoreError> + Send + Sync;
@@ -133,17 +138,23 @@ struct RowsView {
 
 impl RedbEngine {
     fn open(path: &Path, cache_bytes: u64) -> Result<RedbEngine, StoreError> {
-        Ok(RedbEngine::over(open_file(path, cache_bytes)?, path, cache_bytes))
+        let failed = SyncFailed::default();
+        let db = open_file(path, cache_bytes, &failed)?;
+        Ok(RedbEngine::over(db, path, cache_bytes, failed))
     }
 
     fn create(path: &Path, cache_bytes: u64) -> Result<RedbEngine, StoreError> {
-        let db = caught("make the store", || {
-            builder(cache_bytes).create(path).map_err(in_use_or_failed("make the store", path))
-        })?;
-        Ok(RedbEngine::over(db, path, cache_bytes))
+        let doing = "make the store";
+        fs::File::create_new(path).map_err(file(doing, path))?;
+        RedbEngine::open(path, cache_bytes)
     }
 
-    fn over(db: redb::Database, path: &Path, cache_bytes: u64) -> RedbEngine {
+    fn over(
+        db: redb::Database,
+        path: &Path,
+        cache_bytes: u64,
+        sync_failed: SyncFailed,
+    ) -> RedbEngine {
         RedbEngine {
             db: RwLock::new(Some(db)),
             path: path.to_owned(),
@@ -151,6 +162,7 @@ impl RedbEngine {
             device: None,
             stopped: AtomicBool::new(false),
             losses: AtomicU64::new(0),
+            sync_failed,
         }
     }
 
@@ -180,7 +192,8 @@ impl RedbEngine {
 
     /// One write transaction. If it fails, the outcome is unknown, and so is what would become of
     /// the next one: the engine stops, and its file goes, so that nobody opens it again. If the disk is
-    /// full, what was synced is as it was, and is opened again.
+    /// full, what was synced is as it was, and is opened again; unless it was a sync that said so, after
+    /// which nobody knows what has reached the disk.
     fn change(
         &self,
         doing: &'static str,
@@ -200,7 +213,9 @@ impl RedbEngine {
             change().map_err(engine(doing))
         });
         match result {
-            Err(error) if error.is_of_room() || follows_another(&error) => {
+            Err(error)
+                if !self.sync_failed.get() && (error.is_of_room() || follows_another(&error)) =>
+            {
                 self.open_again(losses)?;
                 Err(StoreError::Full { doing, source: Box::new(error) })
             }
@@ -223,7 +238,7 @@ impl RedbEngine {
         self.losses.fetch_add(1, Ordering::AcqRel);
         let opened = match &self.device {
             Some(open) => open(),
-            None => open_file(&self.path, self.cache_bytes),
+            None => open_file(&self.path, self.cache_bytes, &self.sync_failed),
         };
         match opened {
             Ok(opened) => {
@@ -231,8 +246,9 @@ impl RedbEngine {
                 Ok(())
             }
             Err(error) => {
-                drop(db);
-                self.stop();
+                // The file stays: it is looked through at the next start, and that may have been the
+                // machine's fault alone.
+                self.stopped.store(true, Ordering::Release);
                 Err(error)
             }
         }
@@ -262,9 +278,20 @@ impl RedbEngine {
     }
 }
 
-fn open_file(path: &Path, cache_bytes: u64) -> Result<redb::Database, StoreError> {
+/// An empty file becomes a store.
+fn open_file(
+    path: &Path,
+    cache_bytes: u64,
+    failed: &SyncFailed,
+) -> Result<redb::Database, StoreError> {
     let doing = "open the store";
-    caught(doing, || builder(cache_bytes).open(path).map_err(in_use_or_failed(doing, path)))
+    let opened = fs::File::options().read(true).write(true).open(path);
+    let opened = opened.map_err(file(doing, path))?;
+    caught(doing, || {
+        let opened = FileBackend::new(opened).map_err(in_use_or_failed(doing, path))?;
+        let opened = builder(cache_bytes).create_with_backend(Noted::over(opened, failed.clone()));
+        opened.map_err(in_use_or_failed(doing, path))
+    })
 }
 
 /// Whether redb refused only since it met an error before, which whoever met it acts on.
@@ -384,7 +411,9 @@ impl Engine for RedbEngine {
                 read(&rows(db).map_err(engine(DOING))?)
             });
             match result {
-                Err(error) if follows_another(&error) && left > 0 => self.open_again(losses)?,
+                Err(error) if follows_another(&error) && left > 0 && !self.sync_failed.get() => {
+                    self.open_again(losses)?;
+                }
                 result => return result,
             }
             left -= 1;

@@ -24,6 +24,8 @@ struct Blocks {
     /// Where the last byte lies that was ever written: so much is the file's own.
     used: usize,
     is_full: bool,
+    /// Room runs out only when what was written is to reach the disk, as on a thin volume.
+    is_thin: bool,
 }
 
 impl Device {
@@ -49,7 +51,8 @@ impl ::redb::StorageBackend for Device {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        Ok(())
+        let is_thin = self.0.lock().unwrap().is_thin;
+        if is_thin { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -121,6 +124,21 @@ fn those_who_read_while_the_disk_fills_up_meet_no_error() {
         }
         assert!(reader.join().unwrap(), "a read failed");
     });
+}
+
+/// After a failed sync nobody knows what is on the disk, though all of it can be read from memory.
+#[test]
+fn a_sync_that_meets_a_full_disk_ends_the_store() {
+    let device = Device::default();
+    let store = open_on(device.clone(), CACHE_BYTES).unwrap();
+    store.write(batch(0, 100)).unwrap();
+    store.sync().unwrap();
+    device.0.lock().unwrap().is_thin = true;
+    let failed = store.write(batch(100, 1)).and_then(|()| store.sync()).unwrap_err();
+    assert!(failed.needs_rebuild(), "{failed:?}");
+    device.0.lock().unwrap().is_thin = false;
+    let later = store.sync().unwrap_err();
+    assert!(matches!(later, StoreError::Stopped { .. }), "{later:?}");
 }
 
 fn put(table: &Table, index: u64, rows: u32) {
