@@ -24,8 +24,9 @@ pub(crate) struct ReadThreads {
     lookups: Arc<Semaphore>,
     scans: Arc<Semaphore>,
     scans_max: usize,
-    /// The scans' own threads, which begin with the first scan and end with the last handle.
-    scanners: Arc<OnceLock<mpsc::Sender<Work>>>,
+    /// The scans' own threads, which begin with the first scan and end with the last handle. `None`: they
+    /// could not be started, and the runtime's do it.
+    scanners: Arc<OnceLock<Option<mpsc::Sender<Work>>>>,
 }
 
 impl ReadThreads {
@@ -67,9 +68,11 @@ impl ReadThreads {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ShardError> {
         let start = |work| {
-            let scanners = self.scanners.get_or_init(|| start_scanners(self.scans_max));
-            // Refused where no thread could be started: then its caller hears that it was not done.
-            drop(scanners.send(work));
+            match self.scanners.get_or_init(|| start_scanners(self.scans_max)) {
+                // They are there as long as there is a sender.
+                Some(scanners) => drop(scanners.send(work)),
+                None => drop(tokio::task::spawn_blocking(work)),
+            }
         };
         run(&self.scans, work, start).await
     }
@@ -97,17 +100,17 @@ async fn run<T: Send + 'static>(
     told.await.map_err(|_| ShardError::Internal("reading rows panicked".to_owned()))
 }
 
-fn start_scanners(count: usize) -> mpsc::Sender<Work> {
+fn start_scanners(count: usize) -> Option<mpsc::Sender<Work>> {
     let (scanners, work) = mpsc::channel();
     let work = Arc::new(Mutex::new(work));
-    for _ in 0..count {
+    let start = || {
         let work = Arc::clone(&work);
         let started = thread::Builder::new().name("scan".to_owned()).spawn(move || scan_all(&work));
-        if let Err(error) = started {
-            tracing::error!(%error, "cannot start a thread for scans");
-        }
-    }
-    scanners
+        started
+            .inspect_err(|error| tracing::error!(%error, "cannot start a thread for scans"))
+            .is_ok()
+    };
+    (0..count).filter(|_| start()).count().gt(&0).then_some(scanners)
 }
 
 /// Does what comes, until nobody can send any more.

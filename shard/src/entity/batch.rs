@@ -64,8 +64,7 @@ pub(crate) async fn commit<E: Entity>(
         return Err(error);
     }
     entity.committed(&mut batch);
-    entity.conclude(batch).await;
-    Ok(())
+    entity.conclude(batch).await
 }
 
 /// Has writes committed as one transition on the last one, and waits for it.

@@ -12,10 +12,15 @@ use crate::rows::retention::{self, ExpireRow};
 const DELETED_ROWS_MAX: usize = 256;
 
 /// Deletes what expired, in bounded transitions, unless it is in use.
-pub(crate) async fn expire<E: Entity>(entity: &mut E, row: &ExpireRow) {
-    if let Err(error) = delete(entity, row).await {
+///
+/// # Errors
+/// When it could not be read, or nobody knows what became of a transition: the actor must go. It is tried
+/// again later.
+pub(crate) async fn expire<E: Entity>(entity: &mut E, row: &ExpireRow) -> Result<(), ShardError> {
+    let deleted = delete(entity, row).await;
+    deleted.inspect_err(|error| {
         tracing::warn!(key = ?row.key, %error, "cannot delete what expired; tried again later");
-    }
+    })
 }
 
 async fn delete<E: Entity>(entity: &mut E, row: &ExpireRow) -> Result<(), ShardError> {

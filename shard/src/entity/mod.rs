@@ -33,7 +33,8 @@ use crate::rows::retention::Expired;
 /// 4. `committed`: effects.
 /// 5. `conclude`: answers, and whatever nobody waits for leaves memory.
 ///
-/// `abandon` is called instead of all that follows when a step fails.
+/// `abandon` is called instead of all that follows when a step fails, `conclude` among them: what expires is
+/// deleted there, by transitions of its own.
 pub(crate) trait Entity: Sized + Send + 'static {
     type Ask: Asked;
     /// What the requests of one batch come to.
@@ -54,7 +55,10 @@ pub(crate) trait Entity: Sized + Send + 'static {
     fn writes(&mut self, batch: &mut Self::Batch, next: Position) -> Result<Need, ShardError>;
     fn committed(&mut self, batch: &mut Self::Batch);
     fn refuse(&mut self, batch: Self::Batch, why: &ShardError);
-    fn conclude(&mut self, batch: Self::Batch) -> impl Future<Output = ()> + Send;
+    fn conclude(
+        &mut self,
+        batch: Self::Batch,
+    ) -> impl Future<Output = Result<(), ShardError>> + Send;
 
     /// Puts the `current` row at position `next`, or deletes it, beside the deletion of what expired:
     /// `done` with the last rows of it. `None`: it is in use, and stays.

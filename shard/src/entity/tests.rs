@@ -144,12 +144,14 @@ impl Entity for Counter {
         batch.told.into_iter().for_each(|(tell, _)| drop(tell.send(Err(why.clone()))));
     }
 
-    async fn conclude(&mut self, batch: Batch) {
+    async fn conclude(&mut self, batch: Batch) -> Result<(), ShardError> {
         batch.told.into_iter().for_each(|(tell, sum)| drop(tell.send(Ok(sum))));
         for (row, tell) in batch.expiring {
-            expire::expire(self, &row).await;
-            let _ = tell.send(Ok(self.sum));
+            let expired = expire::expire(self, &row).await;
+            let _ = tell.send(expired.clone().map(|()| self.sum));
+            expired?;
         }
+        Ok(())
     }
 
     fn row_without(
@@ -231,13 +233,21 @@ impl Counters {
     }
 
     async fn ask(&self, key: &WorkflowKey, ask: impl FnOnce(Tell) -> Ask) -> u64 {
+        self.try_ask(key, ask).await.expect("it is done")
+    }
+
+    async fn try_ask(
+        &self,
+        key: &WorkflowKey,
+        ask: impl FnOnce(Tell) -> Ask,
+    ) -> Result<u64, ShardError> {
         let (tell, told) = oneshot::channel();
         let mut envelope = Envelope { ask: ask(tell), reply: ReplyTo::nobody() };
         while let Err(refused) = self.host(key).mailbox.push(envelope, false) {
             let (Refused::Closed(back) | Refused::Full(back)) = refused;
             envelope = back;
         }
-        told.await.expect("it is answered").expect("it is done")
+        told.await.expect("it is answered")
     }
 
     async fn add(&self, key: &WorkflowKey, request_id: &str, by: u64) -> u64 {
@@ -296,12 +306,19 @@ async fn an_entity_that_moved_elsewhere_is_hosted_anew() {
     assert_eq!(counters.add(&key, "first", 5).await, 5);
     let other = Counters { shard: Arc::clone(&counters.shard), hosts: Arc::new(Hosts::new(10)) };
     assert_eq!(other.add(&key, "second", 1).await, 6);
-    let (tell, told) = oneshot::channel();
-    let ask = Ask::Add { request_id: "third".into(), by: 1, tell };
-    let envelope = Envelope { ask, reply: ReplyTo::nobody() };
-    assert!(counters.host(&key).mailbox.push(envelope, false).is_ok());
-    let refused = told.await.expect("it is answered").expect_err("it was decided on what is past");
+    let add = |tell| Ask::Add { request_id: "third".into(), by: 1, tell };
+    let refused = counters.try_ask(&key, add).await.expect_err("it was decided on what is past");
     assert!(refused.to_string().contains("Moved"), "{refused}");
     counters.await_none().await;
     assert_eq!(counters.add(&key, "third", 1).await, 7);
+
+    // So it is where something expires.
+    let other = Counters { hosts: Arc::new(Hosts::new(10)), ..other };
+    assert_eq!(other.add(&key, "fourth", 1).await, 8);
+    let row = retention::expired(&counters.shard.rows, Timestamp::MAX, 1).expect("it reads");
+    let row = row.into_iter().next().expect("a request id");
+    let expire = |tell| Ask::Expire { row, tell };
+    let refused = counters.try_ask(&key, expire).await.expect_err("its position has moved");
+    assert!(refused.to_string().contains("Moved"), "{refused}");
+    counters.await_none().await;
 }

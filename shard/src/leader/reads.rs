@@ -207,8 +207,8 @@ impl ShardRuntime {
         }
     }
 
-    /// An open run's actor says how far it is; of a closed run the rows say all. A workflow that is in
-    /// memory is asked first, so that who waits for its end reads nothing at all.
+    /// An open run's actor says how far it is; of a closed run the rows say all. Where somebody is ready to
+    /// wait, a workflow that is in memory is asked first: who waits for its end reads nothing at all.
     async fn page_or_views(
         self: &Arc<Self>,
         key: &WorkflowKey,
@@ -217,9 +217,9 @@ impl ShardRuntime {
         limits: &Arc<Limits>,
     ) -> Result<Found, ShardError> {
         let mut run_id = run_id;
-        let mut is_hosted = self.workflows.is_open(key);
+        let mut ask = page.wait.is_some() && self.workflows.is_open(key);
         for _ in 0..FIND_ATTEMPTS_MAX {
-            if is_hosted && let Some(views) = self.subscribe(key, run_id.clone()).await? {
+            if ask && let Some(views) = self.subscribe(key, run_id.clone()).await? {
                 return Ok(Found::Open(views));
             }
             // ORDER: before the rows are looked into, "not found" too has to be true of the whole group.
@@ -232,7 +232,7 @@ impl ShardRuntime {
                 InRows::NoWorkflow => return Err(not_found(key)),
                 InRows::NoRun(run_id) => return Err(run_not_found(key, &run_id)),
             }
-            is_hosted = true;
+            ask = true;
         }
         let text = format!("the runs of workflow {} kept changing", key.workflow_id);
         Err(ShardError::Unavailable(text))

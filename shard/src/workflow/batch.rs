@@ -432,11 +432,15 @@ impl Entity for Hosted {
         }
     }
 
-    async fn conclude(&mut self, batch: Batch) {
+    async fn conclude(&mut self, batch: Batch) -> Result<(), ShardError> {
+        let mut concluded = Ok(());
         for pending in batch.pending {
-            self.settle(pending).await;
+            // All of it: whoever waits for an answer gets it, whatever became of a deletion.
+            let settled = self.settle(pending).await;
+            concluded = concluded.and(settled);
         }
         self.forget_unneeded();
+        concluded
     }
 
     fn row_without(
@@ -461,7 +465,8 @@ impl Entity for Hosted {
     }
 
     fn forget(&mut self, gone: &Expired, done: bool) {
-        if self.is_last(gone, done) {
+        // The `current` row is deleted with it, and with a request id that outlived it.
+        if self.current.is_none() || self.is_last(gone, done) {
             (self.position, self.current) = (Position(0), None);
             self.runs.clear();
         }

@@ -29,7 +29,9 @@ use crate::workflow::pending::{Pending, QueryResults};
 use crate::workflow::query::Place;
 
 impl Hosted {
-    pub(crate) async fn settle(&mut self, pending: Pending) {
+    /// # Errors
+    /// When a deletion failed: the actor must go.
+    pub(crate) async fn settle(&mut self, pending: Pending) -> Result<(), ShardError> {
         match pending {
             Pending::Answer(reply, answer) => reply.send(answer),
             Pending::Reply(reply, answer) => reply.send(answer.map(|r| Answer::Reply(Box::new(r)))),
@@ -55,8 +57,9 @@ impl Hosted {
                 let _ = tell.send(Ok(self.follow(run_id)));
             }
             Pending::Resume(run_id) => self.resume(&run_id),
-            Pending::Expire(row, _turn) => expire::expire(self, &row).await,
+            Pending::Expire(row, _turn) => return expire::expire(self, &row).await,
         }
+        Ok(())
     }
 
     fn started(&mut self, reply: Reply) -> Result<StartWorkflowExecutionResponse, ShardError> {

@@ -1,13 +1,15 @@
-use piton_core::id::Position;
+use piton_core::id::{Position, RequestId};
 use piton_core::limits::Limits;
 use piton_core::proto::common::{SearchAttributes, WorkflowType};
 use piton_core::proto::workflowservice::StartWorkflowExecutionRequest;
 use piton_core::request::{Drawn, SearchAttributeCheck, StartRequest};
 use piton_core::run::{Reply, decide_start};
+use piton_core::time::Span;
 
 use super::*;
-use crate::entity::batch;
 use crate::entity::tests::leading_shard;
+use crate::entity::{batch, expire};
+use crate::rows::retention;
 
 struct AllKnown;
 
@@ -64,4 +66,42 @@ async fn a_decision_that_comes_to_several_runs_is_one_transition() {
         let run = shard.rows.load_run(&key, &run_id.into()).expect("it reads");
         assert!(run.is_some_and(|run| run.next_event_id == EventId(3)), "run {run_id}");
     }
+}
+
+/// A request id may outlive its workflow, whose position is 0 then and stays so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workflow_begins_anew_behind_the_last_request_id_of_the_one_before() {
+    let shard = leading_shard().await;
+    let key = WorkflowKey { namespace: "namespace".into(), workflow_id: "order".into() };
+    let handle = Arc::new(WorkflowHandle::new(10, Timestamp::MIN));
+    let mut hosted = Hosted::new(Arc::clone(&shard), handle, key.clone());
+    let (run_id, at, kind) = ("gone".into(), Timestamp::from_millis(1), RequestKind::Signal);
+    let row = RequestRow { run_id, event_id: EventId(3), at, kind };
+    let mut writes = Vec::new();
+    for id in ["one", "two"] {
+        let keep = Span::from_millis(1);
+        writes.extend(
+            rows::request_writes(&key.clone().into(), &RequestId::from(id), &row, keep)
+                .expect("small"),
+        );
+    }
+    writes.push(rows::current_delete(&key));
+    batch::propose(&mut hosted, writes).await.expect("it is committed");
+    hosted.position = Position(0);
+
+    let expired = retention::expired(&shard.rows, Timestamp::MAX, 10).expect("it reads");
+    assert_eq!(expired.len(), 2);
+    for row in &expired {
+        expire::expire(&mut hosted, row).await.expect("it is committed");
+    }
+    assert_eq!(retention::expired(&shard.rows, Timestamp::MAX, 10).expect("it reads"), []);
+    let mut batch = Batch::default();
+    let successor = Some(begun(&key, "new"));
+    hosted.accept(
+        Decided { run: None, others: Vec::new(), successor, reply: Ok(Reply::Done) },
+        &mut batch,
+    );
+    batch::commit(&mut hosted, batch).await.expect("it is committed");
+    let current = shard.rows.current(&key).expect("it reads").expect("there is a run");
+    assert_eq!((current.position, current.run.run_id), (Position(1), "new".into()));
 }
