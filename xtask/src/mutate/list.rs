@@ -86,7 +86,7 @@ impl std::fmt::Display for Red {
 pub(crate) struct Replacement<'a> {
     pub(crate) mutation: &'a str,
     pub(crate) file: &'a str,
-    find: &'a str,
+    pub(crate) find: &'a str,
     replace: &'a str,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{File, Finding};
-use crate::mutate::list::{self, DIRECTORY};
+use crate::mutate::list::{self, DIRECTORY, Mutation, Replacement};
 
 pub(super) fn check(files: &[File], findings: &mut Vec<Finding>) {
     let texts: BTreeMap<&str, &str> =
@@ -26,6 +26,27 @@ pub(super) fn check(files: &[File], findings: &mut Vec<Finding>) {
             findings.push(Finding::new(&file.path, line, format!("{name}: {what}")));
         }
     }
+    overlaps(parsed.iter().flat_map(|(_, entries)| entries), &texts, findings);
+}
+
+/// All of them stand in one tree, so no two may change the same text.
+fn overlaps<'a>(
+    list: impl Iterator<Item = &'a Mutation>,
+    texts: &BTreeMap<&str, &str>,
+    findings: &mut Vec<Finding>,
+) {
+    let mut changes: BTreeMap<&str, Vec<Replacement<'a>>> = BTreeMap::new();
+    for replacement in list.filter_map(|mutation| mutation.replacements().ok()).flatten() {
+        changes.entry(replacement.file).or_default().push(replacement);
+    }
+    for (path, mut replacements) in changes {
+        let Some(text) = texts.get(path) else { continue };
+        // What does not fit has been found already.
+        replacements.retain(|replacement| text.matches(replacement.find).count() == 1);
+        if let Err(error) = list::rewrite(path, text, &replacements) {
+            findings.push(Finding::new(path, 0, error.to_string()));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -45,6 +66,11 @@ mod tests {
         };
         assert_eq!(found("a"), [0; 0]);
         assert_eq!(found("a a"), [3]);
+        let twice = list.replace("off", "on") + list;
+        let mut findings = Vec::new();
+        check(&[file(&path, &twice), file("a.rs", "a")], &mut findings);
+        let texts: Vec<_> = findings.iter().map(|finding| finding.what.as_str()).collect();
+        assert_eq!(texts, ["off: overlaps another one in a.rs"]);
         let mut findings = Vec::new();
         check(&[file(&path, "mutation = 1")], &mut findings);
         assert_eq!(findings.len(), 1);
