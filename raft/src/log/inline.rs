@@ -50,7 +50,7 @@ async fn run(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>, disk: Arc<dyn Disk
         if is_idle {
             let woken = shared.wake.task.get_or_init(Notify::new).notified();
             let is_woken = timeout(idle_after, woken).await.is_ok();
-            // What woke it may be no more than a chore for when it has been idle for long enough.
+            // The log closes, or what woke it has been written already.
             if is_woken && shared.state.lock().queue.is_empty() {
                 continue;
             }
