@@ -126,6 +126,9 @@ pub enum RunRequest {
     StartActivity {
         scheduled: EventId,
         stamp: u32,
+        /// Since when its offer says that it waits. A ticket may outlive a commit that failed; by then
+        /// another activity may have this number.
+        created: Timestamp,
         taker: Taker,
     },
     ActivityUndelivered {

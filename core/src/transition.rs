@@ -141,6 +141,23 @@ impl Change {
     }
 }
 
+/// The tasks that a run offers after a batch of decisions and did not offer before (`None`: it did not
+/// exist).
+pub fn new_tasks(before: Option<&RunState>, after: &RunState) -> Vec<TaskOffer> {
+    let (mut was, mut is) = (Vec::new(), Vec::new());
+    was.extend(before.and_then(RunState::offered_workflow_task));
+    is.extend(after.offered_workflow_task());
+    let none = BTreeMap::new();
+    let old = before.map_or(&none, |b| &b.activities);
+    each_changed(old, &after.activities, |_, a: Option<&Activity>, b: Option<&Activity>| {
+        was.extend(a.and_then(|a| before.and_then(|run| run.offered_activity(a))));
+        is.extend(b.and_then(|b| after.offered_activity(b)));
+    });
+    let was: BTreeSet<_> = was.into_iter().map(|offer| offer.key).collect();
+    is.retain(|offer| !was.contains(&offer.key));
+    is
+}
+
 fn settled_task(effect: Effect, new: &BTreeMap<EffectKey, Effect>) -> Option<TaskOffer> {
     match effect {
         Effect::Task(offer) if !new.contains_key(&EffectKey::Task(offer.key.clone())) => {

@@ -26,7 +26,9 @@ fn take(flow: &mut Flow, stamp: u32, ticket: &str) -> Option<Box<ActivityTask>> 
         sticky: false,
         worker_version: None,
     };
-    match flow.ask(RunRequest::StartActivity { scheduled: SCHEDULED, stamp, taker }) {
+    let created = flow.run.activities.get(&SCHEDULED).map(|a| a.note.attempt_scheduled_at);
+    let created = created.unwrap_or(Timestamp::MIN);
+    match flow.ask(RunRequest::StartActivity { scheduled: SCHEDULED, stamp, created, taker }) {
         Ok(Reply::Activity(task)) => Some(task),
         Ok(Reply::Gone) => None,
         other => panic!("neither a task nor gone: {other:?}"),
@@ -85,4 +87,26 @@ fn times_of_a_history_do_not_go_back_with_the_clock() {
         Timestamp::from_proto(event.event_time.as_ref()).expect("every event has a time")
     });
     assert!(times.is_sorted(), "{:?}", flow.run.uncommitted);
+}
+
+/// A ticket of an attempt whose commit failed is presented again, for nobody knows what became of it. By
+/// then the task has another answer, and its activity the same number.
+#[test]
+fn a_ticket_of_an_activity_that_was_never_scheduled_takes_no_other() {
+    let mut flow = with_activity();
+    let attempt = |flow: &mut Flow, created| {
+        let taker = Taker {
+            identity: "worker".into(),
+            request_id: "ticket".into(),
+            sticky: false,
+            worker_version: None,
+        };
+        let stamp = 1;
+        flow.ask(RunRequest::StartActivity { scheduled: SCHEDULED, stamp, created, taker })
+    };
+    let created = flow.run.activities[&SCHEDULED].note.attempt_scheduled_at;
+    let other = created - Span::from_nanos(1);
+    assert_eq!(attempt(&mut flow, other), Ok(Reply::Gone));
+    assert!(matches!(attempt(&mut flow, created), Ok(Reply::Activity(_))));
+    assert_eq!(attempt(&mut flow, other), Ok(Reply::Gone), "nor the one under way");
 }

@@ -332,7 +332,8 @@ impl World {
                 ("take", RunRequest::TakeWorkflowTask { scheduled, stamp, taker })
             }
             TaskKey::Activity { scheduled, stamp } => {
-                ("start activity", RunRequest::StartActivity { scheduled, stamp, taker })
+                let created = offer.created;
+                ("start activity", RunRequest::StartActivity { scheduled, stamp, created, taker })
             }
         })
     }

@@ -42,4 +42,5 @@ mod repeated;
 mod retention;
 mod three_nodes;
 mod transport;
+mod waiting_polls;
 mod worker_end;

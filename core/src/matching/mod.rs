@@ -191,6 +191,12 @@ impl<T: Ord + Clone, P: Ord + Clone> Matching<T, P> {
         self.backlog.add(task).map_or(Added::Declined, Added::At)
     }
 
+    /// A poll that waits for a new task of this version, which has no place here and needs none now. Where
+    /// one waits, no task does.
+    pub fn take_poll(&mut self, version: &str) -> Option<Poll<P>> {
+        self.polls.take(version)
+    }
+
     /// The task is settled, or must not be taken any more.
     pub fn withdraw(&mut self, id: &T) {
         self.backlog.remove(id);

@@ -30,8 +30,7 @@ impl RunState {
     /// Records that an offered attempt is handed out. The same ticket gets the same answer again.
     pub(super) fn start_activity(
         mut self,
-        scheduled: EventId,
-        stamp: u32,
+        (scheduled, stamp, created): (EventId, u32, Timestamp),
         taker: Taker,
         drawn: &Drawn<'_>,
     ) -> Result<Decided, Rejection> {
@@ -39,6 +38,7 @@ impl RunState {
             .activities
             .get(&scheduled)
             .filter(|a| a.note.stamp == stamp && !a.is_in_backoff())
+            .filter(|a| a.note.attempt_scheduled_at == created)
             .filter(|_| !self.is_ending_buffered(Ending::Activity(scheduled)))
             .filter(|_| self.may(Step::DispatchActivity))
             .cloned();

@@ -168,13 +168,19 @@ impl RunState {
         if let Some((due, _)) = activity.next_due() {
             out.push(Effect::Timer(due, TimerKind::Activity(scheduled)));
         }
-        if activity.is_offered() && self.may(Step::DispatchActivity) {
-            let queue = activity.attributes.task_queue.as_ref().map_or("", |q| q.name.as_str());
-            let key = TaskKey::Activity { scheduled, stamp: activity.note.stamp };
-            let priority = self.activity_priority(activity);
-            let created = activity.note.attempt_scheduled_at;
-            let queue = QueueName::normal(queue);
-            out.push(Effect::Task(TaskOffer::new(key, queue, priority.as_ref(), created)));
+        out.extend(self.offered_activity(activity).map(Effect::Task));
+    }
+
+    /// The task of a pending activity, if it is offered to workers.
+    pub(crate) fn offered_activity(&self, activity: &Activity) -> Option<TaskOffer> {
+        if !(activity.is_offered() && self.may(Step::DispatchActivity)) {
+            return None;
         }
+        let (scheduled, stamp) = (activity.scheduled_event_id, activity.note.stamp);
+        let queue = activity.attributes.task_queue.as_ref().map_or("", |q| q.name.as_str());
+        let key = TaskKey::Activity { scheduled, stamp };
+        let priority = self.activity_priority(activity);
+        let created = activity.note.attempt_scheduled_at;
+        Some(TaskOffer::new(key, QueueName::normal(queue), priority.as_ref(), created))
     }
 }

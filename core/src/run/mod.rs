@@ -281,8 +281,8 @@ impl RunState {
             RunRequest::StickyUnavailable { stamp } => run.leave_sticky(stamp, drawn),
             RunRequest::StickyLost => run.lose_sticky(),
 
-            RunRequest::StartActivity { scheduled, stamp, taker } => {
-                run.start_activity(scheduled, stamp, taker, drawn)
+            RunRequest::StartActivity { scheduled, stamp, created, taker } => {
+                run.start_activity((scheduled, stamp, created), taker, drawn)
             }
             RunRequest::ActivityUndelivered { scheduled, stamp, request_id } => {
                 run.take_back_activity(scheduled, stamp, &request_id, drawn)

@@ -19,9 +19,7 @@ impl RunState {
             out.extend(self.note.owed.iter().filter_map(|&key| self.owed_after_close(key)));
             return;
         }
-        if let Some(task) = &self.note.workflow_task
-            && self.may(Step::DispatchWorkflowTask)
-        {
+        if let Some(task) = self.dispatched_workflow_task() {
             out.push(Effect::Task(self.workflow_task_offer(task)));
             let kind = TimerKind::WorkflowTaskScheduleToStart(task.scheduled_event_id);
             out.extend(task.schedule_to_start_due.map(|due| Effect::Timer(due, kind)));
@@ -35,6 +33,16 @@ impl RunState {
                 Effect::Errand(ErrandKey::ReportStart, Errand::ReportStart { parent })
             }));
         }
+    }
+
+    fn dispatched_workflow_task(&self) -> Option<&WorkflowTaskNote> {
+        self.note.workflow_task.as_ref().filter(|_| self.may(Step::DispatchWorkflowTask))
+    }
+
+    /// The workflow task, if it is offered to workers.
+    pub(crate) fn offered_workflow_task(&self) -> Option<TaskOffer> {
+        let task = self.dispatched_workflow_task().filter(|_| self.status.is_open());
+        task.map(|task| self.workflow_task_offer(task))
     }
 
     fn workflow_task_offer(&self, task: &WorkflowTaskNote) -> TaskOffer {

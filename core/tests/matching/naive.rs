@@ -77,6 +77,13 @@ impl Naive {
         Some((task.id, poll.id))
     }
 
+    fn take_poll(&mut self, version: &str) -> Option<u64> {
+        let at = self.polls.iter().position(|p| &*p.version == version)?;
+        let poll = self.polls.remove(at);
+        self.spent.insert(poll.id);
+        Some(poll.id)
+    }
+
     fn shut_down(&mut self, worker: &str) -> Vec<u64> {
         self.shut_down.insert(worker.to_owned());
         let (gone, kept): (Vec<_>, Vec<_>) =
@@ -116,7 +123,7 @@ impl Pair {
 
     fn step(&mut self) {
         self.next += 1;
-        match self.random.below(12) {
+        match self.random.below(13) {
             0..=4 => self.offer(),
             5..=7 => self.poll(),
             8 => {
@@ -136,6 +143,11 @@ impl Pair {
                     self.naive.polls.retain(|p| p.id != gone.id);
                     self.naive.spent.insert(gone.id);
                 }
+            }
+            11 => {
+                let version = self.version();
+                let taken = self.queue.take_poll(&version).map(|poll| poll.id);
+                assert_eq!(taken, self.naive.take_poll(&version), "another poll is taken");
             }
             _ if self.random.one_in(10) => {
                 let worker = format!("worker {}", self.next / 100);

@@ -19,6 +19,7 @@ use piton_core::request::{
     ActivityRef, CancelRequest, ChildRefusal, ExternalRefusal, Parent, RunRequest, Signal,
     StartRequest, Taker, TerminateRequest, WorkflowTaskRef,
 };
+use piton_core::time::Timestamp;
 
 use super::{Step, World, command, offers};
 
@@ -190,8 +191,8 @@ impl World {
             };
         match step.verb.as_str() {
             "take-activity" => {
-                let (scheduled, stamp) = self.activity_offer(name, place);
-                RunRequest::StartActivity { scheduled, stamp, taker: taker(step) }
+                let (scheduled, stamp, created) = self.activity_offer(name, place);
+                RunRequest::StartActivity { scheduled, stamp, created, taker: taker(step) }
             }
             "undelivered-activity" => {
                 let ActivityRef::Attempt { scheduled, stamp, .. } = activity else {
@@ -222,10 +223,12 @@ impl World {
     }
 
     /// The offer of a pending activity; where there is none, the one that it had.
-    fn activity_offer(&self, name: &str, place: &str) -> (EventId, u32) {
+    fn activity_offer(&self, name: &str, place: &str) -> (EventId, u32, Timestamp) {
         let run = self.run(place);
         let known = run.activities.values().find(|a| a.attributes.activity_id == name);
-        known.map_or((EventId(0), 0), |a| (a.scheduled_event_id, a.note.stamp))
+        known.map_or((EventId(0), 0, Timestamp::MIN), |a| {
+            (a.scheduled_event_id, a.note.stamp, a.note.attempt_scheduled_at)
+        })
     }
 }
 

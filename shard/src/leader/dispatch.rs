@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use piton_core::id::{RunId, WorkflowKey};
+use piton_core::matching::Poll;
 use piton_core::request::RunRequest;
 use tokio::sync::oneshot;
 
@@ -12,7 +13,9 @@ use crate::leader::hosting::{Ask, Envelope, Following, WorkflowHandle};
 use crate::leader::mailbox::Refused;
 use crate::leader::matching;
 use crate::leader::runtime::ShardRuntime;
-use crate::message::{Answer, Delivery, QueueCall, ReadCall, WantedTasks, WorkflowCall};
+use crate::message::{
+    Answer, Delivery, PollName, QueueCall, QueueKey, ReadCall, WantedTasks, WorkflowCall,
+};
 use crate::route::shard_leader::{QueueDepth, ReplyTo, ShardLeader};
 
 impl ShardLeader for ShardRuntime {
@@ -50,6 +53,10 @@ impl ShardLeader for ShardRuntime {
         if !self.is_stopped() {
             self.offer_again(wanted);
         }
+    }
+
+    fn take_poll(&self, queue: &QueueKey, version: &str) -> Option<Poll<PollName>> {
+        if self.is_stopped() { None } else { self.queues.take_poll(queue, version) }
     }
 
     fn unanswered(&self) -> ShardError {

@@ -7,28 +7,20 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use piton_core::id::{RunId, WorkflowKey};
-use piton_core::matching::{Bounds, Match, Matching, Offered, Poll, Polled, Standing, Task, Want};
-use piton_core::time::{Span, Timestamp};
-use piton_raft::NodeId;
+use piton_core::matching::{Match, Matching, Offered, Poll, Polled, Standing, Task, Want};
+use piton_core::time::Timestamp;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 
 use crate::error::ShardError;
 use crate::leader::mailbox::Notice;
 use crate::leader::panics::caught;
-use crate::leader::queues::QueueHandle;
+use crate::leader::queues::{QueueHandle, TaskId, bounds};
 use crate::leader::runtime::ShardRuntime;
 use crate::message::{
-    Answer, Call, Delivery, Offer, OfferedTask, PollId, PollRequest, Poller, QueueCall, QueueKey,
+    Answer, Call, Delivery, Offer, OfferedTask, PollName, PollRequest, Poller, QueueCall, QueueKey,
     TaskQueueView, Ticket, WantedTasks, WorkflowCall,
 };
 
-/// Lanes of one queue in memory: as many fairness keys, times the shards that have tasks of them.
-const LANES_MAX: usize = 8_192;
-/// Queries and the like that wait in one queue.
-const VOLATILE_MAX: usize = 10_000;
-/// Polls that are remembered after they were matched or withdrawn. A call is repeated within seconds.
-const SPENT_MAX: usize = 1_024;
 /// Wait before a queue that has lost its state to a bug of ours is filled again: it may well happen
 /// again.
 const BEGIN_ANEW_PAUSE: Duration = Duration::from_millis(100);
@@ -48,15 +40,11 @@ pub(crate) fn start(
 
 struct MatchingActor;
 
-type TaskId = (WorkflowKey, RunId, OfferedTask);
-type PollName = (NodeId, PollId);
-
 /// A queue and what its actor knows of the world.
 struct Owned {
     shard: Weak<ShardRuntime>,
     queue: QueueKey,
     handle: Arc<QueueHandle>,
-    matching: Matching<TaskId, PollName>,
 }
 
 impl Actor for MatchingActor {
@@ -79,7 +67,7 @@ impl Actor for MatchingActor {
             return Ok(());
         };
         owned.work(&shard);
-        let is_abandoned = owned.matching.is_abandoned(shard.clock.now());
+        let is_abandoned = owned.handle.matching.lock().is_abandoned(shard.clock.now());
         if is_abandoned && owned.handle.mailbox.close_if_empty() {
             shard.queues.remove(&owned.queue);
             myself.stop(None);
@@ -98,7 +86,8 @@ impl Actor for MatchingActor {
             QueueCall::Poll(poll) => Some((poll.node, poll.poll)),
             _ => None,
         });
-        let waiting = owned.matching.stop().into_iter().map(|poll| poll.id);
+        let waiting = owned.handle.matching.lock().stop();
+        let waiting = waiting.into_iter().map(|poll| poll.id);
         for (node, poll) in waiting.chain(late) {
             shard.cluster.deliver(node, poll, Delivery::Again);
         }
@@ -108,9 +97,7 @@ impl Actor for MatchingActor {
 
 impl Owned {
     fn new(shard: &Arc<ShardRuntime>, queue: QueueKey, handle: Arc<QueueHandle>) -> Self {
-        // Workers that polled the owner before this one get the time to come here.
-        let matching = Matching::new(bounds(shard, &queue), shard.began);
-        Self { shard: Arc::downgrade(shard), queue, handle, matching }
+        Self { shard: Arc::downgrade(shard), queue, handle }
     }
 
     /// Works until nothing waits. A panic is a bug of ours: the call is lost, the queue is not.
@@ -139,8 +126,10 @@ impl Owned {
 
     /// What is here cannot be trusted any more. Polls come again, and the shards offer again.
     fn begin_anew(&mut self, shard: &Arc<ShardRuntime>) {
-        let polls = caught(shard.id, "matching", || self.matching.stop()).unwrap_or_default();
-        self.matching = Matching::new(bounds(shard, &self.queue), shard.clock.now());
+        let stop = || self.handle.matching.lock().stop();
+        let polls = caught(shard.id, "matching", stop).unwrap_or_default();
+        let anew = Matching::new(bounds(&shard.config, &self.queue), shard.clock.now());
+        *self.handle.matching.lock() = anew;
         for Poll { id: (node, poll), .. } in polls {
             shard.cluster.deliver(node, poll, Delivery::Again);
         }
@@ -160,22 +149,26 @@ impl Owned {
         match call {
             QueueCall::Offer(offer) => {
                 let more_behind = offer.more_behind;
-                match self.matching.offer(task_of(offer), more_behind, now) {
+                let offered = self.handle.matching.lock().offer(task_of(offer), more_behind, now);
+                match offered {
                     Offered::Matched(met) => self.issue(shard, met),
                     Offered::Refused(task) => refuse(shard, task),
                     Offered::Waits | Offered::Declined => {}
                 }
             }
             QueueCall::Withdraw { key, run_id, task, .. } => {
-                self.matching.withdraw(&(key, run_id, task));
+                self.handle.matching.lock().withdraw(&(key, run_id, task));
             }
-            QueueCall::Poll(poll) => match self.matching.poll(poll_of(poll), now) {
-                Polled::Matched(met) => self.issue(shard, met),
-                Polled::ShutDown(poll) => end(shard, poll),
-                Polled::Waits | Polled::Known => {}
-            },
+            QueueCall::Poll(poll) => {
+                let polled = self.handle.matching.lock().poll(poll_of(poll), now);
+                match polled {
+                    Polled::Matched(met) => self.issue(shard, met),
+                    Polled::ShutDown(poll) => end(shard, poll),
+                    Polled::Waits | Polled::Known => {}
+                }
+            }
             QueueCall::WithdrawPoll { node, poll, .. } => {
-                self.matching.withdraw_poll(&(node, poll))
+                self.handle.matching.lock().withdraw_poll(&(node, poll))
             }
             QueueCall::ShutdownWorker { worker_instance_key, .. } => {
                 self.shut_down(shard, &worker_instance_key);
@@ -190,16 +183,18 @@ impl Owned {
     fn shut_down(&mut self, shard: &ShardRuntime, worker: &str) {
         let now = shard.clock.now();
         if !self.queue.queue.is_sticky() {
-            return self.matching.shut_down(worker, now).into_iter().for_each(|p| end(shard, p));
+            let polls = self.handle.matching.lock().shut_down(worker, now);
+            return polls.into_iter().for_each(|poll| end(shard, poll));
         }
-        let left = self.matching.close(worker, now);
+        let left = self.handle.matching.lock().close(worker, now);
         left.polls.into_iter().for_each(|poll| end(shard, poll));
         left.tasks.into_iter().for_each(|task| refuse(shard, task));
     }
 
     /// Tells the shards for whose tasks there is room.
     fn ask_for_more(&mut self, shard: &ShardRuntime) {
-        for Want { shard: origin, class, limit } in self.matching.wants() {
+        let wants = self.handle.matching.lock().wants();
+        for Want { shard: origin, class, limit } in wants {
             let wanted = WantedTasks { queue: self.queue.clone(), class, limit };
             shard.cluster.send(origin, Call::Wanted(wanted));
         }
@@ -210,42 +205,24 @@ impl Owned {
             identity: identity.to_owned(),
             last_access,
         };
+        let mut matching = self.handle.matching.lock();
         TaskQueueView {
-            pollers: self.matching.pollers(now).map(poller).collect(),
-            backlog_count: self.matching.len() as u64,
-            oldest: self.matching.oldest(),
-            beyond_window: self.matching.beyond().into_iter().collect(),
+            pollers: matching.pollers(now).map(poller).collect(),
+            backlog_count: matching.len() as u64,
+            oldest: matching.oldest(),
+            beyond_window: matching.beyond().into_iter().collect(),
         }
     }
 
     fn show(&self) {
-        self.handle.show(&self.matching);
+        self.handle.show(&self.handle.matching.lock());
     }
 
     fn issue(&self, shard: &ShardRuntime, met: Match<TaskId, PollName>) {
         let Match { task, poll } = met;
-        let (origin, (node, id)) = (task.origin, poll.id);
-        let offer = offer_of(self.queue.clone(), task);
-        let worker_version = poll.worker_version;
-        let ticket = Ticket { offer, node, poll: id, identity: poll.identity, worker_version };
+        let origin = task.origin;
+        let ticket = Ticket::new(offer_of(self.queue.clone(), task), poll);
         shard.cluster.send(origin, WorkflowCall::Ticket(ticket).into());
-    }
-}
-
-fn bounds(shard: &ShardRuntime, queue: &QueueKey) -> Bounds {
-    let config = &shard.config;
-    let (of_rows, of_volatile) = match queue.queue.is_sticky() {
-        true => (Some(config.sticky_poller_max_age), config.sticky_poller_max_age),
-        false => (None, config.poller_max_age),
-    };
-    Bounds {
-        window: config.matching_window,
-        lanes: LANES_MAX,
-        volatile: VOLATILE_MAX,
-        spent: SPENT_MAX,
-        patience_of_rows: of_rows.map(Span::from),
-        patience_of_volatile: Some(Span::from(of_volatile)),
-        memory: Span::from(config.poller_memory),
     }
 }
 

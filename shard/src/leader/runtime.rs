@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use piton_core::id::{ShardId, WorkflowKey};
-use piton_core::time::Timestamp;
 use piton_raft::Group;
 use ractor::{ActorRef, SpawnErr};
 
@@ -34,7 +33,6 @@ pub(crate) struct ShardRuntime {
     pub(crate) cluster: Cluster,
     pub(crate) config: Arc<ShardConfig>,
     pub(crate) clock: Clock,
-    pub(crate) began: Timestamp,
     pub(crate) metrics: ShardMetrics,
     pub(crate) proposer: Proposer,
     pub(crate) start_workflow: StartWorkflow,
@@ -62,6 +60,7 @@ impl ShardRuntime {
         let checkpoints = host.checkpoints().clone();
         let proposer = Proposer::start(group.clone(), host.config(), checkpoints, metrics.clone());
         let workflows_max = host.config().in_memory_max / host.shard_ids().count().max(1);
+        let began = host.clock().now();
         Self {
             id,
             term,
@@ -69,7 +68,6 @@ impl ShardRuntime {
             cluster: cluster.clone(),
             config: Arc::clone(host.config()),
             clock: host.clock(),
-            began: host.clock().now(),
             proposer,
             group,
             metrics,
@@ -77,7 +75,7 @@ impl ShardRuntime {
             workflows: Workflows::new(workflows_max),
             lost: LostWorkflows::default(),
             wakeups: Wakeups::default(),
-            queues: Queues::default(),
+            queues: Queues::new(Arc::clone(host.config()), began),
             errands: ErrandLines::default(),
             expiring: AtomicBool::new(false),
             stopped: AtomicBool::new(false),

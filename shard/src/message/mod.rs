@@ -21,4 +21,4 @@ pub use queue::{
 };
 pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};
 
-pub(crate) use queue::ticket_id;
+pub(crate) use queue::{PollName, ticket_id};

@@ -2,7 +2,7 @@
 
 use piton_core::effect::{QueueName, TaskKey};
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
-use piton_core::matching::Class;
+use piton_core::matching::{Class, Poll};
 use piton_core::proto::common::WorkerVersionStamp;
 use piton_core::time::Timestamp;
 use piton_raft::NodeId;
@@ -60,6 +60,9 @@ pub struct WantedTasks {
     pub limit: usize,
 }
 
+/// Names a poll in the cluster.
+pub(crate) type PollName = (NodeId, PollId);
+
 /// A worker seeks a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PollRequest {
@@ -101,6 +104,11 @@ pub struct Poller {
 }
 
 impl Ticket {
+    pub(crate) fn new(offer: Offer, poll: Poll<PollName>) -> Self {
+        let Poll { id: (node, poll), identity, worker_version, .. } = poll;
+        Self { offer, node, poll, identity, worker_version }
+    }
+
     /// Names the pairing: the same text for the same poll of the same task.
     pub(crate) fn id(&self) -> String {
         ticket_id(self.node, self.poll)

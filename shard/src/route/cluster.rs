@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::error::ShardError;
 use crate::message::{
-    Answer, Call, Delivery, Offer, Peer, PollId, QueueCall, QueueKey, Receipt, WorkflowCall,
+    Answer, Call, Delivery, Offer, Peer, PollId, QueueCall, QueueKey, Receipt, Ticket, WorkflowCall,
 };
 use crate::meta::Meta;
 use crate::route::host::ShardHost;
@@ -178,6 +178,14 @@ impl Cluster {
 
     pub(crate) fn offer(&self, offer: Offer) {
         self.send_to_queue(QueueCall::Offer(offer));
+    }
+
+    /// The ticket of a task that is not committed yet, if a poll waits for it in a queue that this node
+    /// owns. Otherwise it is offered once it is committed.
+    pub(crate) fn meet(&self, offer: Offer) -> Option<Ticket> {
+        let owner = self.host.serving(self.shard_of_queue(&offer.queue))?;
+        let poll = owner.take_poll(&offer.queue, &offer.class.version)?;
+        Some(Ticket::new(offer, poll))
     }
 
     /// Tells a queue something whose loss costs latency only.

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use piton_core::matching::Poll;
 use piton_core::time::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::error::ShardError;
-use crate::message::{Answer, Call, QueueCall, QueueKey, ReadCall, WantedTasks, WorkflowCall};
+use crate::message::{
+    Answer, Call, PollName, QueueCall, QueueKey, ReadCall, WantedTasks, WorkflowCall,
+};
 
 /// The leader of a shard, one method for each kind of call.
 pub(crate) trait ShardLeader: Send + Sync {
@@ -20,6 +23,9 @@ pub(crate) trait ShardLeader: Send + Sync {
 
     /// A queue has room for more of the shard's tasks.
     fn queue_wants(self: Arc<Self>, wanted: &WantedTasks);
+
+    /// A poll that waits at a queue of this shard for a task of this version. It is the caller's then.
+    fn take_poll(&self, queue: &QueueKey, version: &str) -> Option<Poll<PollName>>;
 
     /// What a caller hears whose reply was dropped.
     fn unanswered(&self) -> ShardError;

@@ -10,7 +10,7 @@ use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
 use piton_core::request::WorkflowTaskRef;
 use piton_core::run::{Decided, RunState, StartedRun};
 use piton_core::time::Timestamp;
-use piton_core::transition::Change;
+use piton_core::transition::{self, Change};
 use piton_store::Write;
 use piton_store::codec::CodecError;
 use tokio::sync::watch;
@@ -198,6 +198,23 @@ impl Hosted {
             let committed = before.as_ref().map_or(0, |before| before.history_bytes);
             batch.events += run.uncommitted.len();
             batch.bytes += usize::try_from(run.history_bytes - committed).unwrap_or(usize::MAX);
+        }
+    }
+
+    /// Gives new tasks to workers that wait for one at this moment, by the very commit that makes them.
+    /// They are delivered after it, like all others.
+    fn hand_out_new_tasks(&mut self, batch: &mut Batch) {
+        let mut offers = Vec::new();
+        for (run_id, before) in &batch.before {
+            let Some(run) = self.runs.get(run_id) else { continue };
+            let new = transition::new_tasks(before.as_deref(), run).into_iter();
+            let new = new.filter(|offer| !self.is_held(run_id, &offer.key));
+            offers.extend(new.map(|o| rows::offer_of(self.shard.id, &self.key, run_id, &o)));
+        }
+        for offer in offers {
+            if let Some(ticket) = self.shard.cluster.meet(offer) {
+                self.redeem(ticket, batch);
+            }
         }
     }
 
@@ -403,6 +420,7 @@ impl Entity for Hosted {
     }
 
     fn writes(&mut self, batch: &mut Batch, next: Position) -> Result<Need, ShardError> {
+        self.hand_out_new_tasks(batch);
         self.take_changes(batch);
         if batch.changes.is_empty() && batch.requests.is_empty() && batch.successor.is_none() {
             // D5a: no commit stands behind these answers.

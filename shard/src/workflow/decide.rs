@@ -287,7 +287,7 @@ impl Hosted {
     }
 
     /// An offer met a poll: hand the task out, or let the poll go on.
-    fn redeem(&mut self, ticket: Ticket, batch: &mut Batch) {
+    pub(crate) fn redeem(&mut self, ticket: Ticket, batch: &mut Batch) {
         let taker = Taker {
             identity: ticket.identity.clone(),
             request_id: ticket.id().into(),
@@ -304,7 +304,8 @@ impl Hosted {
                 RunRequest::TakeWorkflowTask { scheduled: *scheduled, stamp: *stamp, taker }
             }
             OfferedTask::Task(TaskKey::Activity { scheduled, stamp }) => {
-                RunRequest::StartActivity { scheduled: *scheduled, stamp: *stamp, taker }
+                let (scheduled, stamp, created) = (*scheduled, *stamp, ticket.offer.created);
+                RunRequest::StartActivity { scheduled, stamp, created, taker }
             }
         };
         let pending = match self.try_decide_run(Some(run_id), request, batch) {
