@@ -74,8 +74,8 @@ fn count_all() -> CountWorkflowExecutionsRequest {
     }
 }
 
-/// Two threads serve the API and run the actors, and two counts wait for the disk.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// One thread serves the API and runs the actors, and counts wait for the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn workflows_go_on_while_counts_wait_for_the_disk() {
     let gate = Arc::new(Gate::default());
     let running = start_with({
