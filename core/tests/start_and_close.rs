@@ -11,7 +11,7 @@ use piton_core::limits::Limits;
 use piton_core::note::{Note, NoteKey, RunNote};
 use piton_core::proto::command::command::Attributes as C;
 use piton_core::proto::command::{self, Command};
-use piton_core::proto::common::{Memo, Payload, WorkflowType};
+use piton_core::proto::common::{Link, Memo, Payload, WorkflowType, link};
 use piton_core::proto::enums::{
     CommandType, ParentClosePolicy, RetryState, WorkflowIdConflictPolicy as Conflict,
     WorkflowIdReusePolicy as Reuse,
@@ -384,6 +384,27 @@ fn continue_as_new_closes_the_run_and_begins_the_next() {
     assert_eq!(is.parent_workflow_execution, was.parent_workflow_execution);
     assert_eq!((is.initiator, is.attempt), (1, 1));
     assert_eq!(is.memo, None);
+}
+
+/// Not those of a signal, which are that event's alone.
+#[test]
+fn links_of_the_start_stand_on_each_run_of_its_chain() {
+    let link = |id: &str| {
+        let job = link::BatchJob { job_id: id.into() };
+        Link { variant: Some(link::Variant::BatchJob(job)) }
+    };
+    let mut request = start_request("start-1");
+    request.start.links = vec![link("first"), link("second")];
+    let (mut flow, _) = Flow::started(request, Limits::default());
+    let signal = Signal { name: "s".into(), links: vec![link("signal")], ..Signal::default() };
+    flow.ask(RunRequest::Signal(signal)).expect("the run is open");
+    for _ in 0..2 {
+        flow.wait(Span::from_secs(2));
+        let task = flow.take();
+        flow.complete(&task, vec![continue_as_new(Default::default())]).expect("valid");
+        assert_eq!(flow.run.uncommitted[0].links, [link("first"), link("second")]);
+    }
+    assert_eq!(flow.ended.len(), 2);
 }
 
 #[test]

@@ -57,6 +57,9 @@ pub enum CodecError {
     #[error("decode {kind} of version {found}: this release knows versions up to {known}")]
     Version { kind: &'static str, found: u8, known: u8 },
 
+    #[error("decode {kind}: its version is not read any more")]
+    Retired { kind: &'static str },
+
     #[error("decode {kind}")]
     Decode {
         kind: &'static str,
@@ -122,7 +125,7 @@ impl<T: DeserializeOwned> Kind<T> {
     /// Decodes a value of any version there was.
     ///
     /// # Errors
-    /// When the bytes are none, or of a version that only a newer release knows.
+    /// When the bytes are none, or of a version that only a newer release knows or none reads any more.
     pub fn decode(&self, bytes: &[u8]) -> Result<T, CodecError> {
         let (kind, known) = (self.name, self.version());
         let Some((&found, bytes)) = bytes.split_first() else {
@@ -139,6 +142,14 @@ impl<T: DeserializeOwned> Kind<T> {
 }
 
 impl Body<'_> {
+    /// For a version that is not read any more: only for what can be done without.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn retired<T>(self) -> Result<T, CodecError> {
+        Err(CodecError::Retired { kind: self.kind })
+    }
+
     /// Decodes it as a value of the type that the version had.
     ///
     /// # Errors

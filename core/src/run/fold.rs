@@ -81,6 +81,7 @@ impl RunState {
             started: Arc::default(),
             start_time: Timestamp::default(),
             user_metadata: None,
+            start_links: Arc::default(),
             next_event_id: EventId::FIRST,
             history_bytes: 0,
             last_event_time: Timestamp::default(),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use piton_proto::common::{Memo, Payload, WorkerVersionStamp};
+use piton_proto::common::{Link, Memo, Payload, WorkerVersionStamp};
 use piton_proto::history::{
     ActivityTaskScheduledEventAttributes, HistoryEvent,
     RequestCancelExternalWorkflowExecutionInitiatedEventAttributes,
@@ -31,6 +31,7 @@ pub struct Milestone {
     started: Proto<WorkflowExecutionStartedEventAttributes>,
     start_time: Timestamp,
     user_metadata: Option<Proto<UserMetadata>>,
+    start_links: Vec<Proto<Link>>,
     history_bytes: u64,
     last_event_time: Timestamp,
     previous_started: EventId,
@@ -92,6 +93,7 @@ impl Milestone {
             started,
             start_time,
             user_metadata,
+            start_links,
             next_event_id,
             history_bytes,
             last_event_time,
@@ -120,6 +122,7 @@ impl Milestone {
             started: proto(started),
             start_time: *start_time,
             user_metadata: user_metadata.as_ref().map(proto),
+            start_links: start_links.iter().cloned().map(Proto).collect(),
             history_bytes: *history_bytes,
             last_event_time: *last_event_time,
             previous_started: *previous_started,
@@ -152,6 +155,7 @@ impl Milestone {
             started: shared(self.started),
             start_time: self.start_time,
             user_metadata: self.user_metadata.map(shared),
+            start_links: self.start_links.into_iter().map(|link| link.0).collect(),
             next_event_id: self.next_event_id,
             history_bytes: self.history_bytes,
             last_event_time: self.last_event_time,

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use piton_proto::common::{Memo, Payload, WorkerVersionStamp};
+use piton_proto::common::{Link, Memo, Payload, WorkerVersionStamp};
 use piton_proto::history::history_event::Attributes;
 use piton_proto::history::{
     ActivityTaskScheduledEventAttributes, HistoryEvent,
@@ -114,6 +114,8 @@ pub struct RunState {
     pub started: Arc<WorkflowExecutionStartedEventAttributes>,
     pub start_time: Timestamp,
     pub user_metadata: Option<Arc<UserMetadata>>,
+    /// The links of event 1, which each run of the chain has.
+    pub start_links: Arc<[Link]>,
     pub next_event_id: EventId,
     /// Sum of the encoded events' lengths.
     pub history_bytes: u64,

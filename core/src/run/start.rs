@@ -324,6 +324,7 @@ impl RunState {
     ) {
         self.start_time = Timestamp::from_proto(event.event_time.as_ref()).unwrap_or_default();
         self.user_metadata = event.user_metadata.clone().map(Arc::new);
+        self.start_links = event.links.as_slice().into();
         self.memo = Arc::new(attributes.memo.clone().unwrap_or_default());
         let search_attributes = attributes.search_attributes.clone().unwrap_or_default();
         self.search_attributes = Arc::new(search_attributes.indexed_fields.into_iter().collect());

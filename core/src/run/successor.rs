@@ -37,7 +37,7 @@ impl RunState {
         let birth = Birth {
             attributes: self.successor_attributes(next, drawn),
             user_metadata: None,
-            links: Vec::new(),
+            links: self.start_links.to_vec(),
             request_id: None,
             signal: None,
             backoff,

@@ -24,8 +24,9 @@ pub(crate) const RUN_NOTE: Kind<RunNote> = Kind::new("a run's note", &[]);
 pub(crate) const ACTIVITY_NOTE: Kind<ActivityNote> =
     Kind::new("an activity's note", &[|old| Ok(old.read::<activity_note_1::Note>()?.into())]);
 pub(crate) const BUFFERED_NOTE: Kind<Proto<HistoryEvent>> = Kind::new("a buffered event", &[]);
-/// Not read in any older version: the fold may have come to know more since, so it begins anew.
-pub(crate) const MILESTONE: Kind<Milestone> = Kind::new("a milestone", &[]);
+/// Not read in any older version: the fold has come to know more since, so it begins anew. Version 1
+/// was without the links of the start.
+pub(crate) const MILESTONE: Kind<Milestone> = Kind::new("a milestone", &[|old| old.retired()]);
 pub(crate) const TASK: Kind<TaskValue> = Kind::new("a task", &[]);
 pub(crate) const VISIBILITY: Kind<VisibilityRecord> = Kind::new("a visibility row", &[]);
 

@@ -5,7 +5,9 @@ use piton_core::id::RequestId;
 use piton_core::limits::Limits;
 use piton_core::proto::command::command::Attributes as C;
 use piton_core::proto::command::{self, Command};
-use piton_core::proto::common::{ActivityType, SearchAttributes, WorkflowExecution, WorkflowType};
+use piton_core::proto::common::{
+    ActivityType, Link, SearchAttributes, WorkflowExecution, WorkflowType, link,
+};
 use piton_core::proto::enums::CommandType;
 use piton_core::proto::taskqueue::TaskQueue;
 use piton_core::proto::workflowservice::{
@@ -57,6 +59,7 @@ impl Driver {
             task_queue: Some(queue("q")),
             request_id: "start".into(),
             workflow_run_timeout: Some(Span::from_secs(600).to_proto()),
+            links: vec![Link { variant: Some(link::Variant::BatchJob(Default::default())) }],
             ..Default::default()
         };
         let request = StartRequest { start: Box::new(start), signal: None, parent: None };
@@ -470,7 +473,16 @@ fn a_milestone_that_does_not_fit_is_ignored() {
     };
     let mut newer = good.to_vec();
     newer[0] += 1;
-    for value in [newer.into(), moved(1), moved(-1), moved(100_000), Bytes::from_static(b"\x01")] {
+    let mut older = good.to_vec();
+    older[0] -= 1;
+    for value in [
+        newer.into(),
+        older.into(),
+        moved(1),
+        moved(-1),
+        moved(100_000),
+        Bytes::from_static(b"\x01"),
+    ] {
         driver.put(vec![Write::put(row.clone(), value)]);
         let rows = driver.shard.rows();
         assert_eq!(rows.fold_from_milestone(&key, &run_id).expect("it reads"), None);

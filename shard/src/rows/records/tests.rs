@@ -3,8 +3,10 @@ use std::collections::BTreeMap;
 use piton_core::effect::{ErrandKey, QueueName};
 use piton_core::id::{EventId, Position, WorkflowKey};
 use piton_core::note::{ActivityStart, Sticky, WorkflowTaskKind, WorkflowTaskNote};
+use piton_core::proto::common::link;
 use piton_core::proto::common::{
-    Memo, Payload, Payloads, Priority, SearchAttributes, WorkerVersionStamp, WorkflowExecution,
+    Link, Memo, Payload, Payloads, Priority, SearchAttributes, WorkerVersionStamp,
+    WorkflowExecution,
 };
 use piton_core::proto::failure::Failure;
 use piton_core::proto::sdk::UserMetadata;
@@ -24,6 +26,11 @@ const LATER: Timestamp = Timestamp::from_nanos(1_700_000_001_000_000_001);
 fn payload() -> Payload {
     let metadata = [("encoding".to_owned(), "json/plain".into())];
     Payload { metadata: metadata.into(), data: "7".into(), ..Payload::default() }
+}
+
+fn link() -> Link {
+    let job = link::BatchJob { job_id: "job".into() };
+    Link { variant: Some(link::Variant::BatchJob(job)) }
 }
 
 fn current_run(status: Status) -> CurrentRun {
@@ -160,6 +167,7 @@ fn milestone() -> Milestone {
         event_id,
         event_time: Some(TIME.to_proto()),
         user_metadata: Some(metadata()),
+        links: if event_id == 1 { vec![link()] } else { Vec::new() },
         attributes: Some(attributes),
         ..HistoryEvent::default()
     });
