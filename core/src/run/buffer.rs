@@ -113,21 +113,12 @@ impl RunState {
     /// Puts the id of the Started event into a result that was made before that had one. The
     /// Started event of an activity is written with its result, so it is not committed either.
     fn wire_started(&self, event: &mut HistoryEvent) {
-        let Some(attributes) = &mut event.attributes else { return };
-        let facts = Facts::of(attributes);
-        let began = match facts.ends().filter(|_| facts.entry == Entry::WaitsLast) {
-            Some(Ending::Activity(scheduled)) => self.uncommitted_activity_start(scheduled.0),
-            Some(Ending::Child(initiated)) => {
-                let child = self.children.get(&initiated);
-                child.and_then(|child| child.started.as_ref()).map_or(0, |(_, started)| started.0)
-            }
-            Some(Ending::Timer(_) | Ending::ExternalSignal(_) | Ending::ExternalCancel(_))
-            | None => return,
-        };
-        let id = started_event_id(attributes);
-        debug_assert!(id.is_some(), "the result of an activity or a child names its start");
-        if let Some(id) = id.filter(|id| **id == 0) {
-            *id = began;
+        let Some((result, id)) = event.attributes.as_mut().and_then(result_of) else { return };
+        if *id == 0 {
+            *id = match result {
+                ResultOf::Activity(scheduled) => self.uncommitted_activity_start(scheduled),
+                ResultOf::Child(initiated) => self.child_start(EventId(initiated)),
+            };
         }
     }
 
@@ -138,6 +129,12 @@ impl RunState {
                 Some(A::ActivityTaskStartedEventAttributes(a)) if a.scheduled_event_id == scheduled)
         });
         started.map_or(0, |event| event.event_id)
+    }
+
+    /// The ChildWorkflowExecutionStarted event of a child, or 0.
+    fn child_start(&self, initiated: EventId) -> i64 {
+        let child = self.children.get(&initiated);
+        child.and_then(|child| child.started.as_ref()).map_or(0, |(_, started)| started.0)
     }
 
     /// Whether the last event of this waits in the buffer: then it counts as closed.
@@ -185,18 +182,43 @@ impl RunState {
     }
 }
 
-/// Where the result of an activity or a child names its Started event.
-fn started_event_id(attributes: &mut A) -> Option<&mut i64> {
-    match attributes {
-        A::ActivityTaskCompletedEventAttributes(a) => Some(&mut a.started_event_id),
-        A::ActivityTaskFailedEventAttributes(a) => Some(&mut a.started_event_id),
-        A::ActivityTaskTimedOutEventAttributes(a) => Some(&mut a.started_event_id),
-        A::ActivityTaskCanceledEventAttributes(a) => Some(&mut a.started_event_id),
-        A::ChildWorkflowExecutionCompletedEventAttributes(a) => Some(&mut a.started_event_id),
-        A::ChildWorkflowExecutionFailedEventAttributes(a) => Some(&mut a.started_event_id),
-        A::ChildWorkflowExecutionCanceledEventAttributes(a) => Some(&mut a.started_event_id),
-        A::ChildWorkflowExecutionTimedOutEventAttributes(a) => Some(&mut a.started_event_id),
-        A::ChildWorkflowExecutionTerminatedEventAttributes(a) => Some(&mut a.started_event_id),
-        _ => None,
-    }
+/// The result of something that a Started event tells of, by the event that asked for it.
+enum ResultOf {
+    Activity(i64),
+    Child(i64),
+}
+
+/// Of a result: whose it is, and where it names the Started event.
+fn result_of(attributes: &mut A) -> Option<(ResultOf, &mut i64)> {
+    use ResultOf::{Activity, Child};
+    Some(match attributes {
+        A::ActivityTaskCompletedEventAttributes(a) => {
+            (Activity(a.scheduled_event_id), &mut a.started_event_id)
+        }
+        A::ActivityTaskFailedEventAttributes(a) => {
+            (Activity(a.scheduled_event_id), &mut a.started_event_id)
+        }
+        A::ActivityTaskTimedOutEventAttributes(a) => {
+            (Activity(a.scheduled_event_id), &mut a.started_event_id)
+        }
+        A::ActivityTaskCanceledEventAttributes(a) => {
+            (Activity(a.scheduled_event_id), &mut a.started_event_id)
+        }
+        A::ChildWorkflowExecutionCompletedEventAttributes(a) => {
+            (Child(a.initiated_event_id), &mut a.started_event_id)
+        }
+        A::ChildWorkflowExecutionFailedEventAttributes(a) => {
+            (Child(a.initiated_event_id), &mut a.started_event_id)
+        }
+        A::ChildWorkflowExecutionCanceledEventAttributes(a) => {
+            (Child(a.initiated_event_id), &mut a.started_event_id)
+        }
+        A::ChildWorkflowExecutionTimedOutEventAttributes(a) => {
+            (Child(a.initiated_event_id), &mut a.started_event_id)
+        }
+        A::ChildWorkflowExecutionTerminatedEventAttributes(a) => {
+            (Child(a.initiated_event_id), &mut a.started_event_id)
+        }
+        _ => return None,
+    })
 }
