@@ -326,7 +326,11 @@ impl RunState {
     }
 
     /// Everything that is due at `drawn.now`: timers, activity timeouts and backoffs, the sticky
-    /// queue's timeout, the first task's backoff, the run's own expiry.
+    /// queue's timeout, the first task's backoff, the run's own expiry. One workflow task hears of it.
+    ///
+    /// What is overdue fires kind by kind, each in the order of its times, as on the official server:
+    /// there one task of a kind fires all that is due of it, and tasks of two kinds run side by side,
+    /// so that either may come first.
     fn fire_due(mut self, drawn: &Drawn<'_>) -> Result<Decided, Rejection> {
         if !self.may(Step::Fire) {
             return Ok(Decided::done(self));
