@@ -68,8 +68,10 @@ async fn work<E: Entity>(entity: &mut E) -> Result<(), ShardError> {
         let processed = AssertUnwindSafe(batch::process(entity, waiting)).catch_unwind().await;
         processed.unwrap_or_else(|panic| {
             let panic = panics::text_of(panic.as_ref());
-            tracing::error!(key = ?entity.key(), panic, "an entity's actor panicked");
-            Err(ShardError::Internal("an internal error in this workflow".into()))
+            let key = entity.key();
+            tracing::error!(?key, panic, "an entity's actor panicked");
+            let kind = key.kind.name();
+            Err(ShardError::Internal(format!("an internal error in this {kind}")))
         })?;
     }
 }

@@ -99,6 +99,15 @@ impl EntityKind {
             _ => None,
         }
     }
+
+    /// What an entity of this kind is called before people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Workflow => "workflow",
+            #[cfg(test)]
+            Self::Counter => "counter",
+        }
+    }
 }
 
 /// A row below an entity's prefix.

@@ -31,7 +31,7 @@ use crate::route::shard_leader::ReplyTo;
 use crate::rows::RequestKind;
 use crate::workflow::batch::{Batch, Hosted};
 use crate::workflow::pending::Pending;
-use crate::workflow::query::{self, Place, WaitingQuery};
+use crate::workflow::query::{self, QueryStage, WaitingQuery};
 
 /// What a decision needs from outside, owned.
 struct Draw {
@@ -327,17 +327,20 @@ impl Hosted {
                 self.decide_own(run_id, RunRequest::StickyUnavailable { stamp: *stamp }, batch);
             }
             OfferedTask::Task(TaskKey::Activity { .. }) => {}
-            OfferedTask::Query(id) => match self.queries.get_mut(*id).map(|q| q.place) {
-                Some(Place::Sticky | Place::AtStickyWorker) => {
+            OfferedTask::Query(id) => match self.queries.get_mut(*id).map(|q| q.stage) {
+                Some(QueryStage::OfferedSticky | QueryStage::AtStickyWorker) => {
                     self.leave_sticky(run_id, *id, batch);
                 }
-                Some(Place::Normal) => {
+                Some(QueryStage::OfferedNormal) => {
                     let text = "no poller seen for task queue recently, worker may be down";
                     let refusal = Rejection::FailedPrecondition(text.into());
                     self.queries.finish(*id, Err(refusal.into()));
                 }
                 // A worker has it, or will get it with a workflow task.
-                Some(Place::AtWorker | Place::Attachable | Place::Attached(_)) | None => {}
+                Some(
+                    QueryStage::AtNormalWorker | QueryStage::AwaitsTask | QueryStage::WithTask(_),
+                )
+                | None => {}
             },
         }
     }
@@ -351,7 +354,7 @@ impl Hosted {
             let renewed = self.shard.next_number();
             self.queries.add(renewed, waiting);
             self.decide_own(run_id, RunRequest::StickyLost, batch);
-            batch.pending.push(Pending::SendQuery(renewed, Place::Normal));
+            batch.pending.push(Pending::SendQuery(renewed, QueryStage::OfferedNormal));
         }
     }
 
@@ -376,30 +379,29 @@ impl Hosted {
                 QueryWorkflowResponse { query_rejected: Some(rejected), ..Default::default() };
             return batch.answer(reply, Ok(Answer::Query(Box::new(response))));
         }
-        let place = match run.query_route(self.now() + Span::from(timeout)) {
+        let stage = match run.query_route(self.now() + Span::from(timeout)) {
             QueryRoute::NotReady(text) => {
                 return batch.answer(reply, Err(Rejection::WorkflowNotReady(text.into()).into()));
             }
-            QueryRoute::Attach => Place::Attachable,
-            QueryRoute::Direct if run.note.sticky.is_some() => Place::Sticky,
-            QueryRoute::Direct => Place::Normal,
+            QueryRoute::Attach => QueryStage::AwaitsTask,
+            QueryRoute::Direct => QueryStage::offered(run.note.sticky.is_some()),
         };
         let limit = self.shard.cluster.limits().buffered_queries_max as usize;
-        if place == Place::Attachable && self.queries.attachable() >= limit {
+        if stage == QueryStage::AwaitsTask && self.queries.awaiting_task() >= limit {
             let text = "consistent query buffer is full".to_owned();
             return batch.answer(reply, Err(Rejection::BusyWorkflow(text).into()));
         }
         let deadline = Instant::now() + timeout;
         let id = self.shard.next_number();
         self.queries
-            .add(id, WaitingQuery { run_id, query, deadline, reply, place, offered_to: None });
-        if place != Place::Attachable {
-            batch.pending.push(Pending::SendQuery(id, place));
+            .add(id, WaitingQuery { run_id, query, deadline, reply, stage, offered_to: None });
+        if stage != QueryStage::AwaitsTask {
+            batch.pending.push(Pending::SendQuery(id, stage));
         }
     }
 
     /// Offers a query to a worker on its own.
-    pub(crate) fn send_query(&mut self, id: u64, place: Place) {
+    pub(crate) fn send_query(&mut self, id: u64, stage: QueryStage) {
         let Some(run_id) = self.queries.get_mut(id).map(|query| query.run_id.clone()) else {
             return;
         };
@@ -408,8 +410,8 @@ impl Hosted {
             return self.queries.finish(id, Err(error));
         }
         let run = &self.runs[&run_id];
-        let sticky = run.note.sticky.as_ref().filter(|_| place == Place::Sticky);
-        let place = if sticky.is_some() { Place::Sticky } else { Place::Normal };
+        let sticky = run.note.sticky.as_ref().filter(|_| stage == QueryStage::OfferedSticky);
+        let stage = QueryStage::offered(sticky.is_some());
         let queue = sticky.map_or_else(|| run.normal_queue(), |s| s.queue.clone());
         if let Some(sticky) = sticky {
             self.give_up_sticky_after(sticky.schedule_to_start.to_std(), &run_id, id);
@@ -417,7 +419,7 @@ impl Hosted {
         let namespace = self.key.namespace.clone();
         let queue = QueueKey { namespace, queue, kind: QueueType::Workflow };
         if let Some(query) = self.queries.get_mut(id) {
-            (query.place, query.offered_to) = (place, Some(queue.clone()));
+            (query.stage, query.offered_to) = (stage, Some(queue.clone()));
         }
         self.shard.cluster.offer(Offer {
             queue,

@@ -13,7 +13,7 @@ use crate::message::{Answer, Delivery, Ticket, WorkflowCall};
 use crate::route::cluster::Cluster;
 use crate::route::shard_leader::ReplyTo;
 use crate::rows::retention::{ExpireRow, Turn};
-use crate::workflow::query::Place;
+use crate::workflow::query::QueryStage;
 
 /// What a worker says of queries along with its answer, by the number it was given.
 pub(crate) type QueryResults = HashMap<String, WorkflowQueryResult>;
@@ -34,7 +34,7 @@ pub(crate) enum Pending {
     DeliverActivity(Ticket, Box<ActivityTask>),
     DeliverQuery(Ticket, u64),
     DeliverNothing(Ticket),
-    SendQuery(u64, Place),
+    SendQuery(u64, QueryStage),
     Subscribe(Option<RunId>, Tell),
     Resume(RunId),
     Expire(ExpireRow, Turn),

@@ -23,7 +23,7 @@ pub(crate) struct WaitingQuery {
     pub(crate) query: WorkflowQuery,
     pub(crate) deadline: Instant,
     pub(crate) reply: ReplyTo,
-    pub(crate) place: Place,
+    pub(crate) stage: QueryStage,
     /// The queue that it was offered to last.
     pub(crate) offered_to: Option<QueueKey>,
 }
@@ -34,25 +34,37 @@ impl WaitingQuery {
     }
 
     fn is_sticky(&self) -> bool {
-        matches!(self.place, Place::Sticky | Place::AtStickyWorker)
+        matches!(self.stage, QueryStage::OfferedSticky | QueryStage::AtStickyWorker)
     }
 }
 
-/// Where a query waits.
+/// How far a query has come on its way to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// For the next workflow task to take it along.
-    Attachable,
+pub(crate) enum QueryStage {
+    /// Waits for the next workflow task to take it along.
+    AwaitsTask,
     /// At the worker, along with this workflow task.
-    Attached(u64),
+    WithTask(u64),
     /// Offered to the sticky queue on its own.
-    Sticky,
+    OfferedSticky,
     /// At the sticky queue's worker on its own, which has the same time for both.
     AtStickyWorker,
     /// Offered to the normal queue on its own.
-    Normal,
+    OfferedNormal,
     /// At a worker of the normal queue on its own.
-    AtWorker,
+    AtNormalWorker,
+}
+
+impl QueryStage {
+    /// Offered on its own, to the sticky queue or the normal one.
+    pub(crate) fn offered(sticky: bool) -> Self {
+        if sticky { Self::OfferedSticky } else { Self::OfferedNormal }
+    }
+
+    /// Taken from that queue.
+    pub(crate) fn at_worker(sticky: bool) -> Self {
+        if sticky { Self::AtStickyWorker } else { Self::AtNormalWorker }
+    }
 }
 
 /// The queries of one workflow's actor, by number.
@@ -82,8 +94,8 @@ impl Queries {
         if is_sticky { self.waiting.remove(&number) } else { None }
     }
 
-    pub(crate) fn attachable(&self) -> usize {
-        self.waiting.values().filter(|q| q.place == Place::Attachable).count()
+    pub(crate) fn awaiting_task(&self) -> usize {
+        self.waiting.values().filter(|q| q.stage == QueryStage::AwaitsTask).count()
     }
 
     /// Takes out those whose caller has gone or whose time is over.
@@ -98,8 +110,8 @@ impl Queries {
     pub(crate) fn attach(&mut self, run: &RunId, task: u64) -> Vec<(u64, WorkflowQuery)> {
         let mut taken = Vec::new();
         for (id, query) in &mut self.waiting {
-            if query.place == Place::Attachable && query.run_id == *run {
-                query.place = Place::Attached(task);
+            if query.stage == QueryStage::AwaitsTask && query.run_id == *run {
+                query.stage = QueryStage::WithTask(task);
                 taken.push((*id, query.query.clone()));
             }
         }
@@ -109,15 +121,15 @@ impl Queries {
     /// The task that took queries along is gone without answers: they wait again.
     pub(crate) fn detach(&mut self) {
         for query in self.waiting.values_mut() {
-            if matches!(query.place, Place::Attached(_)) {
-                query.place = Place::Attachable;
+            if matches!(query.stage, QueryStage::WithTask(_)) {
+                query.stage = QueryStage::AwaitsTask;
             }
         }
     }
 
     /// Those that wait for a task to take them along; to be sent on their own instead.
     pub(crate) fn release(&mut self, run: &RunId) -> Vec<u64> {
-        let waits = |q: &WaitingQuery| q.place == Place::Attachable && q.run_id == *run;
+        let waits = |q: &WaitingQuery| q.stage == QueryStage::AwaitsTask && q.run_id == *run;
         self.waiting.iter().filter(|(_, q)| waits(q)).map(|(id, _)| *id).collect()
     }
 

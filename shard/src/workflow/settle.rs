@@ -26,7 +26,7 @@ use crate::message::{
 use crate::rows::history;
 use crate::workflow::batch::Hosted;
 use crate::workflow::pending::{Pending, QueryResults};
-use crate::workflow::query::Place;
+use crate::workflow::query::QueryStage;
 
 impl Hosted {
     /// # Errors
@@ -51,7 +51,7 @@ impl Hosted {
             Pending::DeliverNothing(ticket) => {
                 self.shard.cluster.deliver(ticket.node, ticket.poll, Delivery::Again);
             }
-            Pending::SendQuery(id, place) => self.send_query(id, place),
+            Pending::SendQuery(id, stage) => self.send_query(id, stage),
             Pending::Subscribe(run_id, tell) => {
                 // The reader may have gone away.
                 let _ = tell.send(Ok(self.follow(run_id)));
@@ -120,9 +120,9 @@ impl Hosted {
         match run.query_route(self.now()) {
             QueryRoute::Attach => {}
             QueryRoute::Direct => {
-                let place = if run.note.sticky.is_some() { Place::Sticky } else { Place::Normal };
+                let stage = QueryStage::offered(run.note.sticky.is_some());
                 for id in self.queries.release(run_id) {
-                    self.send_query(id, place);
+                    self.send_query(id, stage);
                 }
             }
             QueryRoute::NotReady(text) => {
@@ -182,7 +182,7 @@ impl Hosted {
         let was_sticky = ticket.offer.queue.queue.is_sticky();
         let receipt = self.shard.cluster.deliver_to(ticket.node, ticket.poll, delivery).await;
         if receipt != Receipt::Taken {
-            self.send_query(id, if was_sticky { Place::Sticky } else { Place::Normal });
+            self.send_query(id, QueryStage::offered(was_sticky));
         }
     }
 
@@ -194,11 +194,11 @@ impl Hosted {
     ) -> Result<Option<PollWorkflowTaskQueueResponse>, ShardError> {
         let sticky = ticket.offer.queue.queue.is_sticky();
         let Some(query) = self.queries.get_mut(id) else { return Ok(None) };
-        if query.place != if sticky { Place::Sticky } else { Place::Normal } {
+        if query.stage != QueryStage::offered(sticky) {
             // It has been offered elsewhere since.
             return Ok(None);
         }
-        query.place = if sticky { Place::AtStickyWorker } else { Place::AtWorker };
+        query.stage = QueryStage::at_worker(sticky);
         let (run_id, query) = (query.run_id.clone(), query.query.clone());
         let run_id = self.run(Some(&run_id))?;
         let run = &self.runs[&run_id];
