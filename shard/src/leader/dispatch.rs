@@ -17,6 +17,21 @@ use crate::message::{
     Answer, Delivery, PollName, QueueCall, QueueKey, ReadCall, WantedTasks, WorkflowCall,
 };
 use crate::route::shard_leader::{QueueDepth, ReplyTo, ShardLeader};
+use crate::rows::EntityKey;
+use crate::rows::keys::EntityKind;
+use crate::rows::retention::{ExpireRow, Turn};
+
+/// What the shard's own rows and its clock ask of an entity. Nobody waits for the answer.
+pub(crate) enum Duty {
+    /// Whatever is due of a run.
+    Fire { run_id: RunId },
+    /// The workflow task of this number has been held for its time.
+    EndHeldTask { run_id: RunId, number: u64 },
+    /// What a run owes, which an earlier leader or actor left.
+    Resume { run_id: RunId },
+    /// What has expired goes.
+    Expire(ExpireRow, Turn),
+}
 
 impl ShardLeader for ShardRuntime {
     fn call_workflow(self: Arc<Self>, call: WorkflowCall, reply: ReplyTo) {
@@ -72,6 +87,29 @@ impl ShardLeader for ShardRuntime {
 }
 
 impl ShardRuntime {
+    /// Reminds an entity of a duty: what rows of all kinds of entities lead to, by their kind.
+    pub(crate) fn remind(self: &Arc<Self>, EntityKey { kind, key }: EntityKey, duty: Duty) {
+        match kind {
+            EntityKind::Workflow => {
+                let run = |run_id, request| {
+                    Ask::Call(WorkflowCall::Run { key: key.clone(), run_id: Some(run_id), request })
+                };
+                let ask = match duty {
+                    Duty::Fire { run_id } => run(run_id, RunRequest::Due),
+                    Duty::EndHeldTask { run_id, number } => {
+                        run(run_id, RunRequest::WorkflowTaskTimedOut { number })
+                    }
+                    Duty::Resume { run_id } => Ask::Resume { run_id },
+                    Duty::Expire(row, turn) => Ask::Expire(row, turn),
+                };
+                self.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
+            }
+            // Its test hosts it, and no shard does.
+            #[cfg(test)]
+            EntityKind::Counter => {}
+        }
+    }
+
     /// Puts a request into a workflow's mailbox; its actor is started if there is none.
     pub(crate) fn ask(self: &Arc<Self>, key: &WorkflowKey, envelope: Envelope) {
         // What nobody waits for is of our own (a due timer, an errand's result) and must not be

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use piton_core::id::WorkflowKey;
 
-use crate::leader::hosting::{Ask, Envelope, Lost};
+use crate::leader::dispatch::Duty;
+use crate::leader::hosting::{Envelope, Lost};
 use crate::leader::runtime::ShardRuntime;
 use crate::replica::entry;
 use crate::route::shard_leader::ReplyTo;
@@ -40,9 +41,11 @@ async fn recover_all(shard: &Arc<ShardRuntime>) {
             tokio::time::sleep(PAUSE).await;
         }
         for (key, Lost { runs, requests }) in lost {
-            let resume = runs.into_iter().map(|run_id| Ask::Resume { run_id });
-            for ask in requests.into_iter().chain(resume) {
+            for ask in requests {
                 shard.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
+            }
+            for run_id in runs {
+                shard.remind(key.clone().into(), Duty::Resume { run_id });
             }
         }
     }

@@ -6,12 +6,10 @@ use std::sync::atomic::Ordering;
 
 use piton_core::time::Span;
 
-use crate::leader::hosting::{Ask, Envelope};
+use crate::leader::dispatch::Duty;
 use crate::leader::mailbox::Notice;
 use crate::leader::runtime::ShardRuntime;
-use crate::route::shard_leader::ReplyTo;
-use crate::rows::keys::EntityKind;
-use crate::rows::{EntityKey, LoadError, retention};
+use crate::rows::{LoadError, retention};
 
 impl ShardRuntime {
     /// Passivates what has been idle for long.
@@ -59,15 +57,7 @@ impl ShardRuntime {
             oldest = rows.first().cloned();
             let (turn, over) = retention::batch();
             for row in rows {
-                let EntityKey { kind, key } = row.key.clone();
-                match kind {
-                    EntityKind::Workflow => {
-                        let ask = Ask::Expire(row, turn.clone());
-                        self.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
-                    }
-                    #[cfg(test)]
-                    EntityKind::Counter => {}
-                }
+                self.remind(row.key.clone(), Duty::Expire(row, turn.clone()));
             }
             drop(turn);
             over.await;

@@ -10,14 +10,13 @@ use piton_raft::Leadership;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::error::ShardError;
-use crate::leader::hosting::{Ask, Envelope};
+use crate::leader::dispatch::Duty;
 use crate::leader::reads::unreadable;
 use crate::leader::runtime::{ShardRuntime, StartWorkflow};
 use crate::leader::timers::TimerActor;
 use crate::replica::entry::encode_range;
 use crate::route::cluster::Cluster;
 use crate::route::host::ShardHost;
-use crate::route::shard_leader::ReplyTo;
 use crate::rows::range::SlotRange;
 
 /// Wait before a shard's first entry is proposed again.
@@ -167,10 +166,7 @@ impl ShardRuntime {
         match self.rows.runs_with_errands() {
             Ok(runs) => {
                 for (key, run_id) in runs {
-                    self.ask(
-                        &key,
-                        Envelope { ask: Ask::Resume { run_id }, reply: ReplyTo::nobody() },
-                    );
+                    self.remind(key, Duty::Resume { run_id });
                 }
             }
             Err(error) => tracing::error!(shard = %self.id, %error, "cannot read errand rows"),

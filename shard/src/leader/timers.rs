@@ -4,11 +4,11 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use piton_core::request::RunRequest;
 use piton_core::time::{Span, Timestamp};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::AbortHandle;
 
+use crate::leader::dispatch::Duty;
 use crate::leader::panics::caught;
 use crate::leader::runtime::ShardRuntime;
 use crate::leader::wakeups::{Cause, TimerMessage, Wakeup};
@@ -147,15 +147,15 @@ fn fire(shard: &Arc<ShardRuntime>, now: Timestamp) -> Timestamp {
     let mut woken = None;
     for Wakeup { due, key, run_id, cause } in due {
         shard.metrics.timer_fired((now - due).to_std());
-        let request = match cause {
+        let duty = match cause {
             Cause::Timer(_) if woken.as_ref() == Some(&(key.clone(), run_id.clone())) => continue,
-            Cause::Timer(_) => RunRequest::Due,
-            Cause::HeldTask(number) => RunRequest::WorkflowTaskTimedOut { number },
+            Cause::Timer(_) => {
+                woken = Some((key.clone(), run_id.clone()));
+                Duty::Fire { run_id }
+            }
+            Cause::HeldTask(number) => Duty::EndHeldTask { run_id, number },
         };
-        if matches!(request, RunRequest::Due) {
-            woken = Some((key.clone(), run_id.clone()));
-        }
-        shard.tell(&key, &run_id, request);
+        shard.remind(key, duty);
     }
     next
 }

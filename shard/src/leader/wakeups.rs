@@ -1,19 +1,21 @@
-//! What wakes the workflows of a shard soon: due timers, and the deadlines of workflow tasks that are
+//! What wakes the entities of a shard soon: due timers, and the deadlines of workflow tasks that are
 //! held, which have no row. `timers` loads them and wakes whom they are for.
 
 use std::collections::BTreeSet;
 
 use parking_lot::{Mutex, MutexGuard};
 use piton_core::effect::TimerKind;
-use piton_core::id::{RunId, WorkflowKey};
+use piton_core::id::RunId;
 use piton_core::time::Timestamp;
 use ractor::ActorRef;
 
-/// When a workflow is woken, and why.
+use crate::rows::EntityKey;
+
+/// When an entity is woken, and why.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Wakeup {
     pub(crate) due: Timestamp,
-    pub(crate) key: WorkflowKey,
+    pub(crate) key: EntityKey,
     pub(crate) run_id: RunId,
     pub(crate) cause: Cause,
 }
@@ -26,7 +28,7 @@ pub(crate) enum Cause {
     HeldTask(u64),
 }
 
-/// The wakeups of a shard that are near. Shared by its workflows and its timer actor.
+/// The wakeups of a shard that are near. Shared by its entities and its timer actor.
 #[derive(Default)]
 pub(crate) struct Wakeups {
     near: Mutex<Near>,

@@ -254,8 +254,8 @@ impl WorkflowRows {
     }
 
     /// Every run that has errands to do, each once.
-    pub(crate) fn runs_with_errands(&self) -> Result<Vec<(WorkflowKey, RunId)>, LoadError> {
-        let mut runs: Vec<(WorkflowKey, RunId)> = Vec::new();
+    pub(crate) fn runs_with_errands(&self) -> Result<Vec<(EntityKey, RunId)>, LoadError> {
+        let mut runs: Vec<(EntityKey, RunId)> = Vec::new();
         self.each_below(&keys::errands(), |row| {
             let errand = errand_row(&row.key).ok_or_else(|| self.bad_key("errands"))?;
             let run = (errand.key, errand.run_id);

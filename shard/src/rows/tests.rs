@@ -26,6 +26,7 @@ use super::*;
 use crate::message::{QueueKey, QueueType};
 use crate::replica::entry::{TransitionRecord, Verdict};
 use crate::replica::tests::{TestShard, key};
+use crate::rows::codes::{errand_codes, timer_codes};
 use crate::rows::values::task_row;
 use crate::rows::writes::effect_write;
 
@@ -143,7 +144,7 @@ impl Driver {
         let rows = self.shard.rows();
         let (first, last) = (Timestamp::MIN, Timestamp::MAX);
         let timers = rows.timers_between(first, last).expect("they read");
-        let mine = timers.into_iter().filter(|row| row.key == self.key);
+        let mine = timers.into_iter().filter(|row| row.key == self.key.clone().into());
         let mut effects: Vec<_> = mine.map(|row| EffectKey::Timer(row.due, row.kind)).collect();
         let queues = rows.queues_with_tasks().expect("they read");
         let tasks = queues.iter().flat_map(|queue| first_tasks(&rows, queue));
@@ -349,15 +350,44 @@ fn errands_are_found_run_by_run_in_event_order() {
     let mut driver = driver();
     driver.complete_task((0..5).map(|n| signal_external(&format!("w{n}"))).collect());
     let rows = driver.shard.rows();
-    let run = (driver.key.clone(), driver.run_id());
+    let run = (driver.key.clone().into(), driver.run_id());
     assert_eq!(rows.runs_with_errands().expect("they read"), *std::slice::from_ref(&run));
-    let errands = rows.errands(&run.0, &run.1).expect("they read");
+    let errands = rows.errands(&driver.key, &run.1).expect("they read");
     let events = errands.iter().map(|row| match row.errand {
         ErrandKey::Signal(event) => event,
         other => panic!("no signal: {other:?}"),
     });
     assert!(events.clone().is_sorted());
     assert_eq!(events.count(), 5);
+}
+
+/// One that a shard met and could not read would keep all others from being read.
+#[test]
+fn timers_and_errands_are_those_of_any_kind_of_entity() {
+    let mut driver = driver();
+    driver.complete_task(vec![signal_external("other")]);
+    let counter = EntityKey { kind: keys::EntityKind::Counter, key: driver.key.clone() };
+    let run_id = driver.run_id();
+    let rows = driver.shard.rows();
+    let timers = rows.timers_between(Timestamp::MIN, Timestamp::MAX).expect("they read");
+    let (kind, event_id) = timer_codes(&timers[0].kind);
+    let (entity, due) = (counter.rows(), timers[0].due.as_nanos());
+    let timer = keys::Timer { due, entity, run_id: run_id.as_str(), kind, event_id };
+    let (event_id, kind) = errand_codes(ErrandKey::Signal(EventId(5)));
+    let errand = keys::Errand { entity: counter.rows(), run_id: run_id.as_str(), event_id, kind };
+    driver.put(vec![
+        Write::put(timer.key(), records::TIMER.begin(0)),
+        Write::put(errand.key(), records::ERRAND.begin(0)),
+    ]);
+    let rows = driver.shard.rows();
+    let workflow = EntityKey::from(driver.key.clone());
+    let timers = rows.timers_between(Timestamp::MIN, Timestamp::MAX).expect("they read");
+    assert_eq!(
+        timers.into_iter().map(|row| row.key).collect::<Vec<_>>(),
+        [&workflow, &counter].map(EntityKey::clone)
+    );
+    let runs = rows.runs_with_errands().expect("they read");
+    assert_eq!(runs, [(workflow, run_id.clone()), (counter, run_id)]);
 }
 
 #[test]

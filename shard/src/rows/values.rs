@@ -85,7 +85,7 @@ pub(crate) enum RequestKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TimerRow {
     pub(crate) due: Timestamp,
-    pub(crate) key: WorkflowKey,
+    pub(crate) key: EntityKey,
     pub(crate) run_id: RunId,
     pub(crate) kind: TimerKind,
 }
@@ -117,7 +117,7 @@ pub(crate) struct TaskValue {
 /// An errand that is not settled. What it carries is in the run's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ErrandRow {
-    pub(crate) key: WorkflowKey,
+    pub(crate) key: EntityKey,
     pub(crate) run_id: RunId,
     pub(crate) errand: ErrandKey,
 }
@@ -201,7 +201,7 @@ pub(crate) fn entity_key(entity: keys::Entity<String>) -> EntityKey {
     EntityKey { kind: entity.kind, key }
 }
 
-/// The workflow that an index row belongs to. No other kind has timers, tasks or errands yet.
+/// The workflow that a task's row belongs to. No other kind has tasks yet.
 fn workflow_key(entity: keys::Entity<String>) -> Option<WorkflowKey> {
     let EntityKey { kind, key } = entity_key(entity);
     (kind == EntityKind::Workflow).then_some(key)
@@ -251,7 +251,7 @@ pub(crate) fn timer_row(key: &[u8]) -> Option<TimerRow> {
     Some(TimerRow {
         due: Timestamp::from_nanos(timer.due),
         kind: timer_kind(timer.kind, timer.event_id)?,
-        key: workflow_key(timer.entity)?,
+        key: entity_key(timer.entity),
         run_id: RunId::new(timer.run_id),
     })
 }
@@ -283,7 +283,7 @@ pub(crate) fn errand_row(key: &[u8]) -> Option<ErrandRow> {
     let errand = keys::parse_errand(key)?;
     Some(ErrandRow {
         errand: errand_key(errand.event_id, errand.kind)?,
-        key: workflow_key(errand.entity)?,
+        key: entity_key(errand.entity),
         run_id: RunId::new(errand.run_id),
     })
 }

@@ -263,7 +263,7 @@ impl Hosted {
         let held = self.runs.values().find_map(|run| run.held.as_ref().map(|h| (&run.run_id, h)));
         let deadline = held.map(|(run_id, held)| Wakeup {
             due: held.due,
-            key: self.key.clone(),
+            key: self.key(),
             run_id: run_id.clone(),
             cause: Cause::HeldTask(held.number),
         });
@@ -326,7 +326,7 @@ impl Hosted {
 
     fn wakeup(&self, run_id: &RunId, due: Timestamp, kind: &TimerKind) -> Wakeup {
         let cause = Cause::Timer(kind.clone());
-        Wakeup { due, key: self.key.clone(), run_id: run_id.clone(), cause }
+        Wakeup { due, key: self.key(), run_id: run_id.clone(), cause }
     }
 
     fn is_held(&self, run_id: &RunId, task: &TaskKey) -> bool {
