@@ -3,8 +3,9 @@
 mod flow;
 
 use flow::*;
-use piton_core::effect::{Effect, TaskKey, TimerKind};
+use piton_core::effect::{ChildOutcome, ChildResult, Effect, TaskKey, TimerKind};
 use piton_core::error::Rejection;
+use piton_core::id::{EventId, RunId};
 use piton_core::limits::Limits;
 use piton_core::proto::command::Command;
 use piton_core::proto::command::command::Attributes as C;
@@ -502,6 +503,35 @@ fn timers_that_force_the_flush_all_fire_before_the_next_task() {
         flow.history().ends_with(
             "12 TimerFired a of 5\n13 TimerFired b of 6\n14 TimerFired c of 7\n\
              15 WorkflowTaskScheduled attempt 1 on orders"
+        ),
+        "{}",
+        flow.history()
+    );
+}
+
+/// A child whose start was not known when it ended: one answer brings both.
+#[test]
+fn a_childs_start_and_end_that_force_the_flush_stand_before_the_next_task() {
+    let mut flow = Flow::with_limits(Limits { buffered_events_max: 1, ..Limits::default() });
+    let task = flow.take();
+    flow.complete(&task, vec![start_child("child")]).expect("valid");
+    flow.signal("wake");
+    flow.take();
+    flow.signal("waits");
+    let outcome = Box::new(ChildOutcome {
+        workflow_id: "child".into(),
+        first_run: RunId::from("child-run"),
+        run_id: RunId::from("child-run"),
+        workflow_type: "Child".into(),
+        result: ChildResult::Terminated,
+    });
+    flow.ask(RunRequest::ChildClosed { initiated: EventId(5), outcome }).expect("it is pending");
+    assert!(
+        flow.history().ends_with(
+            "10 WorkflowExecutionSignaled waits\n\
+             11 ChildWorkflowExecutionStarted of 5\n\
+             12 ChildWorkflowExecutionTerminated of 5, 11\n\
+             13 WorkflowTaskScheduled attempt 1 on orders"
         ),
         "{}",
         flow.history()

@@ -260,6 +260,16 @@ pub fn schedule_activity(id: &str) -> Command {
     command(CommandType::ScheduleActivityTask, C::ScheduleActivityTaskCommandAttributes(attributes))
 }
 
+pub fn start_child(id: &str) -> Command {
+    let attributes = command::StartChildWorkflowExecutionCommandAttributes {
+        workflow_id: id.into(),
+        workflow_type: Some(WorkflowType { name: "Child".into() }),
+        ..Default::default()
+    };
+    let attributes = C::StartChildWorkflowExecutionCommandAttributes(attributes);
+    command(CommandType::StartChildWorkflowExecution, attributes)
+}
+
 pub fn history(run: &RunState) -> String {
     let lines: Vec<String> = run.uncommitted.iter().map(|event| line(event)).collect();
     lines.join("\n")
@@ -289,6 +299,12 @@ pub fn line(event: &HistoryEvent) -> String {
         A::ActivityTaskStartedEventAttributes(a) => format!(" of {}", a.scheduled_event_id),
         A::ActivityTaskCompletedEventAttributes(a) => {
             format!(" of {}, {}", a.scheduled_event_id, a.started_event_id)
+        }
+        A::ChildWorkflowExecutionStartedEventAttributes(a) => {
+            format!(" of {}", a.initiated_event_id)
+        }
+        A::ChildWorkflowExecutionTerminatedEventAttributes(a) => {
+            format!(" of {}, {}", a.initiated_event_id, a.started_event_id)
         }
         A::WorkflowExecutionTerminatedEventAttributes(a) => format!(": {}", a.reason),
         A::WorkflowExecutionContinuedAsNewEventAttributes(a) => {

@@ -69,6 +69,7 @@ pub(crate) fn run_not_found(key: &WorkflowKey, run_id: &RunId) -> ShardError {
 pub(crate) fn refused(error: HistoryError) -> ShardError {
     match error {
         HistoryError::Token(text) => Rejection::InvalidArgument(text.into()).into(),
+        HistoryError::Gone { key, run_id } => run_not_found(&key, &run_id),
         HistoryError::Load(error) => unreadable(error),
     }
 }
@@ -296,3 +297,6 @@ async fn wait_for_more(
         Err(_) => Ok(false),
     }
 }
+
+#[cfg(test)]
+mod tests;

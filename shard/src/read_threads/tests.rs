@@ -82,3 +82,14 @@ async fn a_look_up_does_not_wait_for_scans_and_a_panic_gives_its_place_back() {
     go_on.wait();
     scan.await.expect("it ends").expect("it does not panic");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn scans_go_on_where_no_thread_of_their_own_could_be_started() {
+    let threads = ReadThreads::new(1, 2);
+    threads.scanners.set(None).expect("no scan came before");
+    let api = tokio::spawn(async { thread::current().id() }).await.expect("it ends");
+    for _ in 0..3 {
+        let scanned = threads.scan(|| thread::current().id()).await.expect("it is done");
+        assert_ne!(scanned, api, "no thread of the API scans");
+    }
+}

@@ -61,6 +61,9 @@ pub(crate) enum HistoryError {
     /// The token is not one of ours, or is for another run. For the caller.
     #[error("{0}")]
     Token(&'static str),
+    /// The run was deleted since the view of it was taken.
+    #[error("run {run_id} of workflow {} is gone", key.workflow_id)]
+    Gone { key: WorkflowKey, run_id: RunId },
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -369,9 +372,15 @@ impl Reader<'_> {
         Ok(HistoryPageReply { events, next_page_token })
     }
 
+    /// Why an event that was there is not: its run has been deleted meanwhile, or what is left of it is
+    /// damaged.
     fn missing(&self, event: EventId) -> HistoryError {
         let (key, run_id) = (self.key.clone(), self.run_id.clone());
-        HistoryError::Load(LoadError::Missing { key, run_id, event })
+        match self.rows.run_ends(self.key, self.run_id) {
+            Ok(None) => HistoryError::Gone { key, run_id },
+            Ok(_) => HistoryError::Load(LoadError::Missing { key, run_id, event }),
+            Err(error) => HistoryError::Load(error),
+        }
     }
 }
 

@@ -72,7 +72,7 @@ pub(crate) enum LoadError {
         #[source]
         source: FoldError,
     },
-    /// The rows were deleted while they were read, or are damaged.
+    /// The run is there, and the event is not.
     #[error("read event {event} of run {run_id} of workflow {}: it is not there", key.workflow_id)]
     Missing { key: WorkflowKey, run_id: RunId, event: EventId },
     /// Transitions kept coming while it was read; try again.

@@ -186,7 +186,7 @@ impl Driver {
     }
 
     /// Stores these rows beside what the workflow has.
-    fn put(&mut self, mut writes: Vec<Write>) {
+    pub(crate) fn put(&mut self, mut writes: Vec<Write>) {
         let base = self.position;
         self.position = Position(base.0 + 1);
         let current = Current::of(self.live.as_ref().expect("it was started"), self.position);

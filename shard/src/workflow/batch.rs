@@ -533,4 +533,4 @@ fn unencodable(error: CodecError) -> ShardError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,8 +1,12 @@
 use std::time::Duration;
 
+use piton_store::Write;
+
 use super::*;
 use crate::replica::tests::TestShard;
+use crate::rows::retention;
 use crate::rows::tests::Driver;
+use crate::rows::workflow;
 use piton_core::time::Timestamp;
 
 fn page() -> HistoryPage {
@@ -233,4 +237,51 @@ fn a_page_token_of_a_clients_own_making_is_refused_as_such() {
             assert!(matches!(outcome, Ok(_) | Err(HistoryError::Token(_))));
         }
     });
+}
+
+/// Goal: whoever reads on in a run that is being deleted hears that there is no such run.
+#[test]
+fn a_run_that_is_deleted_between_two_pages_is_gone_and_not_damaged() {
+    for reverse in [false, true] {
+        let mut driver = long_run();
+        driver.complete();
+        let before = view(&driver);
+        let first = HistoryPage { max_events: 5, reverse, ..page() };
+        let (_, token) = ids(read(&driver, &first));
+        let expired = retention::expired(&driver.shard.rows(), Timestamp::MAX, 1);
+        let expired = expired.expect("it reads").pop().expect("a closed run expires");
+        let mut done = false;
+        while !done {
+            let rows = driver.shard.rows();
+            let deletion = retention::deletion_writes(&rows, &expired, 8).expect("it reads");
+            done = deletion.done;
+            driver.put(deletion.writes);
+        }
+        for token in [Vec::new(), token] {
+            let asked = HistoryPage { token, ..first.clone() };
+            let rows = driver.shard.rows();
+            let read = read_page(&rows, &driver.key, &before, &asked, &Limits::default());
+            assert!(
+                matches!(&read, Err(HistoryError::Gone { run_id, .. }) if *run_id == before.run_id)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_run_that_lacks_an_event_is_damaged_and_not_gone() {
+    let mut driver = long_run();
+    driver.complete();
+    let last = view(&driver).next_event_id;
+    let lost = workflow(&driver.key).event(driver.run_id().as_str(), 7);
+    driver.put(vec![Write::delete(lost)]);
+    let page = HistoryPage { token: token_at(&driver, EventId(7), last), ..page() };
+    let read = read(&driver, &page);
+    assert!(matches!(read, Err(HistoryError::Load(LoadError::Missing { .. }))), "{read:?}");
+}
+
+/// As a page that ended before `next`.
+fn token_at(driver: &Driver, next: EventId, end: EventId) -> Vec<u8> {
+    let run_id = driver.run_id();
+    PageToken { run_id, reverse: false, next, end, suffix: Vec::new() }.encode()
 }

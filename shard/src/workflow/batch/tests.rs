@@ -2,7 +2,9 @@ use piton_core::id::{Position, RequestId};
 use piton_core::limits::Limits;
 use piton_core::proto::common::{SearchAttributes, WorkflowType};
 use piton_core::proto::workflowservice::StartWorkflowExecutionRequest;
-use piton_core::request::{Drawn, SearchAttributeCheck, StartRequest};
+use piton_core::request::{
+    Drawn, RunRequest, SearchAttributeCheck, StartRequest, TerminateRequest,
+};
 use piton_core::run::{Reply, decide_start};
 use piton_core::time::Span;
 
@@ -20,7 +22,7 @@ impl SearchAttributeCheck for AllKnown {
 }
 
 /// A new run with its first events.
-fn begun(key: &WorkflowKey, run_id: &str) -> RunState {
+pub(crate) fn begun(key: &WorkflowKey, run_id: &str) -> RunState {
     let start = StartWorkflowExecutionRequest {
         workflow_id: key.workflow_id.to_string(),
         workflow_type: Some(WorkflowType { name: "Order".into() }),
@@ -28,7 +30,20 @@ fn begun(key: &WorkflowKey, run_id: &str) -> RunState {
         ..StartWorkflowExecutionRequest::default()
     };
     let request = StartRequest { start: Box::new(start), signal: None, parent: None };
-    let drawn = Drawn {
+    let decided = drawn(run_id, |drawn| decide_start(key, None, request, drawn));
+    decided.expect("a first start is accepted").successor.expect("a start begins a run")
+}
+
+/// The run, terminated.
+pub(crate) fn ended(run: RunState) -> RunState {
+    let run_id = run.run_id.clone();
+    let request = RunRequest::Terminate(TerminateRequest::default());
+    let decided = drawn(run_id.as_str(), |drawn| run.decide(request, drawn));
+    decided.expect("it is open").run.expect("it is changed")
+}
+
+fn drawn<T>(run_id: &str, with: impl FnOnce(&Drawn<'_>) -> T) -> T {
+    with(&Drawn {
         now: Timestamp::from_millis(1_000),
         term: 1,
         number: 1,
@@ -37,9 +52,7 @@ fn begun(key: &WorkflowKey, run_id: &str) -> RunState {
         namespace_name: "default",
         namespaces: &[],
         search_attributes: &AllKnown,
-    };
-    let decided = decide_start(key, None, request, &drawn).expect("a first start is accepted");
-    decided.successor.expect("a start begins a run")
+    })
 }
 
 /// As a reset will: one run is changed, another begun beside it, and a third becomes the current one.
