@@ -103,10 +103,11 @@ impl<E: Beside> Compacting<E> {
         let fresh = self.engine.read().beside()?;
         *self.copying.lock() = Some(Copying { fresh, next: Bytes::new() });
         for step in 1.. {
-            let mut copying = self.copying.lock();
-            let Some(Copying { fresh, next }) = copying.as_mut().filter(|_| go_on()) else {
+            if !go_on() {
                 return Ok(false);
-            };
+            }
+            let mut copying = self.copying.lock();
+            let Some(Copying { fresh, next }) = copying.as_mut() else { return Ok(false) };
             let rows =
                 self.engine.read().scan(KeyRange::from(next), Order::Ascending, STEP_ROWS)?;
             let is_last = rows.len() < STEP_ROWS;

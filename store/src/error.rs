@@ -60,6 +60,11 @@ pub enum StoreError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// The store is being opened again after its disk was full, and the caller would not wait; see
+    /// [`crate::without_waiting`].
+    #[error("{doing}: the store is being opened again")]
+    Opening { doing: &'static str },
+
     /// What was written for the group was lost before it was synced, since another write met a full
     /// disk.
     #[error("the rows of group {group} were lost before they were synced")]

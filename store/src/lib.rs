@@ -25,9 +25,11 @@ pub mod golden;
 pub mod memory;
 mod noted;
 mod own;
+mod passing;
 pub mod redb;
 pub mod sled;
 pub mod table;
+mod waiting;
 mod watched;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -36,9 +38,11 @@ pub use directory::{EngineKind, Opened, discard, open_kept, open_or_rebuild};
 pub use error::{StoreError, with_causes};
 pub use memory::MemoryStore;
 pub use own::{marks, owner, set_owner};
+pub use passing::Passing;
 pub use redb::RedbStore;
 pub use sled::SledStore;
 pub use table::{CheckpointReport, Held, Mark, PostponedBecause, Restore, Table};
+pub use waiting::{may_wait, without_waiting};
 pub use watched::{FailureListener, Watched};
 
 /// A durable map from ordered keys to values.

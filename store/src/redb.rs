@@ -38,6 +38,7 @@ use crate::compaction::Beside;
 use crate::directory::{EngineKind, Opened, Unkept, file, keep_or_make, remove, sync_directory};
 use crate::frame::{Engine, Framed, View};
 use crate::noted::{Noted, SyncFailed};
+use crate::waiting::may_wait;
 use crate::{KeyRange, Order, Row, StoreError, Write};
 
 type Definition = redb::TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -191,9 +192,7 @@ impl RedbEngine {
     }
 
     /// One write transaction. If it fails, the outcome is unknown, and so is what would become of
-    /// the next one: the engine stops, and its file goes, so that nobody opens it again. If the disk is
-    /// full, what was synced is as it was, and is opened again; unless it was a sync that said so, after
-    /// which nobody knows what has reached the disk.
+    /// the next one: the engine stops, and its file goes, so that nobody opens it again.
     fn change(
         &self,
         doing: &'static str,
@@ -213,9 +212,7 @@ impl RedbEngine {
             change().map_err(engine(doing))
         });
         match result {
-            Err(error)
-                if !self.sync_failed.get() && (error.is_of_room() || follows_another(&error)) =>
-            {
+            Err(error) if self.may_be_opened_again(&error) => {
                 self.open_again(losses)?;
                 Err(StoreError::Full { doing, source: Box::new(error) })
             }
@@ -227,8 +224,15 @@ impl RedbEngine {
         }
     }
 
+    /// Whether no more has happened than that the disk was full, for this caller or for one before it:
+    /// what was synced is as it was. Unless it was a sync that said so, after which nobody knows what has
+    /// reached the disk.
+    fn may_be_opened_again(&self, error: &StoreError) -> bool {
+        !self.sync_failed.get() && (error.is_of_room() || follows_another(error))
+    }
+
     /// Opens the file again after redb met an error and answers nothing more, unless somebody did so
-    /// since `losses` were counted. Those who read meanwhile wait.
+    /// since `losses` were counted. Those who read meanwhile wait, if they may.
     fn open_again(&self, losses: u64) -> Result<(), StoreError> {
         let mut db = self.db.write();
         if self.losses() != losses || self.stopped.load(Ordering::Acquire) {
@@ -259,7 +263,9 @@ impl RedbEngine {
         doing: &'static str,
         call: impl FnOnce(&redb::Database) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let db = self.db.read();
+        // Whoever opens it again holds it alone.
+        let db = if may_wait() { Some(self.db.read()) } else { self.db.try_read() };
+        let db = db.ok_or(StoreError::Opening { doing })?;
         let Some(db) = db.as_ref().filter(|_| !self.stopped.load(Ordering::Acquire)) else {
             return Err(StoreError::Stopped { doing });
         };
@@ -411,7 +417,10 @@ impl Engine for RedbEngine {
                 read(&rows(db).map_err(engine(DOING))?)
             });
             match result {
-                Err(error) if follows_another(&error) && left > 0 && !self.sync_failed.get() => {
+                Err(error) if left > 0 && self.may_be_opened_again(&error) => {
+                    if !may_wait() {
+                        return Err(StoreError::Opening { doing: DOING });
+                    }
                     self.open_again(losses)?;
                 }
                 result => return result,
@@ -478,5 +487,41 @@ impl Beside for RedbEngine {
     fn give_up(self) -> Result<(), StoreError> {
         self.close();
         remove(&self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Batch, Store};
+
+    const CACHE_BYTES: u64 = 1 << 20;
+
+    /// Goal: a file is not deleted for what may have been the machine's fault alone.
+    #[test]
+    fn a_file_that_does_not_open_again_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open_or_rebuild(dir.path(), CACHE_BYTES).unwrap();
+        store.write(Batch { writes: vec![Write::put("key", "value")] }).unwrap();
+        store.sync().unwrap();
+        let mut engine = store.into_engine();
+        let path = engine.path.clone();
+        let refused = move || {
+            let too_many_files = std::io::Error::from_raw_os_error(24);
+            Err(file("open the store", Path::new("store"))(too_many_files))
+        };
+        engine.device = Some(Box::new(refused));
+        let error = engine.open_again(0).unwrap_err();
+        assert!(matches!(error, StoreError::File { .. }), "{error:?}");
+        // Nobody goes on with it, and whoever tries does not delete it either.
+        let store = Framed::over(engine);
+        let later = store.sync().unwrap_err();
+        assert!(matches!(later, StoreError::Stopped { .. }), "{later:?}");
+        assert!(store.get(b"key").is_err());
+        drop(store);
+        assert!(path.exists());
+        let (store, opened) = open_or_rebuild(dir.path(), CACHE_BYTES).unwrap();
+        assert_eq!(opened, Opened::Kept);
+        assert_eq!(store.get(b"key").unwrap().as_deref(), Some(&b"value"[..]));
     }
 }

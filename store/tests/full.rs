@@ -4,15 +4,19 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
 use piton_store::redb::open_on;
 use piton_store::{
-    Batch, CheckpointReport, KeyRange, Mark, Order, Row, Store, StoreError, Table, Write,
+    Batch, CheckpointReport, KeyRange, Mark, Order, Passing, Store, StoreError, Table, Write,
+    without_waiting,
 };
 
 const CACHE_BYTES: u64 = 1 << 20;
+/// How long a test waits for a thread before it fails.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A device that takes no byte behind its capacity. Clones are handles to the same one.
 #[derive(Debug, Clone, Default)]
@@ -24,18 +28,36 @@ struct Blocks {
     /// Where the last byte lies that was ever written: so much is the file's own.
     used: usize,
     is_full: bool,
-    /// Room runs out only when what was written is to reach the disk, as on a thin volume.
+    /// Room runs out only when what was written is to reach the disk, as on a thin volume, at the next
+    /// sync; then there is room.
     is_thin: bool,
+    is_refused: bool,
+    /// Who asks for the length after a refused write, since it opens the file again, tells that it is
+    /// there, and waits.
+    at_open: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
 }
 
 impl Device {
     fn set_full(&self, is_full: bool) {
         self.0.lock().unwrap().is_full = is_full;
     }
+
+    fn wait_at_open(&self) {
+        let at_open = {
+            let mut blocks = self.0.lock().unwrap();
+            let is_refused = blocks.is_refused;
+            blocks.at_open.take_if(|_| is_refused)
+        };
+        if let Some((begun, go_on)) = at_open {
+            begun.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+    }
 }
 
 impl ::redb::StorageBackend for Device {
     fn len(&self) -> io::Result<u64> {
+        self.wait_at_open();
         Ok(self.0.lock().unwrap().bytes.len() as u64)
     }
 
@@ -51,14 +73,18 @@ impl ::redb::StorageBackend for Device {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let is_thin = self.0.lock().unwrap().is_thin;
-        if is_thin { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if std::mem::take(&mut self.0.lock().unwrap().is_thin) {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(())
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut blocks = self.0.lock().unwrap();
         let (start, end) = (offset as usize, offset as usize + data.len());
         if blocks.is_full && end > blocks.used {
+            blocks.is_refused = true;
             return Err(io::ErrorKind::StorageFull.into());
         }
         blocks.used = blocks.used.max(end);
@@ -126,6 +152,36 @@ fn those_who_read_while_the_disk_fills_up_meet_no_error() {
     });
 }
 
+/// It is opened again by whoever met the full disk, and may take long.
+#[test]
+fn who_must_not_wait_while_the_file_is_opened_again_hears_so() {
+    let device = Device::default();
+    let store = open_on(device.clone(), CACHE_BYTES).unwrap();
+    store.write(batch(0, 100)).unwrap();
+    store.sync().unwrap();
+    let (begun, begins) = mpsc::channel();
+    let (goes_on, go_on) = mpsc::channel();
+    device.set_full(true);
+    device.0.lock().unwrap().at_open = Some((begun, go_on));
+    std::thread::scope(|scope| {
+        let store = &store;
+        let writer = scope.spawn(move || fill(store));
+        begins.recv().unwrap();
+        let (tell, told) = mpsc::channel();
+        let read = move || store.get(&5_u32.to_be_bytes());
+        scope.spawn(move || tell.send(without_waiting(read)));
+        let refused = told.recv_timeout(PATIENCE);
+        let patient = scope.spawn(read);
+        goes_on.send(()).unwrap();
+        let refused = refused.expect("it waited").unwrap_err();
+        assert!(matches!(refused, StoreError::Opening { .. }), "{refused:?}");
+        assert!(!refused.needs_rebuild());
+        assert!(patient.join().unwrap().unwrap().is_some());
+        assert!(matches!(writer.join().unwrap(), StoreError::Full { .. }));
+    });
+    assert!(without_waiting(|| store.get(&5_u32.to_be_bytes())).unwrap().is_some());
+}
+
 /// After a failed sync nobody knows what is on the disk, though all of it can be read from memory.
 #[test]
 fn a_sync_that_meets_a_full_disk_ends_the_store() {
@@ -136,7 +192,6 @@ fn a_sync_that_meets_a_full_disk_ends_the_store() {
     device.0.lock().unwrap().is_thin = true;
     let failed = store.write(batch(100, 1)).and_then(|()| store.sync()).unwrap_err();
     assert!(failed.needs_rebuild(), "{failed:?}");
-    device.0.lock().unwrap().is_thin = false;
     let later = store.sync().unwrap_err();
     assert!(matches!(later, StoreError::Stopped { .. }), "{later:?}");
 }
@@ -170,43 +225,14 @@ struct LosesBetween<S> {
     device: Device,
 }
 
-impl<S: Store> Store for LosesBetween<S> {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.store.get(key)
-    }
-
-    fn scan(
-        &self,
-        range: KeyRange<'_>,
-        order: Order,
-        limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
-        self.store.scan(range, order, limit)
-    }
-
-    fn write(&self, batch: Batch) -> Result<(), StoreError> {
-        self.store.write(batch)
-    }
-
-    fn clear_prefix(&self, prefix: &[u8]) -> Result<(), StoreError> {
-        self.store.clear_prefix(prefix)
+impl<S: Store> Passing for LosesBetween<S> {
+    fn below(&self) -> &dyn Store {
+        self.store.as_ref()
     }
 
     fn sync(&self) -> Result<(), StoreError> {
         self.device.set_full(true);
         fill(self.store.as_ref());
         self.store.sync()
-    }
-
-    fn losses(&self) -> u64 {
-        self.store.losses()
-    }
-
-    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
-        self.store.bytes_on_disk()
-    }
-
-    fn close(&self) {
-        self.store.close();
     }
 }

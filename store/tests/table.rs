@@ -11,8 +11,8 @@ use bytes::Bytes;
 use piton_store::frame::{Engine, Framed, View};
 use piton_store::memory::MemoryEngine;
 use piton_store::{
-    CheckpointReport, KeyRange, MemoryStore, Order, PostponedBecause, Row, Store, StoreError,
-    Table, Write,
+    CheckpointReport, KeyRange, MemoryStore, Order, Passing, PostponedBecause, Row, Store,
+    StoreError, Table, Write,
 };
 use support::{Failing, GROUP, NO_LIMIT, mark};
 
@@ -449,22 +449,9 @@ struct SlowToClear {
     go_on: Mutex<std::sync::mpsc::Receiver<()>>,
 }
 
-impl Store for SlowToClear {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.store.get(key)
-    }
-
-    fn scan(
-        &self,
-        range: KeyRange<'_>,
-        order: Order,
-        limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
-        self.store.scan(range, order, limit)
-    }
-
-    fn write(&self, batch: piton_store::Batch) -> Result<(), StoreError> {
-        self.store.write(batch)
+impl Passing for SlowToClear {
+    fn below(&self) -> &dyn Store {
+        &self.store
     }
 
     fn clear_prefix(&self, prefix: &[u8]) -> Result<(), StoreError> {
@@ -472,16 +459,6 @@ impl Store for SlowToClear {
         self.go_on.lock().unwrap().recv().unwrap();
         self.store.clear_prefix(prefix)
     }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        self.store.sync()
-    }
-
-    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
-        self.store.bytes_on_disk()
-    }
-
-    fn close(&self) {}
 }
 
 /// Goal: one thread writes the checkpoints of all groups, and a group that is being cleared, which

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use piton_store::{Batch, KeyRange, Order, Row, Store, StoreError};
+use piton_store::{Batch, KeyRange, Order, Passing, Row, Store, StoreError};
 
 /// Told the key that is read first, or nothing where something is written.
 pub(crate) type Check = Box<dyn Fn(&[u8]) -> Result<(), StoreError> + Send + Sync>;
@@ -13,7 +13,11 @@ pub(crate) struct CheckedStore {
     pub(crate) check: Check,
 }
 
-impl Store for CheckedStore {
+impl Passing for CheckedStore {
+    fn below(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         (self.check)(key)?;
         self.store.get(key)
@@ -42,13 +46,5 @@ impl Store for CheckedStore {
     fn sync(&self) -> Result<(), StoreError> {
         (self.check)(&[])?;
         self.store.sync()
-    }
-
-    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
-        self.store.bytes_on_disk()
-    }
-
-    fn close(&self) {
-        self.store.close();
     }
 }

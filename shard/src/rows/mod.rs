@@ -28,8 +28,9 @@ use piton_core::proto::history::{History, HistoryEvent};
 use piton_core::run::FoldError;
 use piton_core::time::Timestamp;
 use piton_store::codec::Kind;
-use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after};
+use piton_store::{KeyRange, Order, Row, StoreError, Table, key_after, without_waiting};
 use prost::Message;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::rows::codes::unsigned;
 pub(crate) use crate::rows::positions::Positions;
@@ -285,7 +286,7 @@ impl WorkflowRows {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, LoadError> {
-        self.table.get(key).map_err(|source| self.store(source))
+        self.read(|| self.table.get(key))
     }
 
     pub(crate) fn scan(
@@ -294,7 +295,16 @@ impl WorkflowRows {
         order: Order,
         limit: usize,
     ) -> Result<Vec<Row>, LoadError> {
-        self.table.scan(range, order, limit).map_err(|source| self.store(source))
+        self.read(|| self.table.scan(range, order, limit))
+    }
+
+    /// Whoever reads while the store is opened again waits for it.
+    fn read<T>(&self, read: impl Fn() -> Result<T, StoreError>) -> Result<T, LoadError> {
+        let found = match without_waiting(&read) {
+            Err(StoreError::Opening { .. }) => beside_the_runtime(read),
+            found => found,
+        };
+        found.map_err(|source| self.store(source))
     }
 
     /// Calls `row` for each row below a prefix, in key order, until it answers false.
@@ -369,6 +379,16 @@ impl WorkflowRows {
 struct PageBudget {
     events: usize,
     bytes: usize,
+}
+
+/// Waits on this thread, which the runtime replaces by another if it is one of its own.
+fn beside_the_runtime<T>(wait: impl FnOnce() -> T) -> T {
+    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    let is_shared = matches!(flavor, Ok(RuntimeFlavor::MultiThread));
+    if is_shared {
+        return tokio::task::block_in_place(wait);
+    }
+    wait()
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
 use std::collections::BTreeMap;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use piton_core::effect::{Effect, EffectKey, ErrandKey, QueueName, TaskKey, TaskOffer};
 use piton_core::id::RequestId;
@@ -20,7 +22,8 @@ use piton_core::run::{Decided, Reply, RunState, StartedTask, decide_start};
 use piton_core::time::Span;
 use piton_core::transition::Change;
 
-use piton_store::Write;
+use parking_lot::Mutex;
+use piton_store::{MemoryStore, Passing, Store, Write, may_wait};
 
 use super::*;
 use crate::message::{QueueKey, QueueType};
@@ -29,6 +32,9 @@ use crate::replica::tests::{TestShard, key};
 use crate::rows::codes::{errand_codes, timer_codes};
 use crate::rows::values::task_row;
 use crate::rows::writes::effect_write;
+
+/// How long a test waits for a thread before it fails.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct AllKnown;
 
@@ -451,6 +457,41 @@ fn a_batch_counts_its_events_without_decoding_them() {
 }
 
 /// [`Driver::check`] compares with the whole fold after every step.
+/// A store that is being opened again until it is told to go on.
+struct Opening {
+    store: MemoryStore,
+    opened: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Passing for Opening {
+    fn below(&self) -> &dyn Store {
+        &self.store
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        if !may_wait() {
+            return Err(StoreError::Opening { doing: "read a row" });
+        }
+        // The table itself reads a row of its own.
+        if key.ends_with(b"range") {
+            self.opened.lock().recv_timeout(PATIENCE).expect("nobody else got its turn");
+        }
+        self.store.get(key)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_waits_for_a_store_that_is_opened_again_holds_up_nobody_else() {
+    let (open, opened) = mpsc::channel();
+    let store = Opening { store: MemoryStore::new(), opened: Mutex::new(opened) };
+    let rows = WorkflowRows::new(Table::open(Arc::new(store), 1).expect("it opens"));
+    let reading = tokio::spawn(async move { rows.get(b"range").map(|row| row.is_none()) });
+    // The one thread there is comes to this while the reader waits.
+    let other = tokio::spawn(async move { open.send(()) });
+    assert!(reading.await.expect("it ends").expect("it reads"));
+    other.await.expect("it ends").expect("it was waited for");
+}
+
 #[test]
 fn a_long_run_is_loaded_from_its_last_milestone() {
     let mut driver = driver();

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use piton_store::{Batch, KeyRange, Mark, MemoryStore, Order, Row, Store, StoreError};
+use piton_store::{Batch, KeyRange, Mark, MemoryStore, Order, Passing, Row, Store, StoreError};
 
 pub(crate) const GROUP: u32 = 7;
 pub(crate) const NO_LIMIT: u64 = u64::MAX;
@@ -38,9 +38,9 @@ impl Failing {
     }
 }
 
-impl Store for Failing {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.inner.get(key)
+impl Passing for Failing {
+    fn below(&self) -> &dyn Store {
+        self.inner.as_ref()
     }
 
     fn scan(
@@ -65,13 +65,5 @@ impl Store for Failing {
 
     fn sync(&self) -> Result<(), StoreError> {
         self.change(|| self.inner.sync())
-    }
-
-    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
-        self.inner.bytes_on_disk()
-    }
-
-    fn close(&self) {
-        self.inner.close();
     }
 }

@@ -2,7 +2,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 
 use bytes::Bytes;
-use piton_store::{Batch, KeyRange, Mark, MemoryStore, Order, Row, Store, Write};
+use piton_store::{Batch, Mark, MemoryStore, Passing, Store, Write};
 
 use super::*;
 
@@ -183,18 +183,9 @@ struct Filling {
     is_full: AtomicBool,
 }
 
-impl Store for Filling {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.store.get(key)
-    }
-
-    fn scan(
-        &self,
-        range: KeyRange<'_>,
-        order: Order,
-        limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
-        self.store.scan(range, order, limit)
+impl Passing for Filling {
+    fn below(&self) -> &dyn Store {
+        &self.store
     }
 
     fn write(&self, batch: Batch) -> Result<(), StoreError> {
@@ -204,56 +195,24 @@ impl Store for Filling {
         }
         self.store.write(batch)
     }
-
-    fn clear_prefix(&self, prefix: &[u8]) -> Result<(), StoreError> {
-        self.store.clear_prefix(prefix)
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        self.store.sync()
-    }
-
-    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
-        self.store.bytes_on_disk()
-    }
-
-    fn close(&self) {}
 }
 
 /// A store whose disk is gone.
-struct Broken;
+struct Broken(MemoryStore);
 
-impl Store for Broken {
-    fn get(&self, _: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        Ok(None)
-    }
-
-    fn scan(&self, _: KeyRange<'_>, _: Order, _: usize) -> Result<Vec<Row>, StoreError> {
-        Ok(Vec::new())
+impl Passing for Broken {
+    fn below(&self) -> &dyn Store {
+        &self.0
     }
 
     fn write(&self, _: Batch) -> Result<(), StoreError> {
         Err(StoreError::Stopped { doing: "write a batch" })
     }
-
-    fn clear_prefix(&self, _: &[u8]) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn bytes_on_disk(&self) -> Result<u64, StoreError> {
-        Ok(0)
-    }
-
-    fn close(&self) {}
 }
 
 #[tokio::test]
 async fn a_store_that_fails_is_told_and_admission_stays_slowed() {
-    let table = Table::open(Arc::new(Broken), 3).expect("it opens");
+    let table = Table::open(Arc::new(Broken(MemoryStore::new())), 3).expect("it opens");
     let (checkpoints, _wrote) =
         start(config(Duration::from_millis(1), usize::MAX), Arc::new(|_| u64::MAX));
     let mut failed = checkpoints.failed();
