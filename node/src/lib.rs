@@ -13,6 +13,7 @@ mod log_metrics;
 mod node;
 mod process_metrics;
 mod storage;
+mod storage_metrics;
 mod store_upkeep;
 mod telemetry;
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 use piton_core::time::Span;
 use piton_proto::enums::IndexedValueType;
 use piton_raft::Disk;
-use piton_shard::{Cluster, Meta, MetaError, Namespace, NewNamespace, Room};
+use piton_shard::{Meta, MetaError, Namespace, NewNamespace, Room};
+use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -23,7 +24,8 @@ use crate::frontend::{self, Facts, Frontend};
 use crate::identity::{Identity, IdentityError};
 use crate::process_metrics;
 use crate::storage::{Devices, Opening, Storage, StorageError};
-use crate::telemetry::{self, Metrics, Ready};
+use crate::storage_metrics::StorageSizes;
+use crate::telemetry::{self, Metrics, Ready, Refresh};
 
 /// The official server's namespace for workflows of its own; tools expect it in lists.
 const SYSTEM_NAMESPACE: &str = "temporal-system";
@@ -80,6 +82,7 @@ pub struct Node {
     pages: JoinHandle<()>,
     config: Config,
     devices: Devices,
+    rebuilds: Counter,
     // ORDER: dropped last, when nothing writes there any more.
     directory: DataDirectory,
 }
@@ -118,12 +121,13 @@ impl Node {
         } else {
             DataDirectory::open(&config.data.directory)?
         };
-        Self::start_in(config, devices, listeners, directory).await
+        Self::start_in(config, devices, Counter::default(), listeners, directory).await
     }
 
     async fn start_in(
         config: Config,
         devices: Devices,
+        rebuilds: Counter,
         Listeners { grpc, http }: Listeners,
         directory: DataDirectory,
     ) -> Result<Self, NodeError> {
@@ -137,6 +141,7 @@ impl Node {
             node: identity.node(),
             shards: kept,
             room: &room,
+            rebuilds: &rebuilds,
         };
         let (storage, mut registry) = Storage::open(&opening, devices.clone()).await?;
         let noted = identity.note_log(disk.as_ref(), directory.path()).map_err(NodeError::from);
@@ -161,6 +166,7 @@ impl Node {
             &mut registry,
         );
         process_metrics::register(&mut registry);
+        let sizes = StorageSizes::register(directory.path(), &mut registry);
         let metrics = Metrics::new(registry);
         let addresses = (local(&grpc, config.listen.grpc()), local(&http, config.listen.http()));
         let facts = Facts {
@@ -170,7 +176,11 @@ impl Node {
         };
         let cluster = storage.cluster.clone();
         let frontend = Frontend::new(cluster.clone(), storage.clock, facts, stopping.clone());
-        let pages = serve_pages(http, metrics.clone(), ready.clone(), cluster, stopping.clone());
+        let refresh = Arc::new(move || {
+            cluster.refresh_metrics();
+            sizes.look();
+        });
+        let pages = serve_pages(http, metrics.clone(), ready.clone(), refresh, stopping.clone());
         let api = serve_api(grpc, frontend, &config, &metrics, stopping);
         ready.set(true);
         let files_gone = disk_watch.start(stop.subscribe());
@@ -186,6 +196,7 @@ impl Node {
             pages,
             config,
             devices,
+            rebuilds,
             directory,
         })
     }
@@ -252,11 +263,12 @@ impl Node {
     pub async fn rebuild_store(self) -> Result<Self, NodeError> {
         let mut config = self.config.clone();
         (config.listen.port, config.listen.http_port) = (self.grpc.port(), self.http.port());
-        let devices = self.devices.clone();
+        let (devices, rebuilds) = (self.devices.clone(), self.rebuilds.clone());
         let directory = self.lay_down().await;
         Storage::discard_store(directory.path()).await?;
+        rebuilds.inc();
         let listeners = Listeners::bind(&config).await?;
-        Self::start_in(config, devices, listeners, directory).await
+        Self::start_in(config, devices, rebuilds, listeners, directory).await
     }
 
     /// Stops: new requests are refused, waiting polls answered empty, the others finished, and
@@ -352,11 +364,10 @@ fn serve_pages(
     listener: TcpListener,
     metrics: Metrics,
     ready: Ready,
-    cluster: Cluster,
+    refresh: Refresh,
     stopping: watch::Receiver<bool>,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let refresh = Arc::new(move || cluster.refresh_metrics());
         let served = telemetry::serve_http(listener, metrics, ready, refresh, told(stopping)).await;
         if let Err(error) = served {
             tracing::error!(%error, "the HTTP port ended");

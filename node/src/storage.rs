@@ -15,12 +15,14 @@ use piton_shard::{
     ShardMetrics,
 };
 use piton_store::{Opened, Store, StoreError, Watched, with_causes};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::disk_watch::{self, MeasureSpace};
 use crate::log_metrics::LogCollector;
+use crate::storage_metrics::SnapshotCollector;
 use crate::store_upkeep::StoreUpkeep;
 use crate::telemetry::Metrics;
 
@@ -117,6 +119,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) node: NodeId,
     pub(crate) shards: u32,
     pub(crate) room: &'a Room,
+    /// How often the store was discarded, to be rebuilt.
+    pub(crate) rebuilds: &'a Counter,
 }
 
 /// A node's state, led and ready for requests.
@@ -148,6 +152,7 @@ impl Storage {
                 let reason = with_causes(&error);
                 tracing::error!(reason, "the store is damaged and is rebuilt from the log");
                 Self::discard_store(opening.directory).await?;
+                opening.rebuilds.inc();
                 let (failure, _) = watch::channel(None);
                 Self::open_once(opening, devices, failure).await
             }
@@ -161,10 +166,12 @@ impl Storage {
         failure: watch::Sender<Option<String>>,
     ) -> Result<(Self, Registry), StorageError> {
         let mut registry = Metrics::registry();
-        let Opening { config, directory, node, shards, room } = *opening;
+        let Opening { config, directory, node, shards, room, rebuilds } = *opening;
+        let help = "How often the store was discarded, and rebuilt from snapshots and the log";
+        registry.register("store_rebuilds", help, rebuilds.clone());
         let Devices { disk, wrap_store, on_idle, .. } = devices;
         let store_failed = failure.subscribe();
-        let store = open_store(config, directory).await?;
+        let store = open_store(config, directory, rebuilds).await?;
         let store: Arc<dyn Store> = Arc::new(Watched::over(
             wrap_store(store),
             Box::new(move |error| {
@@ -182,6 +189,8 @@ impl Storage {
             }
         };
         registry.register_collector(Box::new(LogCollector(groups.log().clone())));
+        let snapshots = Arc::clone(groups.snapshot_stats());
+        registry.register_collector(Box::new(SnapshotCollector(snapshots)));
         let clock = Clock::start();
         let parts = HostParts {
             node,
@@ -309,12 +318,17 @@ fn shard_config(config: &Config, shards: u32) -> ShardConfig {
     }
 }
 
-async fn open_store(config: &Config, directory: &Path) -> Result<Arc<dyn Store>, StorageError> {
+async fn open_store(
+    config: &Config,
+    directory: &Path,
+    rebuilds: &Counter,
+) -> Result<Arc<dyn Store>, StorageError> {
     let directory = directory.join(STORE_DIRECTORY);
     let (engine, cache_bytes) = (config.data.store.into(), config.data.store_cache_bytes);
     let open = move || piton_store::open_or_rebuild(engine, &directory, cache_bytes);
     let (store, opened) = tokio::task::spawn_blocking(open).await??;
     if let Opened::Discarded { reason } = opened {
+        rebuilds.inc();
         tracing::info!(reason, "the store is rebuilt from snapshots and the log");
     }
     Ok(store)

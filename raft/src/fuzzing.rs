@@ -75,7 +75,8 @@ fn read_snapshot(bytes: &[u8]) {
     disk.create_dir(&dir).expect("memory takes all");
     put_file(&disk, &dir.join(format!("{GROUP}-4.snapshot")), bytes);
     let read = || -> Result<(), SnapshotError> {
-        let snapshots = Snapshots::open(Arc::new(disk.clone()), dir.clone(), GROUP)?;
+        let snapshots =
+            Snapshots::open(Arc::new(disk.clone()), dir.clone(), GROUP, Arc::default())?;
         let file = snapshots.current().expect("it opened one");
         // The mark goes to the adapter, which decodes it.
         let _ = wire::mark_parts(&file.mark);

@@ -25,7 +25,7 @@ use crate::network::Network;
 use crate::replica::Replica;
 use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
-use crate::snapshot::Snapshots;
+use crate::snapshot::{SnapshotStats, Snapshots};
 use crate::state_machine::{StateMachine, restore};
 use crate::switch::{Member, Switch, SwitchInbox};
 use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, log_id, term_of};
@@ -52,6 +52,7 @@ struct Inner {
     switch: Arc<Switch>,
     handle: Handle,
     snapshot_turn: Arc<tokio::sync::Mutex<()>>,
+    snapshot_stats: Arc<SnapshotStats>,
     failed: watch::Sender<Option<String>>,
     /// `None` for a group that is being started.
     groups: Mutex<BTreeMap<GroupId, Option<Group>>>,
@@ -107,6 +108,7 @@ impl Groups {
             switch,
             handle,
             snapshot_turn: Arc::default(),
+            snapshot_stats: Arc::default(),
             failed: watch::Sender::new(None),
             groups: Mutex::new(BTreeMap::new()),
             runtime: Mutex::new(runtime),
@@ -221,6 +223,11 @@ impl Groups {
     pub fn log(&self) -> &Log {
         &self.inner.log
     }
+
+    /// What is counted of the groups' snapshots.
+    pub fn snapshot_stats(&self) -> &Arc<SnapshotStats> {
+        &self.inner.snapshot_stats
+    }
 }
 
 /// Raft's own runtime, if it is to have one.
@@ -328,7 +335,8 @@ impl Inner {
 
     async fn open_snapshots(&self, group: GroupId) -> Result<Arc<Snapshots>, RaftError> {
         let (disk, dir) = (self.disk.clone(), self.dir.join(SNAPSHOT_DIRECTORY));
-        let opened = blocking(move || Snapshots::open(disk, dir, group)).await;
+        let stats = Arc::clone(&self.snapshot_stats);
+        let opened = blocking(move || Snapshots::open(disk, dir, group, stats)).await;
         let opened =
             opened.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         Ok(Arc::new(opened.map_err(|source| RaftError::Snapshot { group, source })?))

@@ -27,6 +27,10 @@ use crate::log::{Disk, DiskFile, GroupId};
 use crate::replica::SnapshotRows;
 use crate::wire;
 
+mod stats;
+
+pub use stats::SnapshotStats;
+
 const MAGIC: &[u8; 7] = b"PITONSS";
 /// The version that is written, as a digit: of all that follows the head, which stays as it is.
 const VERSION: u8 = b'1';
@@ -87,6 +91,7 @@ pub(crate) struct Snapshots {
     current: Mutex<Option<SnapshotFile>>,
     /// Names temporary files apart.
     temporary: AtomicU64,
+    stats: Arc<SnapshotStats>,
 }
 
 impl Snapshots {
@@ -95,10 +100,11 @@ impl Snapshots {
         disk: Arc<dyn Disk>,
         dir: PathBuf,
         group: GroupId,
+        stats: Arc<SnapshotStats>,
     ) -> Result<Snapshots, SnapshotError> {
         disk.create_dir(&dir).map_err(disk_error("create", &dir))?;
-        let snapshots =
-            Snapshots { group, dir, disk, current: Mutex::new(None), temporary: AtomicU64::new(0) };
+        let (current, temporary) = (Mutex::new(None), AtomicU64::new(0));
+        let snapshots = Snapshots { group, dir, disk, current, temporary, stats };
         let mut newest: Option<(u64, String)> = None;
         for name in
             snapshots.disk.list(&snapshots.dir).map_err(disk_error("list", &snapshots.dir))?
@@ -140,6 +146,10 @@ impl Snapshots {
         current.as_ref().filter(|file| file.is_received).map(|file| file.mark.index)
     }
 
+    pub(crate) fn stats(&self) -> &SnapshotStats {
+        &self.stats
+    }
+
     /// Size of the newest snapshot: what the state occupies, roughly.
     pub(crate) fn bytes(&self) -> u64 {
         self.current.lock().as_ref().map_or(0, |file| file.bytes)
@@ -155,8 +165,9 @@ impl Snapshots {
         }
         let path = self.temporary_path();
         let result = self.write_temporary(&path, &mark, rows).and_then(|file| self.adopt(file));
-        if result.is_err() {
-            self.remove(&path);
+        match &result {
+            Ok(file) => self.stats.took(file.bytes),
+            Err(_) => self.remove(&path),
         }
         result
     }

@@ -268,10 +268,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         // state that it replaces. A crash in between finds the snapshot and restores again.
         let snapshots = self.snapshots.clone();
         let file = blocking(move || snapshots.adopt(file)).await?.map_err(io::Error::other)?;
+        let bytes = file.bytes;
         failpoint(self.node, self.group, "snapshot adopted");
         restore(self.group, &self.replica, &self.snapshots, file)
             .await
             .map_err(io::Error::other)?;
+        self.snapshots.stats().installed(bytes);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         failpoint(self.node, self.group, "snapshot installed");

@@ -99,7 +99,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
         let disk = Arc::new(RealDisk);
         let config = LogConfig { segment_bytes: 1 << 20, ..LogConfig::default() };
         let (log, _) = Log::open(disk.clone(), dir.path().join("log"), config).expect("open");
-        let snapshots = Snapshots::open(disk, dir.path().join("snapshot"), GROUP).expect("open");
+        let at = dir.path().join("snapshot");
+        let snapshots = Snapshots::open(disk, at, GROUP, Arc::default()).expect("open");
         let replica = Box::new(MarkOnly::default());
         let replica =
             ReplicaThread::start(Execution::Threads, || {}, GROUP, replica).expect("start");

@@ -36,6 +36,7 @@ struct Metrics {
     activity_latency: Histograms<TypeLabels>,
     activity_retries: Family<TypeLabels, Counter>,
     activity_failures: Family<TypeLabels, Counter>,
+    task_matches: Family<MatchLabels, Counter>,
     queue_depth: Family<QueueLabels, Gauge>,
     queue_age: Family<QueueLabels, Gauge<f64, AtomicU64>>,
     commit_latency: Histogram,
@@ -72,6 +73,12 @@ struct QueueLabels {
     namespace: String,
     task_queue: String,
     kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MatchLabels {
+    /// Who was there first.
+    waited: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -160,6 +167,11 @@ impl Metrics {
         );
         let (help, lag) = ("From a timer's due time to its firing", self.timer_lag.clone());
         registry.register_with_unit("timer_lag", help, Unit::Seconds, lag);
+        registry.register(
+            "task_matches",
+            "Tasks that met a poll; waited=poll: at once, since a worker was waiting for one",
+            self.task_matches.clone(),
+        );
         let help = "Polls that wait for a task";
         registry.register("task_queue_polls", help, self.polls.clone());
     }
@@ -213,6 +225,7 @@ impl ShardMetrics {
             activity_latency: Family::new_with_constructor(slow),
             activity_retries: Family::default(),
             activity_failures: Family::default(),
+            task_matches: Family::default(),
             queue_depth: Family::default(),
             queue_age: Family::default(),
             commit_latency: quick(),
@@ -268,6 +281,16 @@ impl ShardMetrics {
             cause,
         };
         self.0.workflow_task_failures.get_or_create(&labels).inc();
+    }
+
+    /// A task that came met a poll that waited.
+    pub(crate) fn task_met_poll(&self) {
+        self.0.task_matches.get_or_create(&MatchLabels { waited: "poll" }).inc();
+    }
+
+    /// A poll that came met a task that waited.
+    pub(crate) fn poll_met_task(&self) {
+        self.0.task_matches.get_or_create(&MatchLabels { waited: "task" }).inc();
     }
 
     /// Notes how late a timer fires.

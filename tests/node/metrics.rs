@@ -18,6 +18,9 @@ use crate::worker::{
     Ledger, ORDER, Worker, await_orders, await_until, complete, place_orders, schedule,
 };
 
+/// What an operator reads.
+const METRICS: &str = include_str!("../../docs/metrics.md");
+
 /// `/metrics`, as name with labels -> value.
 pub(crate) async fn metrics(address: SocketAddr) -> BTreeMap<String, f64> {
     let read = move || {
@@ -99,6 +102,7 @@ async fn fail_a_workflow_task(running: &Running) {
 async fn every_metric_is_seen_to_move() {
     let mut config = config(None);
     config.shards.idle_ms = 3_000;
+    config.data.snapshot_log_bytes = 4 << 10;
     let running = Running::start(config).await;
     let (api, address) = (running.api(), running.node.http_address());
     let before = metrics(address).await;
@@ -115,10 +119,12 @@ async fn every_metric_is_seen_to_move() {
     api.start(start_of("waits", ORDER, "unpolled")).await.unwrap();
     let _ = api.signal(crate::client::signal_of("nowhere", "s")).await.unwrap_err();
 
-    await_until("the queue's age and a checkpoint show", || async {
+    await_until("the queue's age, a checkpoint and a snapshot show", || async {
         let now = metrics(address).await;
         let aged = sum(&now, "piton_task_queue_age_seconds", &[r#"task_queue="unpolled""#]) > 0.0;
-        (aged && sum(&now, "piton_checkpoint_seconds_count", &[]) > 0.0).then_some(())
+        let wrote = sum(&now, "piton_checkpoint_seconds_count", &[]) > 0.0
+            && sum(&now, "piton_snapshots_taken_total", &[]) > 0.0;
+        (aged && wrote).then_some(())
     })
     .await;
     api.start(start_of("in-memory", "simple", "elsewhere")).await.unwrap();
@@ -141,6 +147,11 @@ async fn every_metric_is_seen_to_move() {
         ("piton_activity_failures_total", &[r#"type="step""#]),
         ("piton_commit_seconds_count", &[]),
         ("piton_transitions_total", &[]),
+        ("piton_task_matches_total", &[r#"waited="poll""#]),
+        ("piton_log_disk_bytes", &[]),
+        ("piton_store_disk_bytes", &[]),
+        ("piton_snapshot_disk_bytes", &[]),
+        ("piton_snapshots_taken_bytes_total", &[]),
         ("piton_entries_total", &[]),
         ("piton_log_sync_duration_seconds_count", &[]),
         ("piton_log_batches_total", &[]),
@@ -155,11 +166,20 @@ async fn every_metric_is_seen_to_move() {
         let (was, is) = (sum(&before, name, labels), sum(&after, name, labels));
         assert!(is > was, "{name} {labels:?} was {was} and is {is}: {after:#?}");
     }
+    for name in after.keys().filter_map(|key| key.split('{').next()) {
+        let parts = ["_bucket", "_sum", "_count"];
+        let name = parts.iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name);
+        let is_listed = ["`", "{"].iter().any(|end| METRICS.contains(&format!("`{name}{end}")));
+        assert!(is_listed, "docs/metrics.md does not list {name}");
+    }
     assert_eq!(sum(&after, "piton_activity_retries_total", &[]), 1.0);
     assert_eq!(sum(&after, "piton_activity_failures_total", &[]), 1.0);
 
     // A task that is taken leaves the queue, and idle actors leave memory.
     let task = api.poll_workflow_task("unpolled").await.unwrap();
+    let waited = ("piton_task_matches_total", &[r#"waited="task""#]);
+    let now = metrics(address).await;
+    assert!(sum(&now, waited.0, waited.1) > sum(&before, waited.0, waited.1), "{now:#?}");
     api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
     await_until("the queue is empty and no actor is left", || async {
         let now = metrics(address).await;

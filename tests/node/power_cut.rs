@@ -22,6 +22,7 @@ use tonic::Code;
 
 use crate::checked_store::CheckedStore;
 use crate::client::{Api, Refused, execution, signal_of, start_of};
+use crate::metrics::{metrics, sum};
 use crate::nodes::{Running, chain, config};
 use crate::worker::{
     Entry, Ledger, ORDER, Worker, await_completed, await_orders, check_against, check_gapless,
@@ -488,6 +489,8 @@ async fn a_store_that_is_damaged_when_the_node_starts_is_rebuilt() {
     let running = Running::start_with(config(), devices).await.unwrap();
     assert_eq!(opened.load(Ordering::SeqCst), 2, "the damage was not met");
     assert_eq!(await_orders(running.api().as_ref(), ledger).await, before);
+    let counted = metrics(running.node.http_address()).await;
+    assert_eq!(sum(&counted, "piton_store_rebuilds_total", &[]), 1.0);
     running.stop().await;
 }
 
@@ -526,5 +529,7 @@ async fn a_store_that_fails_while_the_node_runs_is_rebuilt_and_the_node_goes_on(
         let started = api.start(late).await.unwrap();
         assert!(asked.is_err() || asked == Ok(started), "an acknowledged start is lost");
     }
+    let counted = metrics(running.node.http_address()).await;
+    assert_eq!(sum(&counted, "piton_store_rebuilds_total", &[]), 3.0);
     running.stop().await;
 }

@@ -61,7 +61,8 @@ fn a_snapshot_file_survives_hostile_bytes() {
     let whole = file(b"mark", &[rows_block(), rows_block(), end_block(4)]);
     let disk = FaultyDisk::new(0);
     put_file(&disk, Path::new("/7-4.snapshot"), &whole);
-    let snapshots = Snapshots::open(Arc::new(disk), PathBuf::from("/"), GROUP).expect("open");
+    let snapshots =
+        Snapshots::open(Arc::new(disk), PathBuf::from("/"), GROUP, Arc::default()).expect("open");
     let current = snapshots.current().expect("the sample is a snapshot");
     assert_eq!(snapshots.rows(&current).expect("its head").filter(Result::is_ok).count(), 4);
     attack("a snapshot file", vec![whole, file(b"", &[end_block(0)])], held, snapshot_file);

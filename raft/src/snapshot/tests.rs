@@ -35,7 +35,7 @@ fn open(disk: &FaultyDisk) -> Snapshots {
 }
 
 fn open_on(disk: Arc<dyn Disk>) -> Snapshots {
-    Snapshots::open(disk, PathBuf::from(DIR), GROUP).expect("open the snapshots")
+    Snapshots::open(disk, PathBuf::from(DIR), GROUP, Arc::default()).expect("open the snapshots")
 }
 
 /// The keys of a snapshot, each row checked.
@@ -169,7 +169,9 @@ fn a_snapshot_of_a_newer_release_is_refused_as_such() {
     head[checksum..].copy_from_slice(&crc.to_be_bytes());
     let disk = FaultyDisk::new(1);
     put_snapshot(&disk, &head);
-    let refused = Snapshots::open(Arc::new(disk), DIR.into(), GROUP).err().expect("it is newer");
+    let refused = Snapshots::open(Arc::new(disk), DIR.into(), GROUP, Arc::default())
+        .err()
+        .expect("it is newer");
     let SnapshotError::Newer { version: b'2', .. } = refused else { panic!("{refused}") };
     assert!(refused.to_string().contains("of version 2, which only a newer"), "{refused}");
 }

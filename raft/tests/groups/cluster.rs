@@ -1,6 +1,7 @@
 //! Three members in one process: elections, lost leaders, partitions, snapshots to those who lag.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::support::{Cluster, await_until, bytes, tuning};
@@ -222,6 +223,13 @@ async fn follower_that_lags_behind_a_purge_catches_up_by_snapshot() {
     await_all_hold(&cluster, last).await;
     assert_eq!(cluster.nodes[lagging].ledger.restores(), 1);
     assert_equal_ledgers(&cluster);
+    let counted = |index: usize| {
+        let stats = cluster.nodes[index].groups().snapshot_stats();
+        let counters = [&stats.taken, &stats.taken_bytes, &stats.installed, &stats.installed_bytes];
+        counters.map(|counter| counter.load(Ordering::Relaxed))
+    };
+    assert!(matches!(counted(rest[0]), [1, 200..=u64::MAX, 0, 0]), "{:?}", counted(rest[0]));
+    assert!(matches!(counted(lagging), [0, 0, 1, 200..=u64::MAX]), "{:?}", counted(lagging));
 
     // What was installed is durable: it survives the loss of everything but log and snapshot.
     let before = cluster.nodes[lagging].ledger.book().lines;

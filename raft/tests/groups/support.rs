@@ -383,6 +383,10 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.running.as_ref().expect("the node runs").0
+    }
+
     pub(crate) fn group(&self) -> &Group {
         &self.running.as_ref().expect("the node runs").1
     }

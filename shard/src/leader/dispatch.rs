@@ -71,7 +71,10 @@ impl ShardLeader for ShardRuntime {
     }
 
     fn take_poll(&self, queue: &QueueKey, version: &str) -> Option<Poll<PollName>> {
-        if self.is_stopped() { None } else { self.queues.take_poll(queue, version) }
+        if self.is_stopped() {
+            return None;
+        }
+        self.queues.take_poll(queue, version).inspect(|_| self.metrics.task_met_poll())
     }
 
     fn unanswered(&self) -> ShardError {

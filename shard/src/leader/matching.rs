@@ -151,7 +151,10 @@ impl Owned {
                 let more_behind = offer.more_behind;
                 let offered = self.handle.matching.lock().offer(task_of(offer), more_behind, now);
                 match offered {
-                    Offered::Matched(met) => self.issue(shard, met),
+                    Offered::Matched(met) => {
+                        shard.metrics.task_met_poll();
+                        self.issue(shard, met);
+                    }
                     Offered::Refused(task) => refuse(shard, task),
                     Offered::Waits | Offered::Declined => {}
                 }
@@ -162,7 +165,10 @@ impl Owned {
             QueueCall::Poll(poll) => {
                 let polled = self.handle.matching.lock().poll(poll_of(poll), now);
                 match polled {
-                    Polled::Matched(met) => self.issue(shard, met),
+                    Polled::Matched(met) => {
+                        shard.metrics.poll_met_task();
+                        self.issue(shard, met);
+                    }
                     Polled::ShutDown(poll) => end(shard, poll),
                     Polled::Waits | Polled::Known => {}
                 }
