@@ -456,7 +456,6 @@ fn a_batch_counts_its_events_without_decoding_them() {
     }
 }
 
-/// [`Driver::check`] compares with the whole fold after every step.
 /// A store that is being opened again until it is told to go on.
 struct Opening {
     store: MemoryStore,
@@ -492,6 +491,7 @@ async fn who_waits_for_a_store_that_is_opened_again_holds_up_nobody_else() {
     other.await.expect("it ends").expect("it was waited for");
 }
 
+/// [`Driver::check`] compares with the whole fold after every step.
 #[test]
 fn a_long_run_is_loaded_from_its_last_milestone() {
     let mut driver = driver();
