@@ -82,3 +82,32 @@ impl Collector for SnapshotCollector {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_all_files_below_each_part() {
+        let directory = tempfile::tempdir().unwrap();
+        let sizes = StorageSizes::register(directory.path(), &mut Registry::default());
+        let shown = || sizes.0.each_ref().map(|(_, gauge)| gauge.get());
+        sizes.look();
+        assert_eq!(shown(), [0; 3], "nothing is there yet");
+        let write = |path: &str, bytes: usize| {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, vec![7; bytes]).unwrap();
+            // Some file systems give room only when it is needed.
+            fs::File::open(&path).unwrap().sync_all().unwrap();
+        };
+        write("log/1", 100_000);
+        write("log/2", 100_000);
+        write("store/redb/store.redb", 300_000);
+        sizes.look();
+        let [log, snapshots, store] = shown();
+        assert!((200_000..280_000).contains(&log), "{log}");
+        assert_eq!(snapshots, 0);
+        assert!((300_000..380_000).contains(&store), "{store}");
+    }
+}
