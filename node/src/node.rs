@@ -13,6 +13,7 @@ use piton_proto::enums::IndexedValueType;
 use piton_raft::Disk;
 use piton_shard::{Meta, MetaError, Namespace, NewNamespace, Room};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -165,21 +166,13 @@ impl Node {
             ready.clone(),
             &mut registry,
         );
-        process_metrics::register(&mut registry);
-        let sizes = StorageSizes::register(directory.path(), &mut registry);
+        let refresh = register_figures(&storage, directory.path(), &mut registry);
         let metrics = Metrics::new(registry);
         let addresses = (local(&grpc, config.listen.grpc()), local(&http, config.listen.http()));
-        let facts = Facts {
-            cluster_id: identity.cluster_id,
-            address: addresses.0.to_string(),
-            shards: kept,
-        };
-        let cluster = storage.cluster.clone();
-        let frontend = Frontend::new(cluster.clone(), storage.clock, facts, stopping.clone());
-        let refresh = Arc::new(move || {
-            cluster.refresh_metrics();
-            sizes.look();
-        });
+        let (address, cluster_id) = (addresses.0.to_string(), identity.cluster_id);
+        let facts = Facts { cluster_id, address, shards: kept };
+        let frontend =
+            Frontend::new(storage.cluster.clone(), storage.clock, facts, stopping.clone());
         let pages = serve_pages(http, metrics.clone(), ready.clone(), refresh, stopping.clone());
         let api = serve_api(grpc, frontend, &config, &metrics, stopping);
         ready.set(true);
@@ -357,6 +350,17 @@ fn serve_api(
         if let Err(error) = served {
             tracing::error!(%error, cause = ?std::error::Error::source(&error), "the API ended");
         }
+    })
+}
+
+/// Registers what is measured from outside, and says how that which is not counted as it changes is
+/// brought up to date.
+fn register_figures(storage: &Storage, directory: &Path, registry: &mut Registry) -> Refresh {
+    process_metrics::register(registry);
+    let (cluster, sizes) = (storage.cluster.clone(), StorageSizes::register(directory, registry));
+    Arc::new(move || {
+        cluster.refresh_metrics();
+        sizes.look();
     })
 }
 
