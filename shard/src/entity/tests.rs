@@ -11,6 +11,7 @@ use piton_core::time::Timestamp;
 use piton_raft::log::FaultyDisk;
 use piton_raft::{Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_store::MemoryStore;
+use ractor::{ActorRef, SpawnErr};
 use tokio::sync::oneshot;
 
 use super::*;
@@ -19,7 +20,7 @@ use crate::config::ShardConfig;
 use crate::entity::requests::Requests;
 use crate::ids::Ids;
 use crate::leader::hosting::Hosts;
-use crate::leader::mailbox::{Notice, Refused};
+use crate::leader::mailbox::Notice;
 use crate::leader::reads::unreadable;
 use crate::message::NoPeers;
 use crate::metrics::ShardMetrics;
@@ -218,18 +219,24 @@ struct Counters {
     hosts: Arc<Hosts<Ask>>,
 }
 
+fn hosts() -> Arc<Hosts<Ask>> {
+    Arc::new(Hosts::new(EntityKind::Counter, 10))
+}
+
 impl Counters {
     async fn start() -> Self {
-        Self { shard: leading_shard().await, hosts: Arc::new(Hosts::new(10)) }
+        Self { shard: leading_shard().await, hosts: hosts() }
     }
 
-    fn host(&self, key: &WorkflowKey) -> Arc<Handle<Ask>> {
-        self.hosts.get_or_host(key, 100, self.shard.clock.now(), |handle| {
-            let (shard, hosts) = (Arc::clone(&self.shard), Arc::clone(&self.hosts));
-            let key = EntityKey { kind: EntityKind::Counter, key: key.clone() };
-            let position = Position(0);
-            actor::start(Counter { shard, hosts, handle, key, position, loaded: false, sum: 0 })
-        })
+    fn start_one(
+        &self,
+        key: &WorkflowKey,
+        handle: Arc<Handle<Ask>>,
+    ) -> Result<ActorRef<Notice>, SpawnErr> {
+        let (shard, hosts) = (Arc::clone(&self.shard), Arc::clone(&self.hosts));
+        let key = EntityKey { kind: EntityKind::Counter, key: key.clone() };
+        let position = Position(0);
+        actor::start(Counter { shard, hosts, handle, key, position, loaded: false, sum: 0 })
     }
 
     async fn ask(&self, key: &WorkflowKey, ask: impl FnOnce(Tell) -> Ask) -> u64 {
@@ -242,11 +249,8 @@ impl Counters {
         ask: impl FnOnce(Tell) -> Ask,
     ) -> Result<u64, ShardError> {
         let (tell, told) = oneshot::channel();
-        let mut envelope = Envelope { ask: ask(tell), reply: ReplyTo::nobody() };
-        while let Err(refused) = self.host(key).mailbox.push(envelope, false) {
-            let (Refused::Closed(back) | Refused::Full(back)) = refused;
-            envelope = back;
-        }
+        let envelope = Envelope { ask: ask(tell), reply: ReplyTo::nobody() };
+        self.hosts.ask(&self.shard, key, envelope, |handle| self.start_one(key, handle));
         told.await.expect("it is answered")
     }
 
@@ -255,8 +259,8 @@ impl Counters {
         self.ask(key, |tell| Ask::Add { request_id, by, tell }).await
     }
 
-    async fn passivate(&self, key: &WorkflowKey) {
-        self.host(key).mailbox.notify(Notice::Leave);
+    async fn passivate(&self) {
+        self.hosts.all().iter().for_each(|counter| counter.mailbox.notify(Notice::Leave));
         self.await_none().await;
     }
 
@@ -279,7 +283,7 @@ async fn an_entity_that_is_no_workflow_is_hosted_by_the_same_shell() {
     assert_eq!(counters.add(&key, "first", 5).await, 5, "it is recognised");
 
     // What it is stands in rows, and those of a workflow by the same name are others.
-    counters.passivate(&key).await;
+    counters.passivate().await;
     assert_eq!(counters.add(&key, "second", 3).await, 8, "it is recognised again");
     assert_eq!(counters.add(&key, "third", 2).await, 10);
     let rows = &counters.shard.rows;
@@ -304,7 +308,7 @@ async fn an_entity_that_moved_elsewhere_is_hosted_anew() {
     let counters = Counters::start().await;
     let key = WorkflowKey { namespace: "namespace".into(), workflow_id: "counter".into() };
     assert_eq!(counters.add(&key, "first", 5).await, 5);
-    let other = Counters { shard: Arc::clone(&counters.shard), hosts: Arc::new(Hosts::new(10)) };
+    let other = Counters { shard: Arc::clone(&counters.shard), hosts: hosts() };
     assert_eq!(other.add(&key, "second", 1).await, 6);
     let add = |tell| Ask::Add { request_id: "third".into(), by: 1, tell };
     let refused = counters.try_ask(&key, add).await.expect_err("it was decided on what is past");
@@ -313,7 +317,7 @@ async fn an_entity_that_moved_elsewhere_is_hosted_anew() {
     assert_eq!(counters.add(&key, "third", 1).await, 7);
 
     // So it is where something expires.
-    let other = Counters { hosts: Arc::new(Hosts::new(10)), ..other };
+    let other = Counters { hosts: hosts(), ..other };
     assert_eq!(other.add(&key, "fourth", 1).await, 8);
     let row = retention::expired(&counters.shard.rows, Timestamp::MAX, 1).expect("it reads");
     let row = row.into_iter().next().expect("a request id");

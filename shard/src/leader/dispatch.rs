@@ -10,7 +10,6 @@ use tokio::sync::oneshot;
 
 use crate::error::ShardError;
 use crate::leader::hosting::{Ask, Envelope, Following, WorkflowHandle};
-use crate::leader::mailbox::Refused;
 use crate::leader::matching;
 use crate::leader::runtime::ShardRuntime;
 use crate::message::{
@@ -115,25 +114,10 @@ impl ShardRuntime {
 
     /// Puts a request into a workflow's mailbox; its actor is started if there is none.
     pub(crate) fn ask(self: &Arc<Self>, key: &WorkflowKey, envelope: Envelope) {
-        // What nobody waits for is of our own (a due timer, an errand's result) and must not be
-        // lost; it is bounded by what caused it.
-        let is_own = envelope.reply.is_nobody();
-        let mut envelope = envelope;
-        loop {
-            if self.is_stopped() {
-                return envelope.refuse(&self.cluster, self.gone());
-            }
-            let workflow = self.host(key);
-            workflow.used(self.clock.now());
-            match workflow.mailbox.push(envelope, is_own) {
-                Ok(()) => return,
-                Err(Refused::Closed(back)) => envelope = back,
-                Err(Refused::Full(back)) => {
-                    let text = "too many requests wait for this workflow".to_owned();
-                    return back.refuse(&self.cluster, ShardError::Overloaded(text));
-                }
-            }
-        }
+        self.workflows.ask(self, key, envelope, |handle| {
+            self.metrics.actors(1);
+            (self.start_workflow)(Arc::clone(self), key.clone(), handle)
+        });
     }
 
     /// A request of our own to a run; whoever sends it does not wait for an answer.
@@ -153,13 +137,6 @@ impl ShardRuntime {
         let ask = Ask::Subscribe { run_id, tell };
         self.ask(key, Envelope { ask, reply: ReplyTo::nobody() });
         told.await.unwrap_or_else(|_| Err(self.unanswered()))
-    }
-
-    fn host(self: &Arc<Self>, key: &WorkflowKey) -> Arc<WorkflowHandle> {
-        self.workflows.get_or_host(key, self.config.mailbox_len_max, self.clock.now(), |handle| {
-            self.metrics.actors(1);
-            (self.start_workflow)(Arc::clone(self), key.clone(), handle)
-        })
     }
 
     /// An actor goes: the next request hosts the workflow anew.

@@ -14,10 +14,12 @@ use ractor::{ActorRef, SpawnErr};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::ShardError;
-use crate::leader::mailbox::{Mailbox, Notice};
+use crate::leader::mailbox::{Mailbox, Notice, Refused};
+use crate::leader::runtime::ShardRuntime;
 use crate::message::{Delivery, WorkflowCall};
 use crate::route::cluster::Cluster;
 use crate::route::shard_leader::ReplyTo;
+use crate::rows::keys::EntityKind;
 use crate::rows::retention::{ExpireRow, Turn};
 
 /// A request and who waits for its answer.
@@ -88,6 +90,7 @@ pub(crate) type WorkflowHandle = Handle<Ask>;
 
 /// All entities of one kind in a shard that are in memory.
 pub(crate) struct Hosts<A> {
+    kind: EntityKind,
     handles: Mutex<BTreeMap<WorkflowKey, Arc<Handle<A>>>>,
     /// This shard's part of those that may be in memory.
     pub(crate) len_max: usize,
@@ -201,8 +204,38 @@ impl<A: Asked> Handle<A> {
 }
 
 impl<A: Asked> Hosts<A> {
-    pub(crate) fn new(len_max: usize) -> Self {
-        Self { handles: Mutex::default(), len_max }
+    pub(crate) fn new(kind: EntityKind, len_max: usize) -> Self {
+        Self { kind, handles: Mutex::default(), len_max }
+    }
+
+    /// Puts a request into an entity's mailbox; `start` starts its actor if there is none.
+    pub(crate) fn ask(
+        &self,
+        shard: &ShardRuntime,
+        key: &WorkflowKey,
+        mut envelope: Envelope<A>,
+        start: impl Fn(Arc<Handle<A>>) -> Result<ActorRef<Notice>, SpawnErr>,
+    ) {
+        // What nobody waits for is of our own (a due timer, an errand's result) and must not be
+        // lost; it is bounded by what caused it.
+        let is_own = envelope.reply.is_nobody();
+        let len_max = shard.config.mailbox_len_max;
+        loop {
+            if shard.is_stopped() {
+                return envelope.refuse(&shard.cluster, shard.gone());
+            }
+            let now = shard.clock.now();
+            let entity = self.get_or_host(key, len_max, now, &start);
+            entity.used(now);
+            match entity.mailbox.push(envelope, is_own) {
+                Ok(()) => return,
+                Err(Refused::Closed(back)) => envelope = back,
+                Err(Refused::Full(back)) => {
+                    let text = format!("too many requests wait for this {}", self.kind.name());
+                    return back.refuse(&shard.cluster, ShardError::Overloaded(text));
+                }
+            }
+        }
     }
 
     /// The entity's handle; `start` starts its actor if there is none.

@@ -19,6 +19,7 @@ use crate::metrics::ShardMetrics;
 use crate::replica::proposer::Proposer;
 use crate::route::cluster::Cluster;
 use crate::rows::WorkflowRows;
+use crate::rows::keys::EntityKind;
 
 /// Starts the actor of a workflow. The workflow wing, which lies above this one, brings it.
 pub(crate) type StartWorkflow =
@@ -72,7 +73,7 @@ impl ShardRuntime {
             group,
             metrics,
             start_workflow,
-            workflows: Workflows::new(workflows_max),
+            workflows: Workflows::new(EntityKind::Workflow, workflows_max),
             lost: LostWorkflows::default(),
             wakeups: Wakeups::default(),
             queues: Queues::new(Arc::clone(host.config()), began),
