@@ -12,8 +12,9 @@ use serde::Deserialize;
 pub(crate) const DIRECTORY: &str = "tests/mutations";
 /// Stands in a replacement for "this mutation is on".
 pub(crate) const MARKER: &str = "MUTATED";
-/// Names the mutation that is on, while a test runs.
-pub(crate) const VARIABLE: &str = "PITON_MUTATION";
+/// Names the mutation that is on, while a test runs. It does not begin with `PITON_`: tests take such
+/// names out of the environment of the servers that they start.
+pub(crate) const VARIABLE: &str = "MUTATION_OF_PITON";
 
 /// One protection of the design, the change that removes it, and what must turn red then.
 #[derive(Debug, Deserialize)]
