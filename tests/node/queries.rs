@@ -209,18 +209,19 @@ async fn a_query_whose_caller_has_gone_keeps_nothing_in_memory() {
     client.start(start_of("w", "simple", "w")).await.unwrap();
     let task = client.poll_workflow_task("w").await.unwrap();
     client.complete_workflow_task(&task.task_token, Vec::new()).await.unwrap();
-    let await_actors = async |count: f64| {
-        await_until("the workflow comes or goes", || async {
+    let await_sum = async |name: &str, count: f64| {
+        await_until("the workflow or its query comes or goes", || async {
             let text = metrics(running.node.http_address()).await;
-            (sum(&text, "piton_actors", &[]) == count).then_some(())
+            (sum(&text, name, &[]) == count).then_some(())
         })
         .await;
     };
-    await_actors(0.0).await;
+    await_sum("piton_actors", 0.0).await;
     let asked = ask(client, "w");
-    await_actors(1.0).await;
+    // Not before it waits: a caller that goes while its query is taken in is noticed then.
+    await_sum("piton_task_queue_depth", 1.0).await;
     asked.abort();
-    await_actors(0.0).await;
+    await_sum("piton_actors", 0.0).await;
     // Nor does it wait in the queue for a worker.
     client.signal(signal_of("w", "wake")).await.unwrap();
     let task = client.poll_workflow_task("w").await.unwrap();
