@@ -258,13 +258,8 @@ impl Running {
         timeout(limit, round).await.unwrap_or(Err(ReadError::NoQuorum))
     }
 
-    /// The log has outgrown the last snapshot, or begins behind it, as one does whose loss was accepted:
-    /// then the store alone has what came before, and a store must be such that it can be discarded.
+    /// The log has outgrown the last snapshot.
     pub(crate) fn snapshot_due(&self) -> bool {
-        let purged = self.log.state(self.id).purged.map_or(0, |purged| purged.index);
-        if self.snapshots.index() < purged {
-            return true;
-        }
         let least = self.tuning.snapshot_log_bytes_min.max(self.snapshots.bytes());
         self.log.bytes_since_purge(self.id) >= least
     }

@@ -26,7 +26,7 @@ use crate::replica::Replica;
 use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
 use crate::snapshot::{SnapshotStats, Snapshots};
-use crate::state_machine::{StateMachine, restore};
+use crate::state_machine::{StateMachine, restore, write_snapshot};
 use crate::switch::{Member, Switch, SwitchInbox};
 use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, log_id, term_of};
 use crate::wire;
@@ -297,6 +297,7 @@ impl Inner {
         let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
         let applied = self.fit_state(group, &store, &replica, &snapshots).await?;
         let fresh = self.initialise(group, &applied, members).await?;
+        self.cover_start_of_log(group, &replica, &snapshots).await?;
 
         let machine =
             StateMachine::new(self.node, group, replica.clone(), snapshots.clone(), applied);
@@ -388,6 +389,23 @@ impl Inner {
             return Err(RaftError::SnapshotMissing { group, purged: purged.index });
         }
         Ok(applied)
+    }
+
+    /// A log whose loss was accepted begins behind the last snapshot: the store alone has what came
+    /// before, and a store must be such that it can be discarded. So a snapshot is taken, before
+    /// openraft sees an older one, which it does not expect.
+    async fn cover_start_of_log(
+        &self,
+        group: GroupId,
+        replica: &ReplicaThread,
+        snapshots: &Arc<Snapshots>,
+    ) -> Result<(), RaftError> {
+        let purged = self.log.state(group).purged.map_or(0, |purged| purged.index);
+        if snapshots.index() < purged {
+            let _turn = self.snapshot_turn.lock().await;
+            write_snapshot(group, replica, snapshots).await?;
+        }
+        Ok(())
     }
 
     /// The replica's place, if the log holds it.
