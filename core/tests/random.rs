@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use flow::{AllKnown, check_history, command as of, queue};
-use piton_core::effect::{Effect, EffectKey, TaskKey};
+use piton_core::effect::{Effect, EffectKey, TaskKey, TaskOffer};
 use piton_core::id::{EventId, NamespaceId, RunId, WorkflowKey};
 use piton_core::limits::Limits;
 use piton_core::note::{Note, NoteKey};
@@ -32,7 +32,7 @@ use piton_core::request::{
 };
 use piton_core::run::{Decided, Met, Milestone, Reply, RunState, StartedTask, decide_start};
 use piton_core::time::{Span, Timestamp};
-use piton_core::transition::Change;
+use piton_core::transition::{self, Change};
 use piton_core::{effect, invariant};
 use random_numbers::Random;
 
@@ -61,6 +61,13 @@ impl Stored {
         for (key, effect) in change.owed {
             assert!(self.effects.insert(key, effect).is_none(), "owed twice");
         }
+    }
+}
+
+fn task_of(effect: &Effect) -> Option<&TaskOffer> {
+    match effect {
+        Effect::Task(offer) => Some(offer),
+        Effect::Timer(..) | Effect::Errand(..) => None,
     }
 }
 
@@ -234,13 +241,18 @@ impl World {
     fn commit(&mut self) {
         let Some(live) = &mut self.live else { return };
         let before = self.committed.as_ref().filter(|b| b.run_id == live.run_id);
+        let new_tasks = transition::new_tasks(before, live);
         let change = Change::between(before, live);
+        let tasks: Vec<_> = change.owed.values().filter_map(task_of).collect();
+        let mut new_tasks: Vec<_> = new_tasks.iter().collect();
+        new_tasks.sort_by_key(|offer| &offer.key);
+        let (seed, step) = (self.seed, self.step);
+        assert_eq!(new_tasks, tasks, "seed {seed} step {step}: the new tasks differ");
         let milestone = before.filter(|_| self.random.one_in(15)).and_then(Milestone::of);
         let stored = self.stored.entry(live.run_id.clone()).or_default();
         stored.milestone = milestone.or(stored.milestone.take());
         stored.put(change);
         self.committed = Some(live.clone());
-        let (seed, step) = (self.seed, self.step);
         if let Err(broken) = invariant::check(live) {
             panic!("seed {seed} step {step}: {broken}");
         }
@@ -312,13 +324,7 @@ impl World {
 
     fn offer(&mut self, run: &RunState) -> Option<(&'static str, RunRequest)> {
         let owed = Change::between(None, &mut run.clone()).owed;
-        let tasks: Vec<_> = owed
-            .into_values()
-            .filter_map(|e| match e {
-                Effect::Task(offer) => Some(offer),
-                Effect::Timer(..) | Effect::Errand(..) => None,
-            })
-            .collect();
+        let tasks: Vec<_> = owed.values().filter_map(task_of).cloned().collect();
         let offer = self.random.pick(&tasks)?;
         let request_id = format!("ticket-{}", self.step / 2);
         let sticky = offer.queue.is_sticky();
