@@ -181,14 +181,19 @@ impl Entity for Counter {
 
 /// A shard that this process leads, on a node of its own without any disk.
 pub(crate) async fn leading_shard() -> Arc<ShardRuntime> {
+    leading_shard_on(FaultyDisk::new(1), Tuning::default()).await
+}
+
+/// The same on this disk.
+pub(crate) async fn leading_shard_on(disk: FaultyDisk, tuning: Tuning) -> Arc<ShardRuntime> {
     let (node, network) = (NodeId(1), MemoryNetwork::new());
     let config = NodeConfig {
         node,
         dir: PathBuf::from("/node"),
-        disk: Arc::new(FaultyDisk::new(1)),
+        disk: Arc::new(disk),
         transport: network.transport(node),
         states: Default::default(),
-        tuning: Tuning::default(),
+        tuning,
     };
     let groups = tokio::task::spawn_blocking(move || Groups::open(config));
     let parts = HostParts {

@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::error::ShardError;
 use crate::leader::mailbox::{Mailbox, Notice, Refused};
 use crate::leader::runtime::ShardRuntime;
-use crate::message::{Delivery, WorkflowCall};
+use crate::message::{Delivery, Ticket, WorkflowCall};
 use crate::route::cluster::Cluster;
 use crate::route::shard_leader::ReplyTo;
 use crate::rows::keys::EntityKind;
@@ -105,6 +105,8 @@ pub(crate) struct Lost {
     pub(crate) runs: BTreeSet<RunId>,
     /// Requests of our own that it did not come to.
     pub(crate) requests: Vec<Ask>,
+    /// Of activities that may have been scheduled and started by one commit, whose outcome is unknown.
+    pub(crate) tickets: Vec<Ticket>,
 }
 
 /// The workflows of a shard that wait for their recovery. While there is no quorum each request to
@@ -292,6 +294,7 @@ impl LostWorkflows {
         let mut state = self.state.lock();
         let known = state.waiting.entry(key).or_default();
         known.runs.extend(lost.runs);
+        known.tickets.extend(lost.tickets);
         for ask in lost.requests {
             match ask {
                 Ask::Resume { run_id } => drop(known.runs.insert(run_id)),
@@ -317,7 +320,7 @@ mod tests {
     fn a_workflow_that_is_lost_again_and_again_waits_once() {
         let lost = LostWorkflows::default();
         let key = |id: &str| WorkflowKey { namespace: "n".into(), workflow_id: id.into() };
-        let of = |run: &str| Lost { runs: [RunId::from(run)].into(), requests: Vec::new() };
+        let of = |run: &str| Lost { runs: [RunId::from(run)].into(), ..Lost::default() };
         assert!(lost.add(key("a"), of("first")), "somebody has to begin");
         for _ in 0..1_000 {
             let resume = Ask::Resume { run_id: RunId::from("first") };

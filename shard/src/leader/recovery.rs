@@ -2,7 +2,9 @@
 //! unknown, so the effects of what may have been committed were carried out by nobody.
 //!
 //! An empty entry goes through the group. Once it is applied, everything this leader has proposed
-//! before is applied or never will be, and the rows tell what the workflow owes.
+//! before is applied or never will be, and the rows tell what the workflow owes. Not before may a
+//! ticket come back of an activity that the lost commit was to schedule: where the activity is not
+//! found, its poll goes on, and would have left its attempt to nobody if it came to be after all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use piton_core::id::WorkflowKey;
 use crate::leader::dispatch::Duty;
 use crate::leader::hosting::{Envelope, Lost};
 use crate::leader::runtime::ShardRuntime;
+use crate::message::WorkflowCall;
 use crate::replica::entry;
 use crate::route::shard_leader::ReplyTo;
 
@@ -28,19 +31,26 @@ impl ShardRuntime {
     }
 }
 
-/// Recovers those who wait, together, until nobody does. A new leader finds all of it in the rows,
-/// so it ends when the shard stops.
+/// Recovers those who wait, together, until nobody does. When the shard has stopped only tickets are
+/// left to do: a new leader finds all else in the rows.
 async fn recover_all(shard: &Arc<ShardRuntime>) {
     // ORDER: those who wait are taken before the empty entry is proposed: theirs came before it.
     while let Some(lost) = shard.lost.take() {
         while let Err(error) = shard.group.propose(entry::encode_entry(&[])).await {
+            // A new leader serves when all that was committed before its term is applied.
             if shard.is_stopped() {
-                return;
+                break;
             }
             tracing::debug!(shard = %shard.id, %error, "workflows wait to be recovered");
             tokio::time::sleep(PAUSE).await;
         }
-        for (key, Lost { runs, requests }) in lost {
+        for (key, Lost { runs, requests, tickets }) in lost {
+            for ticket in tickets {
+                shard.cluster.insist_again(shard.id, WorkflowCall::Ticket(ticket).into());
+            }
+            if shard.is_stopped() {
+                continue;
+            }
             for ask in requests {
                 shard.ask(&key, Envelope { ask, reply: ReplyTo::nobody() });
             }

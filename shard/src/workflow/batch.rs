@@ -22,7 +22,7 @@ use crate::leader::hosting::{Ask, Envelope, Following, Lost, Subscription, Workf
 use crate::leader::reads::{not_found, run_not_found, unreadable};
 use crate::leader::runtime::ShardRuntime;
 use crate::leader::wakeups::{Cause, Wakeup};
-use crate::message::{Answer, Offer, QueueCall, WorkflowCall};
+use crate::message::{Answer, Offer, OfferedTask, QueueCall, Ticket, WorkflowCall};
 use crate::replica::entry;
 use crate::route::shard_leader::ReplyTo;
 use crate::rows::recent::RecentHistory;
@@ -56,6 +56,8 @@ pub(crate) struct Hosted {
     pub(crate) last_accepted: Option<(WorkflowTaskRef, RespondWorkflowTaskCompletedResponse)>,
     /// When the held workflow task has taken too long.
     held_deadline: Option<Wakeup>,
+    /// Of a commit whose outcome is unknown: see [`Lost`].
+    lost_tickets: Vec<Ticket>,
 }
 
 /// What the requests of one batch come to, before it is committed.
@@ -69,6 +71,8 @@ pub(crate) struct Batch {
     pub(crate) requests: Requests,
     /// Tasks that were taken: they need not be withdrawn from their queue.
     pub(crate) taken: BTreeSet<TaskKey>,
+    /// Tasks that the batch both makes and hands out.
+    new_and_taken: BTreeSet<TaskKey>,
     events: usize,
     bytes: usize,
     /// What is on its way to be committed, with the runs before it.
@@ -104,6 +108,7 @@ impl Hosted {
             watchers: BTreeMap::new(),
             last_accepted: None,
             held_deadline: None,
+            lost_tickets: Vec::new(),
         }
     }
 
@@ -213,6 +218,9 @@ impl Hosted {
         }
         for offer in offers {
             if let Some(ticket) = self.shard.cluster.meet(offer) {
+                if let OfferedTask::Task(key) = &ticket.offer.task {
+                    batch.new_and_taken.insert(key.clone());
+                }
                 self.redeem(ticket, batch);
             }
         }
@@ -445,8 +453,19 @@ impl Entity for Hosted {
 
     fn refuse(&mut self, batch: Batch, why: &ShardError) {
         for pending in batch.pending {
-            pending.give_up_ticket(&self.shard.cluster);
-            pending.refuse(why);
+            match pending {
+                // Whether there is such an activity shows when nothing is under way any more.
+                Pending::DeliverActivity(ticket, _)
+                    if matches!(&ticket.offer.task, OfferedTask::Task(key)
+                        if batch.new_and_taken.contains(key)) =>
+                {
+                    self.lost_tickets.push(ticket);
+                }
+                pending => {
+                    pending.give_up_ticket(&self.shard.cluster);
+                    pending.refuse(why);
+                }
+            }
         }
     }
 
@@ -507,7 +526,9 @@ impl Entity for Hosted {
 
     /// Callers that wait hear why, and what nobody waits for is done by the next actor.
     fn abandon(&mut self, left: VecDeque<Envelope>, why: &ShardError) {
-        let mut lost = Lost { runs: self.runs.keys().cloned().collect(), requests: Vec::new() };
+        let (runs, tickets) =
+            (self.runs.keys().cloned().collect(), std::mem::take(&mut self.lost_tickets));
+        let mut lost = Lost { runs, tickets, ..Lost::default() };
         for envelope in left {
             let is_ticket = matches!(envelope.ask, Ask::Call(WorkflowCall::Ticket(_)));
             if envelope.reply.is_nobody() && !is_ticket {
@@ -516,7 +537,7 @@ impl Entity for Hosted {
                 envelope.refuse(&self.shard.cluster, why.clone());
             }
         }
-        if !self.shard.is_stopped() {
+        if !self.shard.is_stopped() || !lost.tickets.is_empty() {
             self.shard.recover(self.key.clone(), lost);
         }
         self.queries.fail_all(why);

@@ -1,16 +1,32 @@
+use std::time::Duration;
+
+use piton_core::effect::QueueName;
 use piton_core::id::{Position, RequestId};
 use piton_core::limits::Limits;
-use piton_core::proto::common::{SearchAttributes, WorkflowType};
-use piton_core::proto::workflowservice::StartWorkflowExecutionRequest;
+use piton_core::proto::command::{
+    Command, ScheduleActivityTaskCommandAttributes, command::Attributes,
+};
+use piton_core::proto::common::{ActivityType, SearchAttributes, WorkflowType};
+use piton_core::proto::enums::CommandType;
+use piton_core::proto::taskqueue::TaskQueue;
+use piton_core::proto::workflowservice::{
+    RespondWorkflowTaskCompletedRequest, StartWorkflowExecutionRequest,
+};
 use piton_core::request::{
     Drawn, RunRequest, SearchAttributeCheck, StartRequest, TerminateRequest,
 };
 use piton_core::run::{Reply, decide_start};
 use piton_core::time::Span;
+use piton_raft::Tuning;
+use piton_raft::log::FaultyDisk;
+use tokio::time::Instant;
 
 use super::*;
-use crate::entity::tests::leading_shard;
+use crate::entity::tests::{leading_shard, leading_shard_on};
 use crate::entity::{batch, expire};
+use crate::message::{QueueKey, QueueType, TaskToken};
+use crate::meta::{Namespace, NamespaceState};
+use crate::route::cluster::Poll;
 use crate::rows::retention;
 
 struct AllKnown;
@@ -117,4 +133,107 @@ async fn a_workflow_begins_anew_behind_the_last_request_id_of_the_one_before() {
     batch::commit(&mut hosted, batch).await.expect("it is committed");
     let current = shard.rows.current(&key).expect("it reads").expect("there is a run");
     assert_eq!((current.position, current.run.run_id), (Position(1), "new".into()));
+}
+
+const QUEUE: &str = "queue";
+/// Longer than anything here takes but what is held up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Many times the pause after which a ticket is presented again.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+fn queue() -> TaskQueue {
+    TaskQueue { name: QUEUE.into(), ..TaskQueue::default() }
+}
+
+fn poll() -> Poll {
+    Poll {
+        queue: QueueName::normal(QUEUE),
+        identity: "worker".into(),
+        worker_instance_key: String::new(),
+        worker_version: None,
+        deadline: Instant::now() + PATIENCE,
+    }
+}
+
+fn schedule_activity() -> Command {
+    let attributes = ScheduleActivityTaskCommandAttributes {
+        activity_id: "once".into(),
+        activity_type: Some(ActivityType { name: "step".into() }),
+        task_queue: Some(queue()),
+        start_to_close_timeout: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        ..ScheduleActivityTaskCommandAttributes::default()
+    };
+    Command {
+        command_type: CommandType::ScheduleActivityTask.into(),
+        attributes: Some(Attributes::ScheduleActivityTaskCommandAttributes(attributes)),
+        ..Command::default()
+    }
+}
+
+/// Whether a poll waits for an activity in the queue, within this time.
+async fn sees_poll(shard: &ShardRuntime, within: Duration) -> bool {
+    let queue = QueueKey {
+        namespace: "namespace".into(),
+        queue: QueueName::normal(QUEUE),
+        kind: QueueType::Activity,
+    };
+    let waits = async {
+        while !shard.queues.depths().iter().any(|q| q.queue == queue && q.polls > 0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(within, waits).await.is_ok()
+}
+
+/// An activity is scheduled and given to a poll by one commit, whose leader gives it up before it
+/// comes to be. By then the rows say nothing of the activity, and nobody but that poll may have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_whose_activity_is_committed_late_comes_to_its_poll() {
+    let disk = FaultyDisk::new(1);
+    let tuning = Tuning { propose_timeout: Duration::from_millis(200), ..Tuning::default() };
+    let shard = leading_shard_on(disk.clone(), tuning).await;
+    let cluster = shard.cluster.clone();
+    cluster.host().set_serving(shard.id, Some(Arc::clone(&shard) as _));
+    let namespace = Namespace {
+        id: "namespace".into(),
+        name: "namespace".into(),
+        state: NamespaceState::Registered,
+        description: String::new(),
+        owner: String::new(),
+        data: BTreeMap::new(),
+        retention: Span::from_secs(1),
+        created: Timestamp::MIN,
+    };
+    let start = StartWorkflowExecutionRequest {
+        workflow_id: "late".into(),
+        workflow_type: Some(WorkflowType { name: "Order".into() }),
+        task_queue: Some(queue()),
+        request_id: "start".into(),
+        ..StartWorkflowExecutionRequest::default()
+    };
+    let start = StartRequest { start: Box::new(start), signal: None, parent: None };
+    cluster.start_workflow(&namespace, start).await.expect("it starts");
+    let task = cluster.poll_workflow_task(&namespace, poll()).await.expect("a task");
+    let Ok(TaskToken::Workflow(token)) = TaskToken::decode(&task.task_token) else {
+        panic!("it is the token of a workflow task")
+    };
+    let polled = tokio::spawn({
+        let (cluster, namespace) = (cluster.clone(), namespace.clone());
+        async move { cluster.poll_activity_task(&namespace, poll()).await }
+    });
+    assert!(sees_poll(&shard, PATIENCE).await, "no poll came");
+
+    disk.hold_syncs(true);
+    let answer = RespondWorkflowTaskCompletedRequest {
+        commands: vec![schedule_activity()],
+        ..RespondWorkflowTaskCompletedRequest::default()
+    };
+    let refused = cluster.complete_workflow_task(token, answer).await.expect_err("nobody knows");
+    assert!(refused.is_retriable(), "{refused}");
+    assert!(!sees_poll(&shard, A_WHILE).await, "it goes on, and its attempt may be recorded yet");
+    disk.hold_syncs(false);
+
+    let task = tokio::time::timeout(PATIENCE / 2, polled).await.expect("it got nothing");
+    let task = task.expect("it ends").expect("a task");
+    assert_eq!((task.activity_id.as_str(), task.attempt), ("once", 1));
 }
