@@ -32,7 +32,8 @@ pub struct Class {
     pub fairness_key: Arc<str>,
 }
 
-/// A task seeks a worker. Tasks with the same id are the same task.
+/// A task seeks a worker. Tasks with the same id are the same task, unless one was created later: then the
+/// other is of a commit that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task<T> {
     pub id: T,
@@ -173,7 +174,11 @@ impl<T: Ord + Clone, P: Ord + Clone> Matching<T, P> {
 
     fn try_offer(&mut self, task: Task<T>, now: Timestamp) -> Added<T, P> {
         if let Some(rank) = self.backlog.find(&task.id) {
-            return Added::At(rank);
+            let (created, _) = rank;
+            if created >= task.created {
+                return Added::At(rank);
+            }
+            self.backlog.remove(&task.id);
         }
         if let Some(poll) = self.polls.take(&task.class.version) {
             return Added::Matched(Match { task, poll });

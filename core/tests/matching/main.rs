@@ -190,3 +190,17 @@ fn the_queue_of_a_worker_that_shuts_down_is_left_by_all() {
     queue.poll(poll(3, "x"), at(3));
     assert_eq!(queue.close("w", at(3)).polls.len(), 1, "whoever waited there");
 }
+
+/// A task whose commit failed may be here all the same. What was decided instead may go by the same id: it
+/// is later, and the other one is nobody's.
+#[test]
+fn of_two_tasks_by_one_id_the_later_one_waits() {
+    let mut queue = Queue::new(bounds(10, 10), at(0));
+    for created in [2, 1, 3, 2] {
+        let offered = queue.offer(task(7, 0, class(3, ""), at(created)), false, at(0));
+        assert_eq!(offered, Offered::Waits);
+        assert_eq!(queue.len(), 1);
+    }
+    assert_eq!(taken(&mut queue, 1).map(|task| task.created), Some(at(3)));
+    assert_eq!(taken(&mut queue, 2), None);
+}
