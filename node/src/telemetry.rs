@@ -181,7 +181,7 @@ async fn show_metrics(State(http): State<Http>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let refresh = Arc::clone(&http.refresh);
     if tokio::task::spawn_blocking(move || refresh()).await.is_err() {
-        tracing::error!("the figures of the task queues could not be read");
+        tracing::error!("the figures of task queues and files could not be read");
     }
     ([(header::CONTENT_TYPE, OPEN_METRICS)], http.metrics.text())
 }

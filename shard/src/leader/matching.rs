@@ -3,10 +3,12 @@
 //!
 //! Soft state: the truth is the task rows in the shards. It lives on the leader of the shard that
 //! the queue's name hashes to, so a queue has one owner and one order. Payloads never come here.
+//! Only a task that meets a waiting poll before its commit passes the actor by (`queues`).
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::MutexGuard;
 use piton_core::matching::{Match, Matching, Offered, Poll, Polled, Standing, Task, Want};
 use piton_core::time::Timestamp;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
@@ -67,7 +69,7 @@ impl Actor for MatchingActor {
             return Ok(());
         };
         owned.work(&shard);
-        let is_abandoned = owned.handle.matching.lock().is_abandoned(shard.clock.now());
+        let is_abandoned = owned.matching().is_abandoned(shard.clock.now());
         if is_abandoned && owned.handle.mailbox.close_if_empty() {
             shard.queues.remove(&owned.queue);
             myself.stop(None);
@@ -86,7 +88,7 @@ impl Actor for MatchingActor {
             QueueCall::Poll(poll) => Some((poll.node, poll.poll)),
             _ => None,
         });
-        let waiting = owned.handle.matching.lock().stop();
+        let waiting = owned.matching().stop();
         let waiting = waiting.into_iter().map(|poll| poll.id);
         for (node, poll) in waiting.chain(late) {
             shard.cluster.deliver(node, poll, Delivery::Again);
@@ -98,6 +100,10 @@ impl Actor for MatchingActor {
 impl Owned {
     fn new(shard: &Arc<ShardRuntime>, queue: QueueKey, handle: Arc<QueueHandle>) -> Self {
         Self { shard: Arc::downgrade(shard), queue, handle }
+    }
+
+    fn matching(&self) -> MutexGuard<'_, Matching<TaskId, PollName>> {
+        self.handle.matching.lock()
     }
 
     /// Works until nothing waits. A panic is a bug of ours: the call is lost, the queue is not.
@@ -126,10 +132,10 @@ impl Owned {
 
     /// What is here cannot be trusted any more. Polls come again, and the shards offer again.
     fn begin_anew(&mut self, shard: &Arc<ShardRuntime>) {
-        let stop = || self.handle.matching.lock().stop();
+        let stop = || self.matching().stop();
         let polls = caught(shard.id, "matching", stop).unwrap_or_default();
         let anew = Matching::new(bounds(&shard.config, &self.queue), shard.clock.now());
-        *self.handle.matching.lock() = anew;
+        *self.matching() = anew;
         for Poll { id: (node, poll), .. } in polls {
             shard.cluster.deliver(node, poll, Delivery::Again);
         }
@@ -149,7 +155,7 @@ impl Owned {
         match call {
             QueueCall::Offer(offer) => {
                 let more_behind = offer.more_behind;
-                let offered = self.handle.matching.lock().offer(task_of(offer), more_behind, now);
+                let offered = self.matching().offer(task_of(offer), more_behind, now);
                 match offered {
                     Offered::Matched(met) => {
                         shard.metrics.task_met_poll();
@@ -160,10 +166,10 @@ impl Owned {
                 }
             }
             QueueCall::Withdraw { key, run_id, task, .. } => {
-                self.handle.matching.lock().withdraw(&(key, run_id, task));
+                self.matching().withdraw(&(key, run_id, task));
             }
             QueueCall::Poll(poll) => {
-                let polled = self.handle.matching.lock().poll(poll_of(poll), now);
+                let polled = self.matching().poll(poll_of(poll), now);
                 match polled {
                     Polled::Matched(met) => {
                         shard.metrics.poll_met_task();
@@ -174,7 +180,7 @@ impl Owned {
                 }
             }
             QueueCall::WithdrawPoll { node, poll, .. } => {
-                self.handle.matching.lock().withdraw_poll(&(node, poll))
+                self.matching().withdraw_poll(&(node, poll))
             }
             QueueCall::ShutdownWorker { worker_instance_key, .. } => {
                 self.shut_down(shard, &worker_instance_key);
@@ -189,17 +195,17 @@ impl Owned {
     fn shut_down(&mut self, shard: &ShardRuntime, worker: &str) {
         let now = shard.clock.now();
         if !self.queue.queue.is_sticky() {
-            let polls = self.handle.matching.lock().shut_down(worker, now);
+            let polls = self.matching().shut_down(worker, now);
             return polls.into_iter().for_each(|poll| end(shard, poll));
         }
-        let left = self.handle.matching.lock().close(worker, now);
+        let left = self.matching().close(worker, now);
         left.polls.into_iter().for_each(|poll| end(shard, poll));
         left.tasks.into_iter().for_each(|task| refuse(shard, task));
     }
 
     /// Tells the shards for whose tasks there is room.
     fn ask_for_more(&mut self, shard: &ShardRuntime) {
-        let wants = self.handle.matching.lock().wants();
+        let wants = self.matching().wants();
         for Want { shard: origin, class, limit } in wants {
             let wanted = WantedTasks { queue: self.queue.clone(), class, limit };
             shard.cluster.send(origin, Call::Wanted(wanted));
@@ -211,7 +217,7 @@ impl Owned {
             identity: identity.to_owned(),
             last_access,
         };
-        let mut matching = self.handle.matching.lock();
+        let mut matching = self.matching();
         TaskQueueView {
             pollers: matching.pollers(now).map(poller).collect(),
             backlog_count: matching.len() as u64,
@@ -221,7 +227,7 @@ impl Owned {
     }
 
     fn show(&self) {
-        self.handle.show(&self.handle.matching.lock());
+        self.handle.show(&self.matching());
     }
 
     fn issue(&self, shard: &ShardRuntime, met: Match<TaskId, PollName>) {

@@ -1,5 +1,5 @@
-//! The queues that a shard owns: of each its mailbox and what it shows to metrics. What the actor
-//! behind it does is in `matching`.
+//! The queues that a shard owns: of each its mailbox, its tasks and polls, and what it shows to metrics. What
+//! the actor behind it does with them is in `matching`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
