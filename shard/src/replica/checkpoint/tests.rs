@@ -134,6 +134,8 @@ fn nothing_is_written_to_a_disk_without_room() {
         assert!(Instant::now() < deadline, "it never looked");
         thread::yield_now();
     }
+    // Whatever the thread has got to, this is a whole round.
+    checkpoints.shared.round().expect("nothing fails");
     assert_eq!(table.checkpointed(), None);
     room.set(1 << 30, false);
     assert_eq!(wrote.recv_timeout(PATIENCE), Ok(1));
