@@ -201,6 +201,7 @@ impl Storage {
             clock,
             ids: Ids::random(),
             metrics: ShardMetrics::register(&mut registry),
+            peer: Arc::new(NoPeers),
         };
         let (cluster, serving) = match serve(parts).await {
             Ok(serving) => serving,
@@ -291,7 +292,7 @@ impl Storage {
 
 async fn serve(parts: HostParts) -> Result<(Cluster, Serving), ShardError> {
     let host = ShardHost::start(parts).await?;
-    let cluster = Cluster::new(Arc::clone(&host), Arc::new(NoPeers));
+    let cluster = Cluster::new(Arc::clone(&host));
     match cluster.serve().await {
         Ok(serving) => Ok((cluster, serving)),
         Err(error) => {

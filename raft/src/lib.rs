@@ -49,5 +49,6 @@ pub use groups::{Groups, LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 pub use log::{Disk, GroupId, Log};
 pub use memory_network::MemoryNetwork;
 pub use replica::{CommittedEntry, Replica, SnapshotRows};
+pub use rounds::{Joined, Rounds};
 pub use snapshot::SnapshotStats;
 pub use transport::{Inbox, Lane, Transport};

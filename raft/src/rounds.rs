@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 /// Callers that wait for rounds, each of which answers a `T`.
-pub(crate) struct Rounds<T> {
+pub struct Rounds<T> {
     state: Mutex<State<T>>,
 }
 
@@ -24,16 +24,16 @@ impl<T> Default for Rounds<T> {
 }
 
 /// A caller that waits for the next round.
-pub(crate) struct Joined<T> {
+pub struct Joined<T> {
     /// What that round answers.
-    pub(crate) answer: oneshot::Receiver<T>,
+    pub answer: oneshot::Receiver<T>,
     /// Nobody runs the rounds: the caller has to see to it.
-    pub(crate) is_first: bool,
+    pub is_first: bool,
 }
 
 impl<T: Clone> Rounds<T> {
     /// Waits for a round that begins after now.
-    pub(crate) fn join(&self) -> Joined<T> {
+    pub fn join(&self) -> Joined<T> {
         let (tx, answer) = oneshot::channel();
         let mut state = self.state.lock();
         state.waiting.push(tx);
@@ -41,7 +41,7 @@ impl<T: Clone> Rounds<T> {
     }
 
     /// Serves those who wait, one round after the other, until nobody waits.
-    pub(crate) async fn run<F: Future<Output = T>>(&self, round: impl Fn() -> F) {
+    pub async fn run<F: Future<Output = T>>(&self, round: impl Fn() -> F) {
         // ORDER: those who wait are taken before the round begins. Who comes later may ask for an
         // entry that was committed after the round's index was drawn.
         while let Some(served) = self.take() {

@@ -2,6 +2,8 @@
 
 use piton_core::error::Rejection;
 
+use crate::message::MetaError;
+
 /// A request that was not carried out, or whose outcome is unknown.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ShardError {
@@ -27,6 +29,15 @@ pub enum ShardError {
     /// A bug or damage on this node.
     #[error("{0}")]
     Internal(String),
+}
+
+impl From<MetaError> for ShardError {
+    fn from(error: MetaError) -> Self {
+        match error {
+            MetaError::NamespaceNotFound { name } => Self::NamespaceNotFound { name },
+            error => Self::Unavailable(error.to_string()),
+        }
+    }
 }
 
 impl ShardError {

@@ -31,13 +31,14 @@ pub use error::ShardError;
 pub use ids::Ids;
 pub use message::{
     ActivityToken, Answer, Call, CountReply, Delivery, HeldEvents, HistoryPage, HistoryPageReply,
-    NoPeers, Offer, OfferedTask, Peer, PollId, PollRequest, Poller, QueryToken, QueueCall,
-    QueueKey, QueueType, ReadCall, Receipt, TaskQueueView, TaskToken, Ticket, TokenError,
-    WantedTasks, WorkflowCall, WorkflowTaskToken,
+    MetaCall, MetaError, MetaRequest, NamespaceUpdate, NewNamespace, NoPeers, Offer, OfferedTask,
+    Peer, PollId, PollRequest, Poller, QueryToken, QueueCall, QueueKey, QueueType, ReadCall,
+    Receipt, TaskQueueView, TaskToken, Ticket, TokenError, WantedTasks, WorkflowCall,
+    WorkflowTaskToken,
 };
 pub use meta::{
-    META_GROUP, Meta, MetaError, MetaState, Namespace, NamespaceAttributes, NamespaceState,
-    NamespaceUpdate, NewNamespace, Route, SearchAttributeTypes,
+    META_GROUP, Meta, MetaState, Namespace, NamespaceAttributes, NamespaceState, Route,
+    SearchAttributeTypes,
 };
 pub use metrics::ShardMetrics;
 pub use room::Room;

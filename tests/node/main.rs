@@ -29,6 +29,7 @@ mod golden_data;
 mod held_task;
 mod in_memory;
 mod lost_files;
+mod meta_changes;
 mod metrics;
 mod page_tokens;
 mod panicking;

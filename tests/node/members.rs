@@ -14,9 +14,9 @@ use piton_core::time::Span;
 use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
-    Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, Namespace, NewNamespace,
-    Peer, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost, ShardMetrics, WallTime,
-    WorkflowCall,
+    Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, MetaCall, MetaError,
+    Namespace, NewNamespace, Peer, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost,
+    ShardMetrics, WallTime, WorkflowCall,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
 use prometheus_client::encoding::text::encode;
@@ -81,6 +81,17 @@ impl Peer for LinkedPeer {
     async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt {
         let reached = self.links.reach(self.node, node);
         reached.map_or(Receipt::Unreachable, |(cluster, _)| cluster.accept_delivery(poll, delivery))
+    }
+
+    async fn meta(&self, node: NodeId, call: MetaCall) -> Result<u64, MetaError> {
+        let (cluster, mut gone) =
+            self.links.reach(self.node, node).ok_or(MetaError::NotLed { leader: None })?;
+        tokio::select! {
+            answer = cluster.meta().answer(call) => answer,
+            _ = gone.wait_for(|gone| *gone) => {
+                Err(MetaError::Unavailable(format!("node {node} cannot be reached")))
+            }
+        }
     }
 }
 
@@ -168,10 +179,10 @@ impl Members {
             clock: wall.map_or_else(Clock::start, Clock::start_on),
             ids: Ids::random(),
             metrics: ShardMetrics::register(&mut metrics),
+            peer: Arc::new(LinkedPeer { node, links: Arc::clone(&self.links) }),
         };
         let host = ShardHost::start(parts).await.unwrap();
-        let peer = LinkedPeer { node, links: Arc::clone(&self.links) };
-        let cluster = Cluster::new(host, Arc::new(peer));
+        let cluster = Cluster::new(host);
         let serving = cluster.serve().await.unwrap();
         let (gone, watch_gone) = watch::channel(false);
         self.links.cut_off.write().unwrap().remove(&node);
@@ -194,28 +205,17 @@ impl Members {
     }
 
     async fn bootstrap(&self) {
-        // Changes of the meta state are made where its leader is: there is no forwarding yet.
-        await_until("the namespace is registered", || async {
-            for (_, running) in self.running() {
-                let meta = running.cluster.meta();
-                if meta.bootstrap_routes(SHARDS).await.is_err() {
-                    continue;
-                }
-                let new = NewNamespace {
-                    name: NAMESPACE.to_owned(),
-                    retention: Span::from_secs(86_400),
-                    created: running.cluster.host().clock().now(),
-                    ..NewNamespace::default()
-                };
-                let registered = meta.namespace(NAMESPACE).is_some()
-                    || meta.register_namespace(new).await.is_ok();
-                if registered {
-                    return Some(());
-                }
-            }
-            None
-        })
-        .await;
+        // On any node: changes of the meta state find their leader.
+        let (_, running) = self.running().next_back().unwrap();
+        let meta = running.cluster.meta();
+        meta.bootstrap_routes(SHARDS).await.unwrap();
+        let new = NewNamespace {
+            name: NAMESPACE.to_owned(),
+            retention: Span::from_secs(86_400),
+            created: running.cluster.host().clock().now(),
+            ..NewNamespace::default()
+        };
+        meta.register_namespace(new).await.unwrap();
         await_until("every node knows the namespace", || async {
             let knows = |running: &RunningMember| {
                 let meta = running.cluster.meta();
@@ -226,7 +226,7 @@ impl Members {
         .await;
     }
 
-    fn running(&self) -> impl Iterator<Item = (NodeId, &RunningMember)> {
+    fn running(&self) -> impl DoubleEndedIterator<Item = (NodeId, &RunningMember)> {
         let members = self.members.iter();
         members.filter_map(|(node, member)| Some((*node, member.running.as_ref()?)))
     }
@@ -236,6 +236,17 @@ impl Members {
         await_until("the shard has a leader", || async {
             self.running().find_map(|(node, running)| {
                 let leadership = *group_of(running, workflow_id)?.leadership().borrow();
+                (leadership.serving && leadership.leader == Some(node)).then_some(node)
+            })
+        })
+        .await
+    }
+
+    /// The leader of the meta group.
+    pub(crate) async fn meta_leader(&self) -> NodeId {
+        await_until("the meta group has a leader", || async {
+            self.running().find_map(|(node, running)| {
+                let leadership = *running.groups.group(META_GROUP)?.leadership().borrow();
                 (leadership.serving && leadership.leader == Some(node)).then_some(node)
             })
         })

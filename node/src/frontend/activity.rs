@@ -29,7 +29,7 @@ pub(super) async fn poll(
 ) -> Result<PollActivityTaskQueueResponse, ApiError> {
     let request = call.message;
     let rate = request.task_queue_metadata.as_ref().and_then(|m| m.max_tasks_per_second);
-    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(request))?;
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(request)).await?;
     validate::no_rate_limit(rate)?;
     let task = frontend.cluster.poll_activity_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
@@ -43,16 +43,20 @@ struct Target {
 }
 
 impl Target {
-    fn by_token(frontend: &Frontend, namespace: &str, token: &[u8]) -> Result<Self, ApiError> {
+    async fn by_token(
+        frontend: &Frontend,
+        namespace: &str,
+        token: &[u8],
+    ) -> Result<Self, ApiError> {
         let TaskToken::Activity(token) = decode_token(token)? else {
             return Err(wrong_token());
         };
-        check_token_namespace(frontend, namespace, &token.namespace)?;
+        check_token_namespace(frontend, namespace, &token.namespace).await?;
         let (key, activity) = (token.key(), token.reference());
         Ok(Self { key, run_id: Some(token.run_id), activity })
     }
 
-    fn by_id(
+    async fn by_id(
         frontend: &Frontend,
         namespace: &str,
         workflow_id: &str,
@@ -60,7 +64,7 @@ impl Target {
         activity_id: String,
     ) -> Result<Self, ApiError> {
         let limits = frontend.limits();
-        let namespace = frontend.namespace(namespace)?;
+        let namespace = frontend.namespace(namespace).await?;
         let key = validate::workflow_key(&namespace.id, workflow_id, &limits)?;
         let run_id = validate::run_id(run_id)?;
         validate::required("ActivityId", &activity_id, &limits)?;
@@ -144,7 +148,7 @@ pub(super) async fn heartbeat(
     call: Call<RecordActivityTaskHeartbeatRequest>,
 ) -> Result<RecordActivityTaskHeartbeatResponse, ApiError> {
     let request = call.message;
-    let target = Target::by_token(frontend, &request.namespace, &request.task_token)?;
+    let target = Target::by_token(frontend, &request.namespace, &request.task_token).await?;
     let cancel_requested =
         record_heartbeat(frontend, target, request.details, request.identity).await?;
     Ok(RecordActivityTaskHeartbeatResponse { cancel_requested, ..Default::default() })
@@ -155,7 +159,8 @@ pub(super) async fn heartbeat_by_id(
     call: Call<RecordActivityTaskHeartbeatByIdRequest>,
 ) -> Result<RecordActivityTaskHeartbeatByIdResponse, ApiError> {
     let r = call.message;
-    let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
+    let target =
+        Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id).await?;
     let cancel_requested = record_heartbeat(frontend, target, r.details, r.identity).await?;
     Ok(RecordActivityTaskHeartbeatByIdResponse { cancel_requested, ..Default::default() })
 }
@@ -166,7 +171,7 @@ pub(super) async fn complete(
 ) -> Result<RespondActivityTaskCompletedResponse, ApiError> {
     let request = call.message;
     validate::unversioned(request.deployment_options.as_ref())?;
-    let target = Target::by_token(frontend, &request.namespace, &request.task_token)?;
+    let target = Target::by_token(frontend, &request.namespace, &request.task_token).await?;
     record_result(frontend, target, request.result, request.identity).await?;
     Ok(RespondActivityTaskCompletedResponse {})
 }
@@ -176,7 +181,8 @@ pub(super) async fn complete_by_id(
     call: Call<RespondActivityTaskCompletedByIdRequest>,
 ) -> Result<RespondActivityTaskCompletedByIdResponse, ApiError> {
     let r = call.message;
-    let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
+    let target =
+        Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id).await?;
     record_result(frontend, target, r.result, r.identity).await?;
     Ok(RespondActivityTaskCompletedByIdResponse {})
 }
@@ -187,7 +193,7 @@ pub(super) async fn fail(
 ) -> Result<RespondActivityTaskFailedResponse, ApiError> {
     let r = call.message;
     validate::unversioned(r.deployment_options.as_ref())?;
-    let target = Target::by_token(frontend, &r.namespace, &r.task_token)?;
+    let target = Target::by_token(frontend, &r.namespace, &r.task_token).await?;
     let failures =
         record_failure(frontend, target, r.failure, r.last_heartbeat_details, r.identity).await?;
     Ok(RespondActivityTaskFailedResponse { failures })
@@ -198,7 +204,8 @@ pub(super) async fn fail_by_id(
     call: Call<RespondActivityTaskFailedByIdRequest>,
 ) -> Result<RespondActivityTaskFailedByIdResponse, ApiError> {
     let r = call.message;
-    let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
+    let target =
+        Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id).await?;
     let failures =
         record_failure(frontend, target, r.failure, r.last_heartbeat_details, r.identity).await?;
     Ok(RespondActivityTaskFailedByIdResponse { failures })
@@ -210,7 +217,7 @@ pub(super) async fn cancel(
 ) -> Result<RespondActivityTaskCanceledResponse, ApiError> {
     let request = call.message;
     validate::unversioned(request.deployment_options.as_ref())?;
-    let target = Target::by_token(frontend, &request.namespace, &request.task_token)?;
+    let target = Target::by_token(frontend, &request.namespace, &request.task_token).await?;
     record_cancel(frontend, target, request.details, request.identity).await?;
     Ok(RespondActivityTaskCanceledResponse {})
 }
@@ -221,7 +228,8 @@ pub(super) async fn cancel_by_id(
 ) -> Result<RespondActivityTaskCanceledByIdResponse, ApiError> {
     let r = call.message;
     validate::unversioned(r.deployment_options.as_ref())?;
-    let target = Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id)?;
+    let target =
+        Target::by_id(frontend, &r.namespace, &r.workflow_id, &r.run_id, r.activity_id).await?;
     record_cancel(frontend, target, r.details, r.identity).await?;
     Ok(RespondActivityTaskCanceledByIdResponse {})
 }

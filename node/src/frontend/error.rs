@@ -49,10 +49,6 @@ impl ApiError {
     pub(crate) fn invalid(text: impl Into<String>) -> Self {
         Self::Invalid(text.into())
     }
-
-    pub(crate) fn namespace_not_found(name: &str) -> Self {
-        Self::Shard(ShardError::NamespaceNotFound { name: name.to_owned() })
-    }
 }
 
 impl From<Rejection> for ApiError {

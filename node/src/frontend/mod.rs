@@ -108,13 +108,13 @@ impl Frontend {
         self.cluster.meta().limits()
     }
 
-    /// The namespace that a request names.
-    fn namespace(&self, name: &str) -> Result<Arc<Namespace>, ApiError> {
+    /// The namespace that a request names, also one that was made on another node a moment ago.
+    async fn namespace(&self, name: &str) -> Result<Arc<Namespace>, ApiError> {
         if name.is_empty() {
             return Err(ApiError::invalid("Namespace not set on request."));
         }
         validate::optional("Namespace", name, &self.limits())?;
-        self.cluster.meta().namespace(name).ok_or_else(|| ApiError::namespace_not_found(name))
+        Ok(self.cluster.meta().find_namespace(name).await?)
     }
 }
 

@@ -66,19 +66,18 @@ fn check_retention(retention: Span) -> Result<Span, ApiError> {
 }
 
 /// The namespace that a request gives by name or by id.
-fn find(frontend: &Frontend, name: &str, id: &str) -> Result<Arc<Namespace>, ApiError> {
+async fn find(frontend: &Frontend, name: &str, id: &str) -> Result<Arc<Namespace>, ApiError> {
     if id.is_empty() {
-        return frontend.namespace(name);
+        return frontend.namespace(name).await;
     }
-    let found = frontend.cluster.meta().namespace_by_id(&id.into());
-    found.ok_or_else(|| ApiError::namespace_not_found(id))
+    Ok(frontend.cluster.meta().find_namespace_by_id(&id.into()).await?)
 }
 
 pub(super) async fn describe(
     frontend: &Frontend,
     call: Call<DescribeNamespaceRequest>,
 ) -> Result<DescribeNamespaceResponse, ApiError> {
-    let namespace = find(frontend, &call.message.namespace, &call.message.id)?;
+    let namespace = find(frontend, &call.message.namespace, &call.message.id).await?;
     Ok(description(frontend, &namespace))
 }
 
@@ -111,7 +110,7 @@ pub(super) async fn update(
     call: Call<UpdateNamespaceRequest>,
 ) -> Result<UpdateNamespaceResponse, ApiError> {
     let request = call.message;
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let config = request.config.unwrap_or_default();
     let replicated = request.replication_config.as_ref().is_some_and(|r| {
         r.clusters.iter().any(|c| c.cluster_name != CLUSTER_NAME)
@@ -156,7 +155,7 @@ pub(super) async fn update(
     let mut updated = meta.update_namespace(&namespace.name, change).await?;
     if deprecates {
         meta.deprecate_namespace(&namespace.name).await?;
-        updated = frontend.namespace(&namespace.name)?;
+        updated = frontend.namespace(&namespace.name).await?;
     }
     let DescribeNamespaceResponse { namespace_info, config, replication_config, .. } =
         description(frontend, &updated);
@@ -173,7 +172,7 @@ pub(super) async fn deprecate(
     frontend: &Frontend,
     call: Call<DeprecateNamespaceRequest>,
 ) -> Result<DeprecateNamespaceResponse, ApiError> {
-    let namespace = frontend.namespace(&call.message.namespace)?;
+    let namespace = frontend.namespace(&call.message.namespace).await?;
     frontend.cluster.meta().deprecate_namespace(&namespace.name).await?;
     Ok(DeprecateNamespaceResponse {})
 }

@@ -25,7 +25,7 @@ pub(super) async fn add_search_attributes(
     call: Call<AddSearchAttributesRequest>,
 ) -> Result<AddSearchAttributesResponse, ApiError> {
     let request = call.message;
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     if request.search_attributes.is_empty() {
         return Err(ApiError::invalid("SearchAttributes are not set on request."));
     }
@@ -51,7 +51,7 @@ pub(super) async fn remove_search_attributes(
     call: Call<RemoveSearchAttributesRequest>,
 ) -> Result<RemoveSearchAttributesResponse, ApiError> {
     let request = call.message;
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     if request.search_attributes.is_empty() {
         return Err(ApiError::invalid("SearchAttributes are not set on request."));
     }
@@ -71,7 +71,7 @@ pub(super) async fn list_search_attributes(
     frontend: &Frontend,
     call: Call<ListSearchAttributesRequest>,
 ) -> Result<ListSearchAttributesResponse, ApiError> {
-    let namespace = frontend.namespace(&call.message.namespace)?;
+    let namespace = frontend.namespace(&call.message.namespace).await?;
     let custom = frontend.cluster.meta().search_attributes(&namespace.id);
     let system = search_attribute::KNOWN.iter();
     Ok(ListSearchAttributesResponse {

@@ -41,14 +41,14 @@ macro_rules! asked {
 pub(super) use asked;
 
 /// Checks a poll whose client stops waiting at `deadline`.
-pub(super) fn checked(
+pub(super) async fn checked(
     frontend: &Frontend,
     deadline: Option<Instant>,
     asked: Asked,
 ) -> Result<(Arc<Namespace>, Poll), ApiError> {
     let limits = frontend.limits();
     let deadline = validate::poll_deadline(deadline, Instant::now(), &limits)?;
-    let namespace = frontend.namespace(&asked.namespace)?;
+    let namespace = frontend.namespace(&asked.namespace).await?;
     let queue = validate::queue(asked.task_queue.as_ref(), &limits)?;
     validate::optional("Identity", &asked.identity, &limits)?;
     validate::unversioned(asked.deployment.as_ref())?;

@@ -112,7 +112,7 @@ fn of_meta(error: MetaError) -> (Code, Option<Any>) {
         MetaError::AttributeExists { .. } => (Code::AlreadyExists, None),
         MetaError::AttributeNotFound { .. } => not_found(),
         MetaError::Invalid(_) => (Code::InvalidArgument, None),
-        MetaError::Unavailable(_) => (Code::Unavailable, None),
+        MetaError::NotLed { .. } | MetaError::Unavailable(_) => (Code::Unavailable, None),
     }
 }
 

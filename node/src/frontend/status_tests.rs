@@ -87,7 +87,11 @@ fn every_other_refusal_has_its_code_and_detail() {
         (ApiError::MessageTooLarge(text()), Code::ResourceExhausted, ""),
         (client, Code::FailedPrecondition, "ClientVersionNotSupportedFailure"),
         (server, Code::FailedPrecondition, "ServerVersionNotSupportedFailure"),
-        (ApiError::namespace_not_found("n"), Code::NotFound, "NamespaceNotFoundFailure"),
+        (
+            ShardError::NamespaceNotFound { name: text() }.into(),
+            Code::NotFound,
+            "NamespaceNotFoundFailure",
+        ),
         (ShardError::Unavailable(text()).into(), Code::Unavailable, ""),
         (
             ShardError::Overloaded(text()).into(),
@@ -110,6 +114,7 @@ fn every_other_refusal_has_its_code_and_detail() {
         (MetaError::AttributeExists { name: text() }.into(), Code::AlreadyExists, ""),
         (MetaError::AttributeNotFound { name: text() }.into(), Code::NotFound, "NotFoundFailure"),
         (MetaError::Invalid(text()).into(), Code::InvalidArgument, ""),
+        (MetaError::NotLed { leader: None }.into(), Code::Unavailable, ""),
         (MetaError::Unavailable(text()).into(), Code::Unavailable, ""),
     ]);
 }
@@ -142,7 +147,8 @@ fn details_carry_what_sdks_read() {
     let busy: detail::ResourceExhaustedFailure =
         detail(rejected(Rejection::BusyWorkflow(String::new())));
     assert_eq!(busy.cause(), ResourceExhaustedCause::BusyWorkflow);
-    let namespace: detail::NamespaceNotFoundFailure = detail(ApiError::namespace_not_found("n"));
+    let namespace: detail::NamespaceNotFoundFailure =
+        detail(MetaError::NamespaceNotFound { name: "n".into() }.into());
     assert_eq!(namespace.namespace, "n");
 }
 

@@ -28,7 +28,7 @@ pub(super) async fn list(
 ) -> Result<ListWorkflowExecutionsResponse, ApiError> {
     let request = call.message;
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let page_size = validate::page_size(request.page_size, limits.list_page_max);
     let filter = ListFilter::parse_for_list(&request.query);
     let filter = filter.map_err(|error| refused(frontend, &namespace, error))?;
@@ -128,7 +128,7 @@ async fn narrowed(
     (page_size, token): (i32, Bytes),
 ) -> Result<(Vec<WorkflowExecutionInfo>, Bytes), ApiError> {
     let limits = frontend.limits();
-    let namespace = frontend.namespace(namespace)?;
+    let namespace = frontend.namespace(namespace).await?;
     let page_size = validate::page_size(page_size, limits.list_page_max);
     let query = format!("{asked:?}");
     let of = ListOf { call: "narrowed", namespace: namespace.id.as_str(), query: query.as_bytes() };
@@ -156,7 +156,7 @@ pub(super) async fn count(
     call: Call<CountWorkflowExecutionsRequest>,
 ) -> Result<CountWorkflowExecutionsResponse, ApiError> {
     let request = call.message;
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let filter = ListFilter::parse(&request.query);
     let filter = filter.map_err(|error| refused(frontend, &namespace, error))?;
     let counts = frontend.cluster.count(&namespace, &filter, call.deadline).await?;

@@ -27,7 +27,7 @@ pub(super) async fn poll_workflow_task(
     frontend: &Frontend,
     call: Call<PollWorkflowTaskQueueRequest>,
 ) -> Result<PollWorkflowTaskQueueResponse, ApiError> {
-    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(call.message))?;
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(call.message)).await?;
     let task = frontend.cluster.poll_workflow_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }
@@ -38,7 +38,7 @@ pub(super) async fn poll_nexus_task(
     frontend: &Frontend,
     call: Call<PollNexusTaskQueueRequest>,
 ) -> Result<PollNexusTaskQueueResponse, ApiError> {
-    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(call.message))?;
+    let (namespace, poll) = poll::checked(frontend, call.deadline, asked!(call.message)).await?;
     let task = frontend.cluster.poll_nexus_task(&namespace, poll);
     Ok(frontend.unless_stopping(task).await?.unwrap_or_default())
 }
@@ -52,7 +52,7 @@ pub(super) async fn complete_workflow_task(
     let TaskToken::Workflow(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
     };
-    check_token_namespace(frontend, &request.namespace, &token.namespace)?;
+    check_token_namespace(frontend, &request.namespace, &token.namespace).await?;
     validate::optional("Identity", &request.identity, &limits)?;
     validate::unversioned(request.deployment_options.as_ref())?;
     validate::refuse_not_built(&[
@@ -77,7 +77,7 @@ pub(super) async fn fail_workflow_task(
     let TaskToken::Workflow(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
     };
-    check_token_namespace(frontend, &request.namespace, &token.namespace)?;
+    check_token_namespace(frontend, &request.namespace, &token.namespace).await?;
     validate::optional("Identity", &request.identity, &limits)?;
     validate::unversioned(request.deployment_options.as_ref())?;
     let (key, task) = (token.key(), token.reference());
@@ -94,7 +94,7 @@ pub(super) async fn answer_query(
     let TaskToken::Query(token) = decode_token(&request.task_token)? else {
         return Err(wrong_token());
     };
-    check_token_namespace(frontend, &request.namespace, &token.namespace)?;
+    check_token_namespace(frontend, &request.namespace, &token.namespace).await?;
     match QueryResultType::try_from(request.completed_type) {
         Ok(QueryResultType::Answered | QueryResultType::Failed) => {}
         Ok(QueryResultType::Unspecified) | Err(_) => {
@@ -111,7 +111,7 @@ pub(super) async fn shutdown(
 ) -> Result<ShutdownWorkerResponse, ApiError> {
     let request = call.message;
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     for (what, value) in [
         ("StickyTaskQueue", &request.sticky_task_queue),
         ("TaskQueue", &request.task_queue),
@@ -155,7 +155,7 @@ pub(super) async fn describe_task_queue(
     call: Call<DescribeTaskQueueRequest>,
 ) -> Result<DescribeTaskQueueResponse, ApiError> {
     let request = call.message;
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let queue = validate::queue(request.task_queue.as_ref(), &frontend.limits())?;
     refuse_not_built(&request)?;
     #[expect(deprecated, reason = "the command line still asks this way")]
@@ -252,16 +252,15 @@ pub(super) fn wrong_token() -> ApiError {
 }
 
 /// The namespace of a token, which must be the one that the request names. Old workers name none.
-pub(super) fn check_token_namespace(
+pub(super) async fn check_token_namespace(
     frontend: &Frontend,
     named: &str,
     in_token: &NamespaceId,
 ) -> Result<std::sync::Arc<Namespace>, ApiError> {
     if named.is_empty() {
-        let found = frontend.cluster.meta().namespace_by_id(in_token);
-        return found.ok_or_else(|| ApiError::namespace_not_found(in_token.as_str()));
+        return Ok(frontend.cluster.meta().find_namespace_by_id(in_token).await?);
     }
-    let namespace = frontend.namespace(named)?;
+    let namespace = frontend.namespace(named).await?;
     if namespace.id != *in_token {
         return Err(ApiError::invalid(
             "Operation requested with a token from a different namespace.",

@@ -74,7 +74,7 @@ async fn run_start(
     origin: Origin,
 ) -> Result<StartWorkflowExecutionResponse, ApiError> {
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&start.namespace)?;
+    let namespace = frontend.namespace(&start.namespace).await?;
     if namespace.state != NamespaceState::Registered {
         let state = api_state(namespace.state);
         return Err(ApiError::NamespaceState { namespace: start.namespace, state });
@@ -112,7 +112,7 @@ pub(super) async fn signal(
 ) -> Result<SignalWorkflowExecutionResponse, ApiError> {
     let mut request = call.message;
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let (key, run_id) =
         validate::execution(&namespace.id, request.workflow_execution.as_ref(), &limits)?;
     validate::required("SignalName", &request.signal_name, &limits)?;
@@ -140,7 +140,7 @@ pub(super) async fn request_cancel(
 ) -> Result<RequestCancelWorkflowExecutionResponse, ApiError> {
     let mut request = call.message;
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let (key, run_id) =
         validate::execution(&namespace.id, request.workflow_execution.as_ref(), &limits)?;
     validate::run_id(&request.first_execution_run_id)?;
@@ -165,7 +165,7 @@ pub(super) async fn terminate(
 ) -> Result<TerminateWorkflowExecutionResponse, ApiError> {
     let request = call.message;
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let (key, run_id) =
         validate::execution(&namespace.id, request.workflow_execution.as_ref(), &limits)?;
     validate::run_id(&request.first_execution_run_id)?;
@@ -190,7 +190,7 @@ pub(super) async fn query(
 ) -> Result<QueryWorkflowResponse, ApiError> {
     let request = call.message;
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let (key, run_id) = validate::execution(&namespace.id, request.execution.as_ref(), &limits)?;
     let query =
         request.query.ok_or_else(|| ApiError::invalid("WorkflowQuery is not set on request."))?;
@@ -211,7 +211,7 @@ pub(super) async fn describe(
     call: Call<DescribeWorkflowExecutionRequest>,
 ) -> Result<DescribeWorkflowExecutionResponse, ApiError> {
     let request = call.message;
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let (key, run_id) =
         validate::execution(&namespace.id, request.execution.as_ref(), &frontend.limits())?;
     Ok(frontend.cluster.describe_workflow(key, run_id).await?)
@@ -224,7 +224,7 @@ pub(super) async fn history(
     let is_cli_or_ui = call.is_cli_or_ui;
     let request = call.message;
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let (key, run_id) = validate::execution(&namespace.id, request.execution.as_ref(), &limits)?;
     let filter = HistoryEventFilterType::try_from(request.history_event_filter_type)
         .map_err(|_| ApiError::invalid("HistoryEventFilterType is unknown."))?;
@@ -254,7 +254,7 @@ pub(super) async fn history_reverse(
 ) -> Result<GetWorkflowExecutionHistoryReverseResponse, ApiError> {
     let request = call.message;
     let limits = frontend.limits();
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let (key, run_id) = validate::execution(&namespace.id, request.execution.as_ref(), &limits)?;
     let page = HistoryPage {
         token: request.next_page_token.into(),
@@ -276,7 +276,7 @@ pub(super) async fn reset_sticky(
     call: Call<ResetStickyTaskQueueRequest>,
 ) -> Result<ResetStickyTaskQueueResponse, ApiError> {
     let request = call.message;
-    let namespace = frontend.namespace(&request.namespace)?;
+    let namespace = frontend.namespace(&request.namespace).await?;
     let (key, run_id) =
         validate::execution(&namespace.id, request.execution.as_ref(), &frontend.limits())?;
     frontend.cluster.request(key, run_id, RunRequest::ResetSticky).await?;

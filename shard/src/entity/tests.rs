@@ -205,6 +205,7 @@ pub(crate) async fn leading_shard_on(disk: FaultyDisk, tuning: Tuning) -> Arc<Sh
         clock: Clock::start(),
         ids: Ids::random(),
         metrics: ShardMetrics::unseen(),
+        peer: Arc::new(NoPeers),
     };
     let host = ShardHost::start(parts).await.expect("a new node starts");
     let (id, group) = (ShardId(0), host.group(ShardId(0)).clone());
@@ -214,7 +215,7 @@ pub(crate) async fn leading_shard_on(disk: FaultyDisk, tuning: Tuning) -> Arc<Sh
     let slots = placement::initial_range(id, 1);
     let owned = group.propose(encode_range(&SlotRange { version: 1, slots })).await;
     owned.expect("it leads");
-    let cluster = Cluster::new(host, Arc::new(NoPeers));
+    let cluster = Cluster::new(host);
     Arc::new(ShardRuntime::new(&cluster, id, term, workflow::actor::start))
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::list_filter::ListFilter;
+use piton_core::proto::command::command::Attributes;
 use piton_core::proto::enums::QueryRejectCondition;
 use piton_core::proto::query::WorkflowQuery;
 use piton_core::proto::workflowservice::{
@@ -202,6 +203,22 @@ impl QueueCall {
             | Self::Describe { queue } => queue,
         }
     }
+}
+
+/// The namespaces that a worker's commands name; none stands for the run's own.
+#[expect(deprecated, reason = "workers still send them")]
+pub(crate) fn named_namespaces(
+    answer: &RespondWorkflowTaskCompletedRequest,
+) -> impl Iterator<Item = &str> {
+    let named = answer.commands.iter().filter_map(|command| match command.attributes.as_ref()? {
+        Attributes::StartChildWorkflowExecutionCommandAttributes(a) => Some(&a.namespace),
+        Attributes::SignalExternalWorkflowExecutionCommandAttributes(a) => Some(&a.namespace),
+        Attributes::RequestCancelExternalWorkflowExecutionCommandAttributes(a) => {
+            Some(&a.namespace)
+        }
+        _ => None,
+    });
+    named.map(String::as_str).filter(|name| !name.is_empty())
 }
 
 impl From<WorkflowCall> for Call {

@@ -5,7 +5,7 @@ use piton_core::id::ShardId;
 use piton_raft::NodeId;
 
 use crate::error::ShardError;
-use crate::message::{Answer, Call, Delivery, PollId, Receipt};
+use crate::message::{Answer, Call, Delivery, MetaCall, MetaError, PollId, Receipt};
 
 /// Reaches the other nodes of the cluster.
 #[async_trait]
@@ -18,6 +18,13 @@ pub trait Peer: Send + Sync + 'static {
 
     /// Hands a task to a poll that `node` holds open.
     async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt;
+
+    /// Asks `node`, which is thought to lead the meta group; see [`MetaCall`].
+    ///
+    /// # Errors
+    /// What the node answers; `NotLed` where it cannot have been asked, `Unavailable` where it does not
+    /// answer.
+    async fn meta(&self, node: NodeId, call: MetaCall) -> Result<u64, MetaError>;
 }
 
 /// The peers of a cluster of one: there are none.
@@ -31,5 +38,9 @@ impl Peer for NoPeers {
 
     async fn deliver(&self, _: NodeId, _: PollId, _: Delivery) -> Receipt {
         Receipt::Unreachable
+    }
+
+    async fn meta(&self, _: NodeId, _: MetaCall) -> Result<u64, MetaError> {
+        Err(MetaError::NotLed { leader: None })
     }
 }

@@ -11,17 +11,31 @@ use piton_core::proto::enums::IndexedValueType;
 use piton_core::search_attribute::is_reserved;
 use piton_core::time::Span;
 
+use crate::message::{MetaError, MetaRequest, NamespaceUpdate, NewNamespace};
 use crate::meta::state::SearchAttributeTypes;
 use crate::meta::state::{MetaChange, MetaState, Namespace, NamespaceState, Route};
-use crate::meta::{MetaError, NamespaceUpdate, NewNamespace};
 
 type Decision = Result<Option<MetaChange>, MetaError>;
 
-pub(crate) fn register_namespace(
-    state: &MetaState,
-    new: &NewNamespace,
-    id: &NamespaceId,
-) -> Decision {
+pub(crate) fn decide(state: &MetaState, request: &MetaRequest) -> Decision {
+    match request {
+        MetaRequest::RegisterNamespace { id, new } => register_namespace(state, new, id),
+        MetaRequest::UpdateNamespace { name, update } => update_namespace(state, name, update),
+        MetaRequest::DeprecateNamespace { name } => edit(state, name, |namespace| {
+            namespace.state = NamespaceState::Deprecated;
+        }),
+        MetaRequest::AddSearchAttributes { namespace, types } => {
+            add_search_attributes(state, namespace, types)
+        }
+        MetaRequest::RemoveSearchAttributes { namespace, names } => {
+            remove_search_attributes(state, namespace, names)
+        }
+        MetaRequest::SetLimits(set) => set_limits(state, set),
+        MetaRequest::BootstrapRoutes { shards } => bootstrap_routes(state, *shards),
+    }
+}
+
+fn register_namespace(state: &MetaState, new: &NewNamespace, id: &NamespaceId) -> Decision {
     if new.name.is_empty() {
         return Err(MetaError::Invalid("Namespace not set on request.".to_owned()));
     }
@@ -44,11 +58,7 @@ pub(crate) fn register_namespace(
     })))
 }
 
-pub(crate) fn update_namespace(
-    state: &MetaState,
-    name: &str,
-    update: &NamespaceUpdate,
-) -> Decision {
+fn update_namespace(state: &MetaState, name: &str, update: &NamespaceUpdate) -> Decision {
     edit(state, name, |namespace| {
         if let Some(description) = &update.description {
             namespace.description.clone_from(description);
@@ -63,10 +73,6 @@ pub(crate) fn update_namespace(
     })
 }
 
-pub(crate) fn deprecate_namespace(state: &MetaState, name: &str) -> Decision {
-    edit(state, name, |namespace| namespace.state = NamespaceState::Deprecated)
-}
-
 fn edit(state: &MetaState, name: &str, change: impl FnOnce(&mut Namespace)) -> Decision {
     let found = state.namespace(name);
     let before = found.ok_or_else(|| MetaError::NamespaceNotFound { name: name.to_owned() })?;
@@ -75,10 +81,10 @@ fn edit(state: &MetaState, name: &str, change: impl FnOnce(&mut Namespace)) -> D
     Ok((after != **before).then_some(MetaChange::Namespace(after)))
 }
 
-pub(crate) fn add_search_attributes(
+fn add_search_attributes(
     state: &MetaState,
     namespace: &NamespaceId,
-    types: &SearchAttributeTypes,
+    types: &BTreeMap<String, i32>,
 ) -> Decision {
     let before = existing_attributes(state, namespace)?;
     if types.is_empty() {
@@ -90,6 +96,7 @@ pub(crate) fn add_search_attributes(
             let text = format!("Search attribute {name} is reserved by system.");
             return Err(MetaError::Invalid(text));
         }
+        let kind = IndexedValueType::try_from(kind).unwrap_or(IndexedValueType::Unspecified);
         if kind == IndexedValueType::Unspecified {
             return Err(MetaError::Invalid(format!("Search attribute {name} has no type.")));
         }
@@ -100,7 +107,7 @@ pub(crate) fn add_search_attributes(
     Ok(Some(put_attributes(namespace, &after)))
 }
 
-pub(crate) fn remove_search_attributes(
+fn remove_search_attributes(
     state: &MetaState,
     namespace: &NamespaceId,
     names: &[String],
@@ -137,7 +144,7 @@ fn put_attributes(namespace: &NamespaceId, types: &SearchAttributeTypes) -> Meta
     MetaChange::SearchAttributes { namespace: namespace.clone(), types }
 }
 
-pub(crate) fn set_limits(state: &MetaState, set: &BTreeMap<String, u64>) -> Decision {
+fn set_limits(state: &MetaState, set: &BTreeMap<String, u64>) -> Decision {
     let mut known = Limits::default();
     if let Some(name) = set.iter().find_map(|(name, &v)| (!known.set(name, v)).then_some(name)) {
         return Err(MetaError::Invalid(format!("There is no limit called {name}.")));
@@ -148,7 +155,7 @@ pub(crate) fn set_limits(state: &MetaState, set: &BTreeMap<String, u64>) -> Deci
     Ok((after != *before).then_some(MetaChange::Limits(after)))
 }
 
-pub(crate) fn bootstrap_routes(state: &MetaState, shards: u32) -> Decision {
+fn bootstrap_routes(state: &MetaState, shards: u32) -> Decision {
     if !state.routes().is_empty() {
         return Ok(None);
     }

@@ -1,6 +1,7 @@
 //! The meta group's handle: namespaces, search attributes, limits and routes, read locally on every
-//! node and changed through the group's leader (D2). A change is decided on a state
-//! and carries that state's version; if another one came first, it is decided again.
+//! node and changed through the group's leader (D2), from any node. A change is decided on a state
+//! and carries that state's version; if another one came first, it is decided again. Whoever asked
+//! for it goes on when it is seen where it was asked for.
 
 pub(crate) mod decide;
 pub(crate) mod search_attribute;
@@ -14,13 +15,14 @@ use bytes::Bytes;
 use piton_core::id::{NamespaceId, ShardId};
 use piton_core::limits::Limits;
 use piton_core::placement::Slot;
-use piton_core::time::{Span, Timestamp};
-use piton_raft::{Group, GroupId, NodeId};
+use piton_raft::{Group, GroupId, Leadership, NodeId, ProposeError, ReadError, Rounds};
 use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, timeout_at};
 
 use crate::ids::Ids;
+use crate::message::{MetaCall, MetaError, MetaRequest, NamespaceUpdate, NewNamespace, Peer};
 pub use crate::meta::search_attribute::NamespaceAttributes;
-use crate::meta::state::{META_COMMAND, MetaChange, MetaCommand};
+use crate::meta::state::{META_COMMAND, MetaCommand};
 pub use crate::meta::state::{MetaState, Namespace, NamespaceState, Route, SearchAttributeTypes};
 use crate::replica::entry::{Verdict, decode_verdicts};
 
@@ -29,65 +31,35 @@ pub const META_GROUP: GroupId = GroupId(0);
 
 /// How often a change is decided anew because another one came first.
 const ATTEMPTS_MAX: usize = 16;
-/// How long a change waits for a leader.
+/// How long a change waits for a leader, and for what it led to.
 const LEADER_WAIT: Duration = Duration::from_secs(5);
+/// How often who waits for a leader looks again.
+const LEADER_LOOK: Duration = Duration::from_millis(20);
 
 /// Reads the meta state as this node knows it, and changes it.
 #[derive(Clone)]
 pub struct Meta {
+    node: NodeId,
     group: Group,
     states: watch::Receiver<Arc<MetaState>>,
     ids: Ids,
-    /// Changes of this node are made one after the other, so that none of them comes first for all others
-    /// again and again.
+    peer: Arc<dyn Peer>,
+    /// Changes that are decided here are made one after the other, so that none of them comes first for
+    /// all others again and again.
     turn: Arc<Mutex<()>>,
-}
-
-/// A namespace to be registered.
-#[derive(Clone, Debug, Default)]
-pub struct NewNamespace {
-    pub name: String,
-    pub description: String,
-    pub owner: String,
-    pub data: BTreeMap<String, String>,
-    /// How long closed runs are kept; [`Span::ZERO`]: the cluster's default.
-    pub retention: Span,
-    /// The time now.
-    pub created: Timestamp,
-}
-
-/// What of a namespace changes; `None` leaves it as it is.
-#[derive(Clone, Debug, Default)]
-pub struct NamespaceUpdate {
-    pub description: Option<String>,
-    pub owner: Option<String>,
-    pub retention: Option<Span>,
-    /// Merged into what is there.
-    pub data: BTreeMap<String, String>,
-}
-
-/// Why a change was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MetaError {
-    #[error("Namespace {name} already exists.")]
-    NamespaceExists { name: String },
-    #[error("Namespace {name} is not found.")]
-    NamespaceNotFound { name: String },
-    #[error("Search attribute {name} already exists.")]
-    AttributeExists { name: String },
-    #[error("Search attribute {name} doesn't exist.")]
-    AttributeNotFound { name: String },
-    /// Malformed; the text is for the caller.
-    #[error("{0}")]
-    Invalid(String),
-    /// Not carried out, or the outcome is unknown; the caller may try again.
-    #[error("{0}")]
-    Unavailable(String),
+    /// Those who wait for the newest state.
+    refreshes: Arc<Rounds<Result<(), MetaError>>>,
 }
 
 impl Meta {
-    pub fn new(group: Group, states: watch::Receiver<Arc<MetaState>>, ids: Ids) -> Meta {
-        Meta { group, states, ids, turn: Arc::default() }
+    pub(crate) fn new(
+        node: NodeId,
+        group: Group,
+        states: watch::Receiver<Arc<MetaState>>,
+        ids: Ids,
+        peer: Arc<dyn Peer>,
+    ) -> Meta {
+        Meta { node, group, states, ids, peer, turn: Arc::default(), refreshes: Arc::default() }
     }
 
     /// The whole state as of now.
@@ -147,21 +119,78 @@ impl Meta {
         leadership.serving || leadership.leader.is_some_and(|leader| leader != this)
     }
 
-    /// Returns once everything committed before the call is seen here.
+    /// Returns once everything committed before the call is seen here. Callers at the same time share a
+    /// question to the leader.
     ///
     /// # Errors
     /// [`MetaError::Unavailable`].
     pub async fn refresh(&self) -> Result<(), MetaError> {
-        self.group.read_index().await.map_err(|e| MetaError::Unavailable(e.to_string()))
+        let joined = self.refreshes.join();
+        if joined.is_first {
+            let meta = self.clone();
+            tokio::spawn(async move {
+                let round = || async { meta.see(meta.ask_leader(MetaCall::Version).await?).await };
+                meta.refreshes.run(round).await;
+            });
+        }
+        joined.answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// The namespace of that name; one that is not known here is asked of the leader.
+    ///
+    /// # Errors
+    /// [`MetaError::NamespaceNotFound`], and [`MetaError::Unavailable`] where nobody can tell.
+    pub async fn find_namespace(&self, name: &str) -> Result<Arc<Namespace>, MetaError> {
+        if let Some(namespace) = self.namespace(name) {
+            return Ok(namespace);
+        }
+        self.refresh().await?;
+        let found = self.namespace(name);
+        found.ok_or_else(|| MetaError::NamespaceNotFound { name: name.to_owned() })
+    }
+
+    /// The same by its id.
+    ///
+    /// # Errors
+    /// As [`Meta::find_namespace`].
+    pub async fn find_namespace_by_id(
+        &self,
+        id: &NamespaceId,
+    ) -> Result<Arc<Namespace>, MetaError> {
+        if let Some(namespace) = self.namespace_by_id(id) {
+            return Ok(namespace);
+        }
+        self.refresh().await?;
+        let found = self.namespace_by_id(id);
+        found.ok_or_else(|| MetaError::NamespaceNotFound { name: id.to_string() })
+    }
+
+    /// Returns once that version, or a later one, is seen here.
+    ///
+    /// # Errors
+    /// [`MetaError::Unavailable`] if that takes too long.
+    pub(crate) async fn see(&self, version: u64) -> Result<(), MetaError> {
+        if self.states.borrow().version >= version {
+            return Ok(());
+        }
+        let mut states = self.states.clone();
+        let seen = states.wait_for(|state| state.version >= version);
+        match tokio::time::timeout(LEADER_WAIT, seen).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(stopped()),
+            Err(_) => {
+                let text = format!("version {version} of the meta state is not known here yet");
+                Err(MetaError::Unavailable(text))
+            }
+        }
     }
 
     /// # Errors
     /// [`MetaError::NamespaceExists`], [`MetaError::Unavailable`].
     pub async fn register_namespace(&self, new: NewNamespace) -> Result<Arc<Namespace>, MetaError> {
-        // Drawn once: an attempt whose outcome is unknown and the next one are the same namespace.
         let id = NamespaceId::new(self.ids.draw().to_string());
-        let state = self.change(|state| decide::register_namespace(state, &new, &id)).await?;
-        state.namespace_by_id(&id).cloned().ok_or_else(vanished)
+        self.change(MetaRequest::RegisterNamespace { id: id.clone(), new }).await?;
+        self.namespace_by_id(&id).ok_or_else(vanished)
     }
 
     /// # Errors
@@ -171,8 +200,8 @@ impl Meta {
         name: &str,
         update: NamespaceUpdate,
     ) -> Result<Arc<Namespace>, MetaError> {
-        let state = self.change(|state| decide::update_namespace(state, name, &update)).await?;
-        state.namespace(name).cloned().ok_or_else(vanished)
+        self.change(MetaRequest::UpdateNamespace { name: name.to_owned(), update }).await?;
+        self.namespace(name).ok_or_else(vanished)
     }
 
     /// Marks a namespace as not to be used for new workflows; nothing else changes.
@@ -180,7 +209,7 @@ impl Meta {
     /// # Errors
     /// [`MetaError::NamespaceNotFound`], [`MetaError::Unavailable`].
     pub async fn deprecate_namespace(&self, name: &str) -> Result<(), MetaError> {
-        self.change(|state| decide::deprecate_namespace(state, name)).await.map(drop)
+        self.change(MetaRequest::DeprecateNamespace { name: name.to_owned() }).await
     }
 
     /// # Errors
@@ -191,7 +220,9 @@ impl Meta {
         namespace: &NamespaceId,
         types: SearchAttributeTypes,
     ) -> Result<(), MetaError> {
-        self.change(|state| decide::add_search_attributes(state, namespace, &types)).await.map(drop)
+        let types = types.into_iter().map(|(name, kind)| (name, kind as i32)).collect();
+        let namespace = namespace.clone();
+        self.change(MetaRequest::AddSearchAttributes { namespace, types }).await
     }
 
     /// # Errors
@@ -202,9 +233,8 @@ impl Meta {
         namespace: &NamespaceId,
         names: &[String],
     ) -> Result<(), MetaError> {
-        self.change(|state| decide::remove_search_attributes(state, namespace, names))
-            .await
-            .map(drop)
+        let (namespace, names) = (namespace.clone(), names.to_vec());
+        self.change(MetaRequest::RemoveSearchAttributes { namespace, names }).await
     }
 
     /// Sets these limits; the others stay as they are.
@@ -212,7 +242,7 @@ impl Meta {
     /// # Errors
     /// [`MetaError::Invalid`] for a name that is no limit, [`MetaError::Unavailable`].
     pub async fn set_limits(&self, set: &BTreeMap<String, u64>) -> Result<(), MetaError> {
-        self.change(|state| decide::set_limits(state, set)).await.map(drop)
+        self.change(MetaRequest::SetLimits(set.clone())).await
     }
 
     /// Gives a new cluster its routes: `shards` even ranges. A cluster that has routes keeps them.
@@ -220,51 +250,107 @@ impl Meta {
     /// # Errors
     /// [`MetaError::Invalid`], [`MetaError::Unavailable`].
     pub async fn bootstrap_routes(&self, shards: u32) -> Result<Arc<Vec<Route>>, MetaError> {
-        let state = self.change(|state| decide::bootstrap_routes(state, shards)).await?;
-        Ok(Arc::clone(state.routes()))
+        self.change(MetaRequest::BootstrapRoutes { shards }).await?;
+        Ok(Arc::clone(self.state().routes()))
     }
 
-    /// Decides a change on the newest state and replicates it. `None`: there is nothing to change.
-    async fn change(
-        &self,
-        decide: impl Fn(&MetaState) -> Result<Option<MetaChange>, MetaError>,
-    ) -> Result<Arc<MetaState>, MetaError> {
+    /// Has the leader decide and commit, and returns when that is seen here.
+    async fn change(&self, request: MetaRequest) -> Result<(), MetaError> {
+        let version = self.ask_leader(MetaCall::Change(request)).await?;
+        self.see(version).await
+    }
+
+    /// Asks who leads, here or one hop away; waits for a leader if there is none. What may have been
+    /// carried out is not asked again.
+    async fn ask_leader(&self, call: MetaCall) -> Result<u64, MetaError> {
+        let until = Instant::now() + LEADER_WAIT;
+        let mut leadership = self.group.leadership();
+        loop {
+            let now = *leadership.borrow_and_update();
+            let answered = match now.leader {
+                _ if now.serving => self.answer(call.clone()).await,
+                Some(leader) if leader != self.node => {
+                    let asked = self.peer.meta(leader, call.clone());
+                    timeout_at(until, asked).await.unwrap_or_else(|_| Err(no_answer(leader)))
+                }
+                _ => Err(MetaError::NotLed { leader: None }),
+            };
+            let Err(MetaError::NotLed { .. }) = answered else { return answered };
+            // Whoever was asked may have learnt later than this node who leads, so a change is not all
+            // to wait for.
+            let soon = Instant::now() + LEADER_LOOK;
+            let changed = timeout_at(soon.min(until), leadership.changed()).await;
+            if changed.is_ok_and(|changed| changed.is_err()) {
+                return Err(stopped());
+            }
+            if Instant::now() >= until {
+                return Err(MetaError::Unavailable("the meta group has no leader".to_owned()));
+            }
+        }
+    }
+
+    /// Answers what this node or another one asks of the group's leader.
+    ///
+    /// # Errors
+    /// [`MetaError::NotLed`] where this node does not lead; and what the change is refused with.
+    pub async fn answer(&self, call: MetaCall) -> Result<u64, MetaError> {
+        let Leadership { leader, serving, .. } = *self.group.leadership().borrow();
+        if !serving {
+            return Err(MetaError::NotLed { leader });
+        }
+        match call {
+            MetaCall::Version => {
+                self.confirm().await?;
+                Ok(self.state().version)
+            }
+            MetaCall::Change(request) => self.decide(&request).await,
+        }
+    }
+
+    /// Decides a change on the newest state and replicates it.
+    async fn decide(&self, request: &MetaRequest) -> Result<u64, MetaError> {
         let _turn = self.turn.lock().await;
-        self.wait_for_leader().await;
         // Refusals are answers without a commit: they too must come from the newest state.
-        self.refresh().await?;
+        self.confirm().await?;
         for _ in 0..ATTEMPTS_MAX {
             let state = self.state();
-            let Some(change) = decide(&state)? else { return Ok(state) };
+            let Some(change) = decide::decide(&state, request)? else { return Ok(state.version) };
             let command = MetaCommand { expected: state.version, change };
             let payload =
                 META_COMMAND.encode(&command).map_err(|e| MetaError::Invalid(e.to_string()))?;
             if self.propose(payload).await? == Verdict::Applied {
                 // Applied here before the proposal was answered, so it is in this state.
-                return Ok(self.state());
+                return Ok(self.state().version);
             }
         }
         Err(MetaError::Unavailable("other changes kept coming first".to_owned()))
     }
 
-    /// A node that has just started leads soon, or learns who does.
-    async fn wait_for_leader(&self) {
-        let mut leadership = self.group.leadership();
-        let known = leadership.wait_for(|now| {
-            now.serving || (now.leader.is_some() && !self.group.metrics().is_leader)
-        });
-        // Without a leader the change is refused as unavailable, by what comes next.
-        let _ = tokio::time::timeout(LEADER_WAIT, known).await;
+    async fn confirm(&self) -> Result<(), MetaError> {
+        self.group.read_index().await.map_err(|error| match error {
+            ReadError::NotLeader { leader } => MetaError::NotLed { leader },
+            error => MetaError::Unavailable(error.to_string()),
+        })
     }
 
     async fn propose(&self, payload: Bytes) -> Result<Verdict, MetaError> {
         let unavailable = |text: String| MetaError::Unavailable(text);
-        let committed = self.group.propose(payload).await;
-        let committed = committed.map_err(|e| unavailable(e.to_string()))?;
+        let committed = self.group.propose(payload).await.map_err(|error| match error {
+            ProposeError::NotLeader { leader } => MetaError::NotLed { leader },
+            error => unavailable(error.to_string()),
+        })?;
         let verdicts = decode_verdicts(&committed.verdict);
         let verdicts = verdicts.map_err(|e| unavailable(e.to_string()))?;
         verdicts.first().copied().ok_or_else(|| unavailable("no verdict".to_owned()))
     }
+}
+
+fn stopped() -> MetaError {
+    MetaError::Unavailable("the meta group has stopped here".to_owned())
+}
+
+fn no_answer(leader: NodeId) -> MetaError {
+    MetaError::Unavailable(format!("node {leader}, which leads the meta group, does not answer"))
 }
 
 fn vanished() -> MetaError {

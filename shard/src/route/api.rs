@@ -26,7 +26,7 @@ use crate::error::ShardError;
 use crate::message::{
     Answer, CountReply, Delivery, HistoryPage, HistoryPageReply, PollId, PollRequest, QueryToken,
     QueueCall, QueueKey, QueueType, ReadCall, TaskQueueView, TaskToken, WorkflowCall,
-    WorkflowTaskToken, ticket_id,
+    WorkflowTaskToken, named_namespaces, ticket_id,
 };
 use crate::meta::Namespace;
 use crate::metrics::QueueFigure;
@@ -83,6 +83,9 @@ impl Cluster {
         token: WorkflowTaskToken,
         answer: RespondWorkflowTaskCompletedRequest,
     ) -> Result<RespondWorkflowTaskCompletedResponse, ShardError> {
+        for name in named_namespaces(&answer) {
+            self.meta().find_namespace(name).await?;
+        }
         let call = WorkflowCall::CompleteWorkflowTask { token, answer: Box::new(answer) };
         match self.call(call).await? {
             Answer::WorkflowTaskCompleted(completed) => Ok(*completed),

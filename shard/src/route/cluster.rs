@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::error::ShardError;
 use crate::message::{
-    Answer, Call, Delivery, Offer, Peer, PollId, QueueCall, QueueKey, Receipt, Ticket, WorkflowCall,
+    Answer, Call, Delivery, Offer, PollId, QueueCall, QueueKey, Receipt, Ticket, WorkflowCall,
 };
 use crate::meta::Meta;
 use crate::route::host::ShardHost;
@@ -44,12 +44,11 @@ pub struct Poll {
 #[derive(Clone)]
 pub struct Cluster {
     host: Arc<ShardHost>,
-    peer: Arc<dyn Peer>,
 }
 
 impl Cluster {
-    pub fn new(host: Arc<ShardHost>, peer: Arc<dyn Peer>) -> Self {
-        Self { host, peer }
+    pub fn new(host: Arc<ShardHost>) -> Self {
+        Self { host }
     }
 
     pub fn host(&self) -> &Arc<ShardHost> {
@@ -102,7 +101,7 @@ impl Cluster {
             }
             let leader = leadership.borrow_and_update().leader;
             if let Some(leader) = leader.filter(|&l| l != self.host.node()) {
-                return self.peer.call(leader, shard, call).await;
+                return self.host.peer().call(leader, shard, call).await;
             }
             // Leadership shows before the duties are taken up, so a change is not all to wait for.
             let change = leadership.changed();
@@ -200,7 +199,7 @@ impl Cluster {
             let _ = self.host.polls().deliver(poll, delivery);
             return;
         }
-        let peer = Arc::clone(&self.peer);
+        let peer = Arc::clone(self.host.peer());
         tokio::spawn(async move { peer.deliver(node, poll, delivery).await });
     }
 
@@ -214,7 +213,7 @@ impl Cluster {
         if node == self.host.node() {
             return self.accept_delivery(poll, delivery);
         }
-        self.peer.deliver(node, poll, delivery).await
+        self.host.peer().deliver(node, poll, delivery).await
     }
 
     /// The same for an attempt of an activity, which at most one worker may be given: where the poll

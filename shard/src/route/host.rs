@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::ids::Ids;
+use crate::message::Peer;
 use crate::meta::state::MetaReplica;
 use crate::meta::{META_GROUP, Meta};
 use crate::metrics::ShardMetrics;
@@ -34,6 +35,8 @@ pub struct HostParts {
     pub clock: Clock,
     pub ids: Ids,
     pub metrics: ShardMetrics,
+    /// The way to the other nodes.
+    pub peer: Arc<dyn Peer>,
 }
 
 /// All shards on this node.
@@ -49,6 +52,7 @@ pub struct ShardHost {
     checkpoints: Checkpoints,
     reads: ReadThreads,
     metrics: ShardMetrics,
+    peer: Arc<dyn Peer>,
 }
 
 struct Shard {
@@ -69,7 +73,7 @@ impl ShardHost {
     /// # Errors
     /// When the log or the store cannot be used.
     pub async fn start(parts: HostParts) -> Result<Arc<Self>, ShardError> {
-        let HostParts { node, members, config, groups, store, clock, ids, metrics } = parts;
+        let HostParts { node, members, config, groups, store, clock, ids, metrics, peer } = parts;
         let failed = |what: &str| {
             let what = what.to_owned();
             move |e: &dyn std::error::Error| {
@@ -105,11 +109,12 @@ impl ShardHost {
             clock,
             groups,
             shards,
-            meta: Meta::new(meta_group, view, ids.clone()),
+            meta: Meta::new(node, meta_group, view, ids.clone(), Arc::clone(&peer)),
             polls: Polls::new(&ids),
             ids,
             checkpoints,
             metrics,
+            peer,
         }))
     }
 
@@ -153,6 +158,10 @@ impl ShardHost {
 
     pub(crate) fn config(&self) -> &Arc<ShardConfig> {
         &self.config
+    }
+
+    pub(crate) fn peer(&self) -> &Arc<dyn Peer> {
+        &self.peer
     }
 
     pub(crate) fn reads(&self) -> &ReadThreads {

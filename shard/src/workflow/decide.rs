@@ -9,7 +9,6 @@ use piton_core::error::Rejection;
 use piton_core::id::{EventId, NamespaceId, RunId};
 use piton_core::limits::Limits;
 use piton_core::matching::{self, Class};
-use piton_core::proto::command::command::Attributes;
 use piton_core::proto::enums::QueryRejectCondition;
 use piton_core::proto::query::{QueryRejected, WorkflowQuery};
 use piton_core::proto::workflowservice::{
@@ -24,7 +23,7 @@ use crate::error::ShardError;
 use crate::leader::hosting::{Ask, Envelope};
 use crate::message::{
     Answer, Offer, OfferedTask, QueryToken, QueueCall, QueueKey, QueueType, Ticket, WorkflowCall,
-    WorkflowTaskToken,
+    WorkflowTaskToken, named_namespaces,
 };
 use crate::meta::{Namespace, NamespaceAttributes};
 use crate::route::shard_leader::ReplyTo;
@@ -259,11 +258,10 @@ impl Hosted {
             return batch.answer(reply, Ok(response));
         }
         let results = std::mem::take(&mut answer.query_results);
-        let names = answer.commands.iter().filter_map(|c| named_namespace(c.attributes.as_ref()));
-        let names: Vec<String> = names.collect();
+        let names: Vec<String> = named_namespaces(&answer).map(str::to_owned).collect();
         let meta = self.shard.cluster.meta();
-        // None stands for the run's own.
-        let is_unknown = |name: &&String| !name.is_empty() && meta.namespace(name).is_none();
+        // Where it came in, the newest state was asked; here as much is seen.
+        let is_unknown = |name: &&String| meta.namespace(name).is_none();
         if let Some(name) = names.iter().find(is_unknown) {
             // Nothing is recorded, and the task stays the worker's.
             let name = name.clone();
@@ -489,16 +487,4 @@ impl Hosted {
             self.take_care_of(&run_id, &effect);
         }
     }
-}
-
-/// The other namespace that a command names, if it names one.
-#[expect(deprecated, reason = "workers still send it")]
-fn named_namespace(attributes: Option<&Attributes>) -> Option<String> {
-    let name = match attributes? {
-        Attributes::StartChildWorkflowExecutionCommandAttributes(a) => &a.namespace,
-        Attributes::SignalExternalWorkflowExecutionCommandAttributes(a) => &a.namespace,
-        Attributes::RequestCancelExternalWorkflowExecutionCommandAttributes(a) => &a.namespace,
-        _ => return None,
-    };
-    (!name.is_empty()).then(|| name.clone())
 }

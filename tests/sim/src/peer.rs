@@ -6,7 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
-use piton_shard::{Answer, Call, Cluster, Delivery, Peer, PollId, Receipt, ShardError};
+use piton_shard::{
+    Answer, Call, Cluster, Delivery, MetaCall, MetaError, Peer, PollId, Receipt, ShardError,
+};
 use tokio::time::sleep_until;
 
 use crate::life::Life;
@@ -76,6 +78,28 @@ impl Peer for LifePeer {
             receipt
         } else {
             Receipt::Unreachable
+        }
+    }
+
+    async fn meta(&self, node: NodeId, call: MetaCall) -> Result<u64, MetaError> {
+        let unheard = || MetaError::Unavailable(format!("node {node} does not answer"));
+        let network = self.world.network();
+        let way = network.way(self.life.node, node);
+        sleep_until(way.at).await;
+        let reached = self.reach(node).filter(|_| way.arrives);
+        let (there, cluster) = reached.ok_or(MetaError::NotLed { leader: None })?;
+        let answer = tokio::select! {
+            biased;
+            () = there.over() => return Err(unheard()),
+            () = self.life.over() => return Err(unheard()),
+            answer = cluster.meta().answer(call) => answer,
+        };
+        let back = network.way(node, self.life.node);
+        sleep_until(back.at).await;
+        if back.arrives && self.life.is_alive() && there.is_alive() {
+            answer
+        } else {
+            Err(unheard())
         }
     }
 }

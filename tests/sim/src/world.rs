@@ -317,10 +317,10 @@ impl World {
             clock,
             ids: Ids::seeded(seed),
             metrics: ShardMetrics::register(&mut Registry::default()),
+            peer: Arc::new(LifePeer { life: Arc::clone(life), world: self.clone() }),
         };
         let host = ShardHost::start(parts).await?;
-        let peer = LifePeer { life: Arc::clone(life), world: self.clone() };
-        let cluster = Cluster::new(host, Arc::new(peer));
+        let cluster = Cluster::new(host);
         let serving = cluster.serve().await?;
         Ok((cluster, serving))
     }

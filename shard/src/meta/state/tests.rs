@@ -1,8 +1,8 @@
 use piton_store::MemoryStore;
 
 use super::*;
-use crate::meta::decide;
-use crate::meta::{MetaError, NamespaceUpdate, NewNamespace};
+use crate::message::{MetaError, MetaRequest, NamespaceUpdate, NewNamespace};
+use crate::meta::decide::decide;
 use crate::replica::entry::decode_verdicts;
 
 /// The meta group's replica without Raft.
@@ -35,12 +35,9 @@ impl Group {
     }
 
     /// Decides on the newest state and commits; false: there was nothing to change.
-    fn change(
-        &mut self,
-        decide: impl Fn(&MetaState) -> Result<Option<MetaChange>, MetaError>,
-    ) -> Result<bool, MetaError> {
+    fn change(&mut self, request: MetaRequest) -> Result<bool, MetaError> {
         let state = self.state();
-        let Some(change) = decide(&state)? else { return Ok(false) };
+        let Some(change) = decide(&state, &request)? else { return Ok(false) };
         let command = MetaCommand { expected: state.version, change };
         assert_eq!(self.commit(&command), Verdict::Applied);
         Ok(true)
@@ -49,13 +46,22 @@ impl Group {
     fn register(&mut self, name: &str) -> Result<NamespaceId, MetaError> {
         let id = NamespaceId::from(format!("id-of-{name}"));
         let new = NewNamespace { name: name.to_owned(), ..NewNamespace::default() };
-        self.change(|state| decide::register_namespace(state, &new, &id))?;
+        self.change(MetaRequest::RegisterNamespace { id: id.clone(), new })?;
         Ok(id)
     }
 }
 
 fn types(pairs: &[(&str, IndexedValueType)]) -> SearchAttributeTypes {
     pairs.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect()
+}
+
+fn add(namespace: &NamespaceId, types: &SearchAttributeTypes) -> MetaRequest {
+    let types = types.iter().map(|(name, &kind)| (name.clone(), kind as i32)).collect();
+    MetaRequest::AddSearchAttributes { namespace: namespace.clone(), types }
+}
+
+fn remove(namespace: &NamespaceId, names: &[String]) -> MetaRequest {
+    MetaRequest::RemoveSearchAttributes { namespace: namespace.clone(), names: names.to_vec() }
 }
 
 #[test]
@@ -67,20 +73,21 @@ fn namespaces_are_registered_once_changed_and_listed_by_name() {
     assert_eq!((&namespace.id, namespace.retention), (&id, Span::from_millis(86_400_000)));
 
     let new = NewNamespace { name: "payments".into(), ..NewNamespace::default() };
-    let again = group.change(|s| decide::register_namespace(s, &new, &"other".into()));
+    let again =
+        group.change(MetaRequest::RegisterNamespace { id: "other".into(), new: new.clone() });
     assert_eq!(again, Err(MetaError::NamespaceExists { name: "payments".into() }));
-    let repeated = group.change(|state| decide::register_namespace(state, &new, &id));
+    let repeated = group.change(MetaRequest::RegisterNamespace { id: id.clone(), new });
     assert_eq!(repeated, Ok(false), "the same registration is recognised");
 
     let mut update = NamespaceUpdate { owner: Some("ada".into()), ..NamespaceUpdate::default() };
     update.data.insert("k".into(), "v".into());
     group
-        .change(|state| decide::update_namespace(state, "payments", &update))
+        .change(MetaRequest::UpdateNamespace { name: "payments".into(), update })
         .expect("it is there");
-    group.change(|state| decide::deprecate_namespace(state, "payments")).expect("it is there");
+    group.change(MetaRequest::DeprecateNamespace { name: "payments".into() }).expect("it is there");
     let namespace = group.state().namespace_by_id(&id).cloned().expect("registered");
     assert_eq!((&*namespace.owner, namespace.state), ("ada", NamespaceState::Deprecated));
-    let missing = group.change(|state| decide::deprecate_namespace(state, "nobody"));
+    let missing = group.change(MetaRequest::DeprecateNamespace { name: "nobody".into() });
     assert_eq!(missing, Err(MetaError::NamespaceNotFound { name: "nobody".into() }));
     let state = group.state();
     let names: Vec<_> = state.namespaces().map(|n| n.name.clone()).collect();
@@ -92,42 +99,42 @@ fn search_attributes_are_added_and_removed() {
     let mut group = Group::new();
     let id = group.register("default").expect("it is new");
     let two = types(&[("Customer", IndexedValueType::Keyword), ("Age", IndexedValueType::Int)]);
-    group.change(|state| decide::add_search_attributes(state, &id, &two)).expect("they are new");
-    let again = group.change(|state| decide::add_search_attributes(state, &id, &two));
+    group.change(add(&id, &two)).expect("they are new");
+    let again = group.change(add(&id, &two));
     assert_eq!(again, Err(MetaError::AttributeExists { name: "Age".into() }));
     let reserved = types(&[("TemporalX", IndexedValueType::Int)]);
-    let refused = group.change(|state| decide::add_search_attributes(state, &id, &reserved));
+    let refused = group.change(add(&id, &reserved));
     assert!(matches!(refused, Err(MetaError::Invalid(_))));
     let names = ["Age".to_owned()];
-    group.change(|s| decide::remove_search_attributes(s, &id, &names)).expect("it is there");
-    let gone = group.change(|state| decide::remove_search_attributes(state, &id, &names));
+    group.change(remove(&id, &names)).expect("it is there");
+    let gone = group.change(remove(&id, &names));
     assert_eq!(gone, Err(MetaError::AttributeNotFound { name: "Age".into() }));
     let left = group.state().search_attributes(&id);
     assert_eq!(*left, types(&[("Customer", IndexedValueType::Keyword)]));
-    let unknown = group.change(|s| decide::add_search_attributes(s, &"nobody".into(), &two));
+    let unknown = group.change(add(&"nobody".into(), &two));
     assert!(matches!(unknown, Err(MetaError::NamespaceNotFound { .. })));
 }
 
 #[test]
 fn limits_that_are_set_stay_and_unknown_ones_are_refused() {
     let mut group = Group::new();
-    let one = [("id_bytes_max".to_owned(), 50)].into();
-    let two = [("list_page_max".to_owned(), 10)].into();
-    group.change(|state| decide::set_limits(state, &one)).expect("a limit");
-    group.change(|state| decide::set_limits(state, &two)).expect("a limit");
+    let one = BTreeMap::from([("id_bytes_max".to_owned(), 50)]);
+    let two = BTreeMap::from([("list_page_max".to_owned(), 10)]);
+    group.change(MetaRequest::SetLimits(one.clone())).expect("a limit");
+    group.change(MetaRequest::SetLimits(two.clone())).expect("a limit");
     let limits = group.state().limits().clone();
     assert_eq!((limits.id_bytes_max, limits.list_page_max), (50, 10));
-    let unknown = [("nonsense".to_owned(), 1)].into();
-    assert!(group.change(|state| decide::set_limits(state, &unknown)).is_err());
-    assert_eq!(group.change(|state| decide::set_limits(state, &one)), Ok(false));
+    let unknown = BTreeMap::from([("nonsense".to_owned(), 1)]);
+    assert!(group.change(MetaRequest::SetLimits(unknown.clone())).is_err());
+    assert_eq!(group.change(MetaRequest::SetLimits(one.clone())), Ok(false));
 }
 
 #[test]
 fn routes_are_given_once_and_lead_every_slot_to_its_shard() {
     let mut group = Group::new();
     assert_eq!(group.state().shard_of(Slot(0)), None);
-    group.change(|state| decide::bootstrap_routes(state, 16)).expect("a fair number");
-    assert_eq!(group.change(|state| decide::bootstrap_routes(state, 8)), Ok(false));
+    group.change(MetaRequest::BootstrapRoutes { shards: 16 }).expect("a fair number");
+    assert_eq!(group.change(MetaRequest::BootstrapRoutes { shards: 8 }), Ok(false));
     let state = group.state();
     assert_eq!(state.routes().len(), 16);
     for slot in 0..piton_core::placement::SLOTS {
@@ -142,7 +149,8 @@ fn a_command_decided_on_an_old_state_changes_nothing() {
     let old = group.state();
     group.register("first").expect("it is new");
     let new = NewNamespace { name: "late".into(), ..NewNamespace::default() };
-    let change = decide::register_namespace(&old, &new, &"id".into()).expect("new as of then");
+    let late = MetaRequest::RegisterNamespace { id: "id".into(), new };
+    let change = decide(&old, &late).expect("new as of then");
     let change = change.expect("there is something to change");
     let version = group.state().version;
     assert_eq!(group.commit(&MetaCommand { expected: old.version, change }), Verdict::Moved);
@@ -155,10 +163,10 @@ fn a_reopened_replica_reads_the_same_state() {
     let mut group = Group::new();
     let id = group.register("default").expect("it is new");
     let one = types(&[("Customer", IndexedValueType::Keyword)]);
-    group.change(|state| decide::add_search_attributes(state, &id, &one)).expect("it is new");
-    group.change(|state| decide::bootstrap_routes(state, 4)).expect("a fair number");
-    let set = [("id_bytes_max".to_owned(), 50)].into();
-    group.change(|state| decide::set_limits(state, &set)).expect("a limit");
+    group.change(add(&id, &one)).expect("it is new");
+    group.change(MetaRequest::BootstrapRoutes { shards: 4 }).expect("a fair number");
+    let set = BTreeMap::from([("id_bytes_max".to_owned(), 50)]);
+    group.change(MetaRequest::SetLimits(set.clone())).expect("a limit");
     let before = group.state();
     group.replica.table.checkpoint(u64::MAX).expect("the memory engine writes");
     group.store.crash();
