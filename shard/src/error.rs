@@ -1,8 +1,8 @@
 //! Why a request came to nothing, split by what the caller can do about it.
 
 use piton_core::error::Rejection;
-
-use crate::message::MetaError;
+use piton_raft::NodeId;
+use serde::{Deserialize, Serialize};
 
 /// A request that was not carried out, or whose outcome is unknown.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -29,6 +29,28 @@ pub enum ShardError {
     /// A bug or damage on this node.
     #[error("{0}")]
     Internal(String),
+}
+
+/// Why a change of the meta state was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum MetaError {
+    #[error("Namespace {name} already exists.")]
+    NamespaceExists { name: String },
+    #[error("Namespace {name} is not found.")]
+    NamespaceNotFound { name: String },
+    #[error("Search attribute {name} already exists.")]
+    AttributeExists { name: String },
+    #[error("Search attribute {name} doesn't exist.")]
+    AttributeNotFound { name: String },
+    /// Malformed; the text is for the caller.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not carried out, since the node that was asked does not lead the meta group.
+    #[error("the meta group is led by another node")]
+    NotLed { leader: Option<NodeId> },
+    /// Not carried out, or the outcome is unknown; the caller may try again.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 impl From<MetaError> for ShardError {

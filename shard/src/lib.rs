@@ -27,14 +27,13 @@ mod workflow;
 
 pub use clock::{Clock, WallTime};
 pub use config::ShardConfig;
-pub use error::ShardError;
+pub use error::{MetaError, ShardError};
 pub use ids::Ids;
 pub use message::{
     ActivityToken, Answer, Call, CountReply, Delivery, HeldEvents, HistoryPage, HistoryPageReply,
-    MetaCall, MetaError, MetaRequest, NamespaceUpdate, NewNamespace, NoPeers, Offer, OfferedTask,
-    Peer, PollId, PollRequest, Poller, QueryToken, QueueCall, QueueKey, QueueType, ReadCall,
-    Receipt, TaskQueueView, TaskToken, Ticket, TokenError, WantedTasks, WorkflowCall,
-    WorkflowTaskToken,
+    MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, NoPeers, Offer, OfferedTask, Peer,
+    PollId, PollRequest, Poller, QueryToken, QueueCall, QueueKey, QueueType, ReadCall, Receipt,
+    TaskQueueView, TaskToken, Ticket, TokenError, WantedTasks, WorkflowCall, WorkflowTaskToken,
 };
 pub use meta::{
     META_GROUP, Meta, MetaState, Namespace, NamespaceAttributes, NamespaceState, Route,

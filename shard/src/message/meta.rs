@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use piton_core::id::NamespaceId;
 use piton_core::time::{Span, Timestamp};
-use piton_raft::NodeId;
 use serde::{Deserialize, Serialize};
 
 /// A call to the leader of the meta group. Its answer is a version: whoever sees that one or a later one
@@ -72,26 +71,4 @@ pub struct NamespaceUpdate {
     pub retention: Option<Span>,
     /// Merged into what is there.
     pub data: BTreeMap<String, String>,
-}
-
-/// Why a change was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-pub enum MetaError {
-    #[error("Namespace {name} already exists.")]
-    NamespaceExists { name: String },
-    #[error("Namespace {name} is not found.")]
-    NamespaceNotFound { name: String },
-    #[error("Search attribute {name} already exists.")]
-    AttributeExists { name: String },
-    #[error("Search attribute {name} doesn't exist.")]
-    AttributeNotFound { name: String },
-    /// Malformed; the text is for the caller.
-    #[error("{0}")]
-    Invalid(String),
-    /// Not carried out, since the node that was asked does not lead the meta group.
-    #[error("the meta group is led by another node")]
-    NotLed { leader: Option<NodeId> },
-    /// Not carried out, or the outcome is unknown; the caller may try again.
-    #[error("{0}")]
-    Unavailable(String),
 }

@@ -16,7 +16,7 @@ pub use answer::{Answer, CountReply, HistoryPageReply};
 pub(crate) use call::named_namespaces;
 pub use call::{Call, HeldEvents, HistoryPage, QueueCall, ReadCall, WorkflowCall};
 pub use delivery::{Delivery, PollId, Receipt};
-pub use meta::{MetaCall, MetaError, MetaRequest, NamespaceUpdate, NewNamespace};
+pub use meta::{MetaCall, MetaRequest, NamespaceUpdate, NewNamespace};
 pub use peer::{NoPeers, Peer};
 pub use queue::{
     Offer, OfferedTask, PollRequest, Poller, QueueKey, QueueType, TaskQueueView, Ticket,

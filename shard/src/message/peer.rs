@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
 
-use crate::error::ShardError;
-use crate::message::{Answer, Call, Delivery, MetaCall, MetaError, PollId, Receipt};
+use crate::error::{MetaError, ShardError};
+use crate::message::{Answer, Call, Delivery, MetaCall, PollId, Receipt};
 
 /// Reaches the other nodes of the cluster.
 #[async_trait]

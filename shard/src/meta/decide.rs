@@ -11,7 +11,8 @@ use piton_core::proto::enums::IndexedValueType;
 use piton_core::search_attribute::is_reserved;
 use piton_core::time::Span;
 
-use crate::message::{MetaError, MetaRequest, NamespaceUpdate, NewNamespace};
+use crate::error::MetaError;
+use crate::message::{MetaRequest, NamespaceUpdate, NewNamespace};
 use crate::meta::state::SearchAttributeTypes;
 use crate::meta::state::{MetaChange, MetaState, Namespace, NamespaceState, Route};
 

@@ -19,8 +19,9 @@ use piton_raft::{Group, GroupId, Leadership, NodeId, ProposeError, ReadError, Ro
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::error::MetaError;
 use crate::ids::Ids;
-use crate::message::{MetaCall, MetaError, MetaRequest, NamespaceUpdate, NewNamespace, Peer};
+use crate::message::{MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, Peer};
 pub use crate::meta::search_attribute::NamespaceAttributes;
 use crate::meta::state::{META_COMMAND, MetaCommand};
 pub use crate::meta::state::{MetaState, Namespace, NamespaceState, Route, SearchAttributeTypes};

@@ -1,7 +1,8 @@
 use piton_store::MemoryStore;
 
 use super::*;
-use crate::message::{MetaError, MetaRequest, NamespaceUpdate, NewNamespace};
+use crate::error::MetaError;
+use crate::message::{MetaRequest, NamespaceUpdate, NewNamespace};
 use crate::meta::decide::decide;
 use crate::replica::entry::decode_verdicts;
 
