@@ -17,6 +17,7 @@ mod leader;
 mod message;
 mod meta;
 mod metrics;
+mod placement;
 mod read_threads;
 mod replica;
 mod room;
@@ -30,10 +31,11 @@ pub use config::ShardConfig;
 pub use error::{MetaError, ShardError};
 pub use ids::Ids;
 pub use message::{
-    ActivityToken, Answer, Call, CountReply, Delivery, HeldEvents, HistoryPage, HistoryPageReply,
-    MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, NoPeers, Offer, OfferedTask, Peer,
-    PollId, PollRequest, Poller, QueryToken, QueueCall, QueueKey, QueueType, ReadCall, Receipt,
-    TaskQueueView, TaskToken, Ticket, TokenError, WantedTasks, WorkflowCall, WorkflowTaskToken,
+    ActivityToken, Answer, Call, ClusterSettings, CountReply, Delivery, HeldEvents, HistoryPage,
+    HistoryPageReply, MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, NoPeers, NodeRecord,
+    NodeState, Offer, OfferedTask, Peer, Placement, PollId, PollRequest, Poller, QueryToken,
+    QueueCall, QueueKey, QueueType, ReadCall, Receipt, TaskQueueView, TaskToken, Ticket,
+    TokenError, WantedTasks, WorkflowCall, WorkflowTaskToken,
 };
 pub use meta::{
     META_GROUP, Meta, MetaState, Namespace, NamespaceAttributes, NamespaceState, Route,

@@ -8,6 +8,7 @@ mod answer;
 mod call;
 mod delivery;
 mod meta;
+mod nodes;
 mod peer;
 mod queue;
 pub(crate) mod token;
@@ -17,6 +18,7 @@ pub(crate) use call::named_namespaces;
 pub use call::{Call, HeldEvents, HistoryPage, QueueCall, ReadCall, WorkflowCall};
 pub use delivery::{Delivery, PollId, Receipt};
 pub use meta::{MetaCall, MetaRequest, NamespaceUpdate, NewNamespace};
+pub use nodes::{ClusterSettings, NodeRecord, NodeState, Placement};
 pub use peer::{NoPeers, Peer};
 pub use queue::{
     Offer, OfferedTask, PollRequest, Poller, QueueKey, QueueType, TaskQueueView, Ticket,
