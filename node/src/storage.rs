@@ -194,7 +194,7 @@ impl Storage {
         let clock = Clock::start();
         let parts = HostParts {
             node,
-            members: BTreeSet::from([node]),
+            founders: Some(BTreeSet::from([node])),
             config: ShardConfig { room: room.clone(), ..shard_config(config, shards) },
             groups: groups.clone(),
             store: Arc::clone(&store),

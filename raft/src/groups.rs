@@ -180,6 +180,12 @@ impl Groups {
         state.last.is_some() || state.vote.is_some() || state.purged.is_some() || state.is_forgotten
     }
 
+    /// Whether this node holds something of the group: entries, or a snapshot that stands for them.
+    pub fn holds(&self, group: GroupId) -> bool {
+        let state = self.inner.log.state(group);
+        state.last.is_some() || state.purged.is_some()
+    }
+
     /// Starts a group, which has a past here unless its `founders` are named.
     async fn run(
         &self,

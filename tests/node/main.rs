@@ -26,6 +26,7 @@ mod build_ids;
 mod errands;
 mod full_disk;
 mod golden_data;
+mod growing;
 mod held_task;
 mod in_memory;
 mod lost_files;

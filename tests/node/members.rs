@@ -14,9 +14,9 @@ use piton_core::time::Span;
 use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
-    Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, MetaCall, MetaError,
-    Namespace, NewNamespace, Peer, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost,
-    ShardMetrics, WallTime, WorkflowCall,
+    Answer, Call, Clock, Cluster, Delivery, FEATURE_LEVEL, HostParts, Ids, META_GROUP, MetaError,
+    Namespace, NewNamespace, NodeAnswer, NodeCall, NodeRecord, NodeState, Peer, PollId, Receipt,
+    Serving, ShardConfig, ShardError, ShardHost, ShardMetrics, WallTime, WorkflowCall,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
 use prometheus_client::encoding::text::encode;
@@ -83,11 +83,11 @@ impl Peer for LinkedPeer {
         reached.map_or(Receipt::Unreachable, |(cluster, _)| cluster.accept_delivery(poll, delivery))
     }
 
-    async fn meta(&self, node: NodeId, call: MetaCall) -> Result<u64, MetaError> {
+    async fn node(&self, node: NodeId, call: NodeCall) -> Result<NodeAnswer, MetaError> {
         let (cluster, mut gone) =
             self.links.reach(self.node, node).ok_or(MetaError::NotLed { leader: None })?;
         tokio::select! {
-            answer = cluster.meta().answer(call) => answer,
+            answer = cluster.answer_node(call) => answer,
             _ = gone.wait_for(|gone| *gone) => {
                 Err(MetaError::Unavailable(format!("node {node} cannot be reached")))
             }
@@ -101,6 +101,8 @@ struct Member {
     store: Arc<MemoryStore>,
     /// What its clock is set by; `None`: the system's.
     wall: Option<&'static WallTime>,
+    /// It has been started: what it has goes on, and nothing is founded any more.
+    has_past: bool,
     running: Option<RunningMember>,
 }
 
@@ -112,11 +114,13 @@ struct RunningMember {
     gone: watch::Sender<bool>,
 }
 
-/// Three nodes.
+/// The nodes of a cluster: three, or as many as join.
 pub(crate) struct Members {
     network: MemoryNetwork,
     links: Arc<Links>,
     config: ShardConfig,
+    seed: u64,
+    founders: BTreeSet<NodeId>,
     members: BTreeMap<NodeId, Member>,
 }
 
@@ -127,24 +131,76 @@ impl Members {
     }
 
     pub(crate) async fn start_with(seed: u64, config: ShardConfig) -> Self {
+        Self::found(seed, config, 3).await
+    }
+
+    /// Starts a cluster of one, which records what it has, as it grows.
+    pub(crate) async fn start_alone(seed: u64) -> Self {
+        let mut alone = Self::found(seed, shard_config(), 1).await;
+        alone.put_node(NodeId(1), "").await;
+        alone
+    }
+
+    async fn found(seed: u64, config: ShardConfig, nodes: u64) -> Self {
         println!("seed {seed}");
-        let member = |node: u64| {
-            let disk = FaultyDisk::new(seed.wrapping_mul(31).wrapping_add(node));
-            let store = Arc::new(MemoryStore::new());
-            (NodeId(node), Member { disk, store, wall: None, running: None })
-        };
         let mut started = Self {
             network: MemoryNetwork::new(),
             links: Arc::default(),
             config,
-            members: (1..=3).map(member).collect(),
+            seed,
+            founders: (1..=nodes).map(NodeId).collect(),
+            members: BTreeMap::new(),
         };
-        for node in started.nodes() {
+        for node in started.founders.clone() {
             started.start_node(node).await;
         }
         started.await_ready().await;
         started.bootstrap().await;
         started
+    }
+
+    /// Starts a new node and has it join the cluster.
+    pub(crate) async fn join(&mut self, node: NodeId, zone: &str) {
+        self.start_node(node).await;
+        self.put_node(node, zone).await;
+    }
+
+    async fn put_node(&mut self, node: NodeId, zone: &str) {
+        let (_, running) = self.running().next().unwrap();
+        let record = NodeRecord {
+            id: node,
+            peer_address: String::new(),
+            api_address: String::new(),
+            http_address: String::new(),
+            zone: zone.to_owned(),
+            state: NodeState::Up,
+            level: FEATURE_LEVEL,
+            joined: running.cluster.host().clock().now(),
+        };
+        running.cluster.meta().put_node(record).await.unwrap();
+    }
+
+    /// Waits until each shard is held by exactly these nodes, and each of them leads something.
+    pub(crate) async fn await_voters(&self, voters: &[u64]) {
+        let voters: BTreeSet<NodeId> = voters.iter().copied().map(NodeId).collect();
+        await_until(&format!("all is held by {voters:?}"), || async {
+            let statuses: Vec<_> = self.running().map(|(_, r)| r.cluster.status()).collect();
+            let leaders = statuses.iter().flat_map(|status| {
+                let serving = status.shards.values().filter(|shard| shard.serves);
+                serving.map(|shard| (status.node, shard))
+            });
+            let as_wanted = leaders.clone().filter(|(_, shard)| {
+                shard.voters == voters && shard.learners.is_empty() && !shard.is_changing
+            });
+            let lead: BTreeSet<NodeId> = leaders.map(|(node, _)| node).collect();
+            (as_wanted.count() == SHARDS as usize && lead == voters).then_some(())
+        })
+        .await;
+    }
+
+    /// The shards of which a node has a replica.
+    pub(crate) fn held_by(&self, node: NodeId) -> usize {
+        self.members[&node].running.as_ref().unwrap().cluster.status().shards.len()
     }
 
     pub(crate) fn nodes(&self) -> Vec<NodeId> {
@@ -153,7 +209,16 @@ impl Members {
 
     /// Starts a node that does not run, on what it has on its disk.
     pub(crate) async fn start_node(&mut self, node: NodeId) {
-        let members = self.members.keys().copied().collect();
+        let seed = self.seed;
+        let member = self.members.entry(node).or_insert_with(|| Member {
+            disk: FaultyDisk::new(seed.wrapping_mul(31).wrapping_add(node.0)),
+            store: Arc::new(MemoryStore::new()),
+            wall: None,
+            has_past: false,
+            running: None,
+        });
+        let is_founder = !member.has_past && self.founders.contains(&node);
+        member.has_past = true;
         let Member { disk, store, wall, .. } = &self.members[&node];
         let config = NodeConfig {
             node,
@@ -172,7 +237,7 @@ impl Members {
         let mut metrics = Registry::default();
         let parts = HostParts {
             node,
-            members,
+            founders: is_founder.then(|| self.founders.clone()),
             config: self.config.clone(),
             groups: groups.clone(),
             store: Arc::clone(store) as Arc<dyn Store>,

@@ -11,6 +11,7 @@ mod meta;
 mod nodes;
 mod peer;
 mod queue;
+mod status;
 pub(crate) mod token;
 
 pub use answer::{Answer, CountReply, HistoryPageReply};
@@ -18,12 +19,13 @@ pub(crate) use call::named_namespaces;
 pub use call::{Call, HeldEvents, HistoryPage, QueueCall, ReadCall, WorkflowCall};
 pub use delivery::{Delivery, PollId, Receipt};
 pub use meta::{MetaCall, MetaRequest, NamespaceUpdate, NewNamespace};
-pub use nodes::{ClusterSettings, NodeRecord, NodeState, Placement};
+pub use nodes::{ClusterSettings, FEATURE_LEVEL, NodeRecord, NodeState, Placement};
 pub use peer::{NoPeers, Peer};
 pub use queue::{
     Offer, OfferedTask, PollRequest, Poller, QueueKey, QueueType, TaskQueueView, Ticket,
     WantedTasks,
 };
+pub use status::{NodeAnswer, NodeCall, NodeStatus, ReplicaStatus};
 pub use token::{ActivityToken, QueryToken, TaskToken, TokenError, WorkflowTaskToken};
 
 pub(crate) use queue::{PollName, ticket_id};

@@ -7,6 +7,9 @@ use piton_core::time::Timestamp;
 use piton_raft::NodeId;
 use serde::{Deserialize, Serialize};
 
+/// The highest feature level that this release knows.
+pub const FEATURE_LEVEL: u32 = 1;
+
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {

@@ -5,7 +5,7 @@ use piton_core::id::ShardId;
 use piton_raft::NodeId;
 
 use crate::error::{MetaError, ShardError};
-use crate::message::{Answer, Call, Delivery, MetaCall, PollId, Receipt};
+use crate::message::{Answer, Call, Delivery, NodeAnswer, NodeCall, PollId, Receipt};
 
 /// Reaches the other nodes of the cluster.
 #[async_trait]
@@ -19,12 +19,12 @@ pub trait Peer: Send + Sync + 'static {
     /// Hands a task to a poll that `node` holds open.
     async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt;
 
-    /// Asks `node`, which is thought to lead the meta group; see [`MetaCall`].
+    /// Asks `node` something that is not about one of its shards.
     ///
     /// # Errors
     /// What the node answers; `NotLed` where it cannot have been asked, `Unavailable` where it does not
     /// answer.
-    async fn meta(&self, node: NodeId, call: MetaCall) -> Result<u64, MetaError>;
+    async fn node(&self, node: NodeId, call: NodeCall) -> Result<NodeAnswer, MetaError>;
 }
 
 /// The peers of a cluster of one: there are none.
@@ -40,7 +40,7 @@ impl Peer for NoPeers {
         Receipt::Unreachable
     }
 
-    async fn meta(&self, _: NodeId, _: MetaCall) -> Result<u64, MetaError> {
+    async fn node(&self, _: NodeId, _: NodeCall) -> Result<NodeAnswer, MetaError> {
         Err(MetaError::NotLed { leader: None })
     }
 }

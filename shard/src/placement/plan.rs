@@ -13,12 +13,14 @@ use crate::meta::MetaState;
 /// What is seen of the cluster.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// Since when a node has not answered; those that do are not in it.
+    /// How long ago each node was last heard of.
     pub(crate) silent_for: BTreeMap<NodeId, Duration>,
     /// What leaders say of their shards. One without a leader is not in it.
     pub(crate) shards: BTreeMap<ShardId, SeenShard>,
-    /// Who has a replica of the meta group.
-    pub(crate) meta_members: BTreeSet<NodeId>,
+    /// Who votes in the meta group.
+    pub(crate) meta_voters: BTreeSet<NodeId>,
+    /// Nodes that say that they have replicas of shards.
+    pub(crate) holding: BTreeSet<NodeId>,
 }
 
 impl Seen {
@@ -60,6 +62,9 @@ const SILENT: Duration = Duration::from_secs(5);
 
 /// What to do next; `None`: all is as it is to be, or has to be waited for.
 pub(crate) fn next_step(state: &MetaState, seen: &Seen) -> Option<Step> {
+    if state.nodes().next().is_none() {
+        return None;
+    }
     let plan = Plan::new(state, seen);
     plan.record_what_is()
         .or_else(|| plan.vacate())
@@ -113,11 +118,10 @@ impl<'a> Plan<'a> {
 
     /// A shard that was placed by nobody is where it is.
     fn record_what_is(&self) -> Option<Step> {
-        let unplaced = self
-            .seen
-            .shards
-            .iter()
-            .find(|(shard, seen)| self.state.placement(**shard).is_none() && !seen.is_changing);
+        let unplaced = self.seen.shards.iter().find(|(shard, seen)| {
+            let are_known = seen.voters.iter().all(|node| self.state.node(*node).is_some());
+            self.state.placement(**shard).is_none() && !seen.is_changing && are_known
+        });
         let (shard, seen) = unplaced?;
         Some(Step::Place { shard: *shard, expected: 0, voters: seen.voters.clone() })
     }
@@ -151,9 +155,11 @@ impl<'a> Plan<'a> {
         let holds = |node: NodeId| {
             let is_placed = self.state.placements().any(|p| p.voters.contains(&node));
             let mut shards = self.seen.shards.values();
-            let in_meta_group = self.seen.meta_members.contains(&node);
+            let votes = self.seen.meta_voters.contains(&node);
+            let says_so = self.seen.holding.contains(&node) && !self.seen.is_silent(node);
             is_placed
-                || in_meta_group
+                || votes
+                || says_so
                 || shards.any(|s| s.voters.contains(&node) || s.learners.contains(&node))
         };
         let all_seen = self.state.routes().iter().all(|r| self.seen.shards.contains_key(&r.shard));
@@ -282,12 +288,13 @@ pub(crate) fn meta_members(
     seen: &Seen,
     voters: &BTreeSet<NodeId>,
 ) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
-    let stays = |state: NodeState| matches!(state, NodeState::Up | NodeState::Draining);
-    let members: BTreeSet<NodeId> =
-        state.nodes().filter(|node| stays(node.state)).map(|node| node.id).collect();
+    let members = || state.nodes().filter(|node| node.state.is_member());
+    // One that leaves has to see where its replicas go.
+    let stay = members().filter(|node| node.state != NodeState::Leaving).map(|node| node.id);
+    let stay: BTreeSet<NodeId> = stay.collect();
     let plan = Plan::new(state, seen);
     let (kept, given_up): (BTreeSet<_>, BTreeSet<_>) =
-        voters.intersection(&members).copied().partition(|node| !seen.is_given_up(*node));
+        voters.intersection(&stay).copied().partition(|node| !seen.is_given_up(*node));
     let mut voters = kept;
     let free = plan.loads.keys().filter(|node| !voters.contains(node)).count();
     let target = odd_at_most(META_VOTERS.min(voters.len() + free + given_up.len()));
@@ -299,7 +306,7 @@ pub(crate) fn meta_members(
         let Some(next) = next else { break };
         voters.insert(next);
     }
-    let learners = members.difference(&voters).copied().collect();
+    let learners = members().map(|node| node.id).filter(|node| !voters.contains(node)).collect();
     (voters, learners)
 }
 

@@ -1,6 +1,7 @@
 //! This node's way into the cluster: finds the leader of what a request is for, here or elsewhere.
 //! Step 2 of a request's way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +15,15 @@ use piton_core::time::Span;
 use piton_raft::NodeId;
 use tokio::time::Instant;
 
-use crate::error::ShardError;
+use crate::error::{MetaError, ShardError};
 use crate::message::{
-    Answer, Call, Delivery, Offer, PollId, QueueCall, QueueKey, Receipt, Ticket, WorkflowCall,
+    Answer, Call, Delivery, NodeAnswer, NodeCall, NodeStatus, Offer, PollId, QueueCall, QueueKey,
+    Receipt, Ticket, WorkflowCall,
 };
 use crate::meta::Meta;
 use crate::route::host::ShardHost;
+use crate::route::leaders::Leader;
+use crate::route::sightings::Sighting;
 
 /// How long to wait before a call that another node did not take is sent again.
 const SEND_PAUSE: Duration = Duration::from_millis(20);
@@ -93,7 +97,7 @@ impl Cluster {
         if let Some(leader) = self.host.serving(shard) {
             return leader.answer(call).await;
         }
-        let mut leadership = self.host.group(shard).leadership();
+        let mut leadership = self.host.leaders().watch(shard);
         let until = Instant::now() + self.host.config().leader_wait;
         loop {
             if let Some(leader) = self.host.serving(shard) {
@@ -125,6 +129,51 @@ impl Cluster {
             Some(leader) => leader.answer(call).await,
             None => Err(ShardError::Unavailable(format!("this node does not lead shard {shard}"))),
         }
+    }
+
+    /// Answers what another node, or this one, asks of this node.
+    ///
+    /// # Errors
+    /// See [`MetaError`].
+    pub async fn answer_node(&self, call: NodeCall) -> Result<NodeAnswer, MetaError> {
+        match call {
+            NodeCall::Meta(call) => self.meta().answer(call).await.map(NodeAnswer::Version),
+            NodeCall::Status(status) => {
+                self.hear(*status);
+                Ok(NodeAnswer::Done)
+            }
+            NodeCall::Lead { shard, to } => {
+                if let Some(replica) = self.host.replica(shard) {
+                    replica.group.transfer_leader(to).await;
+                }
+                Ok(NodeAnswer::Done)
+            }
+        }
+    }
+
+    pub(crate) async fn ask_node(
+        &self,
+        node: NodeId,
+        call: NodeCall,
+    ) -> Result<NodeAnswer, MetaError> {
+        if node == self.host.node() {
+            return self.answer_node(call).await;
+        }
+        self.host.peer().node(node, call).await
+    }
+
+    /// A node has said how it is: with it comes who leads.
+    pub(crate) fn hear(&self, status: NodeStatus) {
+        for (shard, replica) in status.shards.iter().filter(|(_, replica)| replica.serves) {
+            let now = Leader { term: replica.term, leader: Some(status.node) };
+            self.host.leaders().hear(*shard, now);
+        }
+        self.host.sightings().hear(status);
+    }
+
+    /// What the nodes of the cluster said of themselves last.
+    pub fn sightings(&self) -> BTreeMap<NodeId, Sighting> {
+        self.host.sightings().all()
     }
 
     /// Hands a task that another node sent to one of this node's polls.

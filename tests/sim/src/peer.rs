@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
 use piton_shard::{
-    Answer, Call, Cluster, Delivery, MetaCall, MetaError, Peer, PollId, Receipt, ShardError,
+    Answer, Call, Cluster, Delivery, MetaError, NodeAnswer, NodeCall, Peer, PollId, Receipt,
+    ShardError,
 };
 use tokio::time::sleep_until;
 
@@ -81,7 +82,7 @@ impl Peer for LifePeer {
         }
     }
 
-    async fn meta(&self, node: NodeId, call: MetaCall) -> Result<u64, MetaError> {
+    async fn node(&self, node: NodeId, call: NodeCall) -> Result<NodeAnswer, MetaError> {
         let unheard = || MetaError::Unavailable(format!("node {node} does not answer"));
         let network = self.world.network();
         let way = network.way(self.life.node, node);
@@ -92,7 +93,7 @@ impl Peer for LifePeer {
             biased;
             () = there.over() => return Err(unheard()),
             () = self.life.over() => return Err(unheard()),
-            answer = cluster.meta().answer(call) => answer,
+            answer = cluster.answer_node(call) => answer,
         };
         let back = network.way(node, self.life.node);
         sleep_until(back.at).await;

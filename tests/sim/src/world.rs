@@ -304,7 +304,7 @@ impl World {
     ) -> anyhow::Result<(Cluster, Serving)> {
         let parts = HostParts {
             node: life.node,
-            members: self.nodes().into_iter().collect(),
+            founders: Some(self.nodes().into_iter().collect()),
             config: ShardConfig {
                 shards: SHARDS,
                 checkpoint_interval: Duration::from_millis(200),
