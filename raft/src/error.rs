@@ -37,6 +37,12 @@ pub enum RaftError {
         /// Which group.
         group: GroupId,
     },
+    /// A group is founded once: this node already knows it.
+    #[error("found group {group}: this node already knows it")]
+    HasPast {
+        /// Which group.
+        group: GroupId,
+    },
     /// The members handed in do not form a group.
     #[error("start group {group}: {reason}")]
     Members {

@@ -213,6 +213,26 @@ pub(crate) fn wire_samples() -> Vec<Vec<u8>> {
     samples.iter().map(|bytes| bytes.to_vec()).collect()
 }
 
+/// Goal: of no set of voters, or of an empty one, every set of nodes would be a quorum.
+#[test]
+fn a_membership_of_nodes_without_a_set_of_voters_is_refused() {
+    let entry = |sets: &[&[u64]]| {
+        let mut record = BytesMut::new();
+        record.put_u8(2);
+        record.put_u32(sets.len() as u32);
+        for nodes in sets.iter().chain(&[&[1, 2][..]]) {
+            record.put_u32(nodes.len() as u32);
+            nodes.iter().for_each(|node| record.put_u64(*node));
+        }
+        wire::entry_from_parts(5, 8, record.freeze())
+    };
+    entry(&[&[1, 2]]).expect("two voters");
+    for sets in [&[][..], &[&[][..]], &[&[1], &[]]] {
+        let refused = entry(sets).expect_err("it has no voters").to_string();
+        assert_eq!(refused, "decode an entry: the bytes do not fit");
+    }
+}
+
 #[test]
 fn mark_carries_the_applied_id_and_the_membership() {
     let membership = StoredMembership::new(Some(log_id(1, 2)), membership());

@@ -118,12 +118,43 @@ impl Groups {
         Ok(Groups { inner })
     }
 
-    /// Starts the group's replica here. `members` initialises a group that has no log yet: the
-    /// same set on every member. Returns before a leader is known.
+    /// Starts the group's replica here. Where the group has a past on this node it goes on; without
+    /// one it is empty and waits for a leader elsewhere to fill it, and never elects itself. Returns
+    /// before a leader is known.
     ///
     /// # Errors
     /// When the log, the snapshot or the replica cannot be used.
     pub async fn start(
+        &self,
+        group: GroupId,
+        replica: Box<dyn Replica>,
+    ) -> Result<Group, RaftError> {
+        self.run(group, None, replica).await
+    }
+
+    /// Founds a group, with this node as its only voter, and starts its replica.
+    ///
+    /// # Errors
+    /// [`RaftError::HasPast`] where this node knows the group: a second founding would fork it. Else
+    /// as [`Groups::start`].
+    pub async fn bootstrap(
+        &self,
+        group: GroupId,
+        replica: Box<dyn Replica>,
+    ) -> Result<Group, RaftError> {
+        if self.has_past(group) {
+            return Err(RaftError::HasPast { group });
+        }
+        self.run(group, Some(BTreeSet::from([self.inner.node])), replica).await
+    }
+
+    /// Founds a group with several voters at once, or has one with a past go on. Each of them must be
+    /// told the same set, and nothing checks that: lists that differ fork the group. So this is for
+    /// tests and simulations, which say it once for all nodes; a cluster grows from one node.
+    ///
+    /// # Errors
+    /// As [`Groups::start`].
+    pub async fn bootstrap_with(
         &self,
         group: GroupId,
         members: &BTreeSet<NodeId>,
@@ -132,6 +163,23 @@ impl Groups {
         if members.is_empty() {
             return Err(RaftError::Members { group, reason: "there are none" });
         }
+        let founders = (!self.has_past(group)).then(|| members.clone());
+        self.run(group, founders, replica).await
+    }
+
+    /// Whether this node's log knows the group: it has voted in it, or holds some of it.
+    pub fn has_past(&self, group: GroupId) -> bool {
+        let state = self.inner.log.state(group);
+        state.last.is_some() || state.vote.is_some() || state.purged.is_some()
+    }
+
+    /// Starts a group, which has a past here unless its `founders` are named.
+    async fn run(
+        &self,
+        group: GroupId,
+        founders: Option<BTreeSet<NodeId>>,
+        replica: Box<dyn Replica>,
+    ) -> Result<Group, RaftError> {
         {
             let mut groups = self.inner.groups.lock();
             if groups.contains_key(&group) {
@@ -139,10 +187,10 @@ impl Groups {
             }
             groups.insert(group, None);
         }
-        let (inner, members) = (self.inner.clone(), members.clone());
+        let inner = self.inner.clone();
         // On Raft's runtime: what openraft spawns has to live there.
         let started =
-            self.inner.handle.spawn(async move { inner.start(group, &members, replica).await });
+            self.inner.handle.spawn(async move { inner.start(group, founders, replica).await });
         let started = started
             .await
             .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }));
@@ -283,7 +331,7 @@ impl Inner {
     async fn start(
         &self,
         group: GroupId,
-        members: &BTreeSet<NodeId>,
+        founders: Option<BTreeSet<NodeId>>,
         replica: Box<dyn Replica>,
     ) -> Result<Group, RaftError> {
         let snapshots = self.open_snapshots(group).await?;
@@ -296,7 +344,7 @@ impl Inner {
         let replica = Arc::new(replica);
         let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
         let applied = self.fit_state(group, &store, &replica, &snapshots).await?;
-        let fresh = self.initialise(group, &applied, members).await?;
+        let goes_ahead = self.found(group, &applied, founders).await?;
         self.cover_start_of_log(group, &replica, &snapshots).await?;
 
         let machine =
@@ -327,7 +375,7 @@ impl Inner {
         self.handle.spawn(watch_leadership(Arc::downgrade(&running), tx));
         let every = self.tuning.snapshot_check;
         self.handle.spawn(watch_log_size(Arc::downgrade(&running), every));
-        if self.elects_at_once(&raft, fresh, members) {
+        if goes_ahead || self.is_alone(&raft) {
             let elected = raft.trigger().elect(false).await;
             elected.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         }
@@ -441,23 +489,24 @@ impl Inner {
         id.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })
     }
 
-    /// Gives a group without a past its first entry: who its members are. Every member writes the
-    /// same one, so it does not matter whose is replicated.
-    async fn initialise(
+    /// Gives a group without a past its first entry: who its members are. Every founder writes the
+    /// same one, so it does not matter whose is replicated. Answers whether this one goes ahead of
+    /// the others, which wait for it as for any leader.
+    async fn found(
         &self,
         group: GroupId,
         applied: &Applied,
-        members: &BTreeSet<NodeId>,
+        founders: Option<BTreeSet<NodeId>>,
     ) -> Result<bool, RaftError> {
-        let state = self.log.state(group);
-        let has_past = state.last.is_some()
-            || state.vote.is_some()
-            || state.purged.is_some()
-            || applied.is_some();
-        if has_past || !members.contains(&self.node) {
+        let Some(founders) = founders else { return Ok(false) };
+        if applied.is_some() {
+            return Err(RaftError::HasPast { group });
+        }
+        if !founders.contains(&self.node) {
             return Ok(false);
         }
-        let membership = Membership::new_with_defaults(vec![members.clone()], []);
+        let goes_ahead = founders.first() == Some(&self.node);
+        let membership = Membership::new_with_defaults(vec![founders], []);
         let id = log_id(0, 0);
         let entry = Entry { log_id: id, payload: Payload::Membership(membership) };
         let bytes = wire::entry_to_record(&entry);
@@ -469,17 +518,14 @@ impl Inner {
         });
         let written = rx.await.unwrap_or(Err(LogError::Closed));
         written.map_err(|source| RaftError::Log { group, source })?;
-        Ok(true)
+        Ok(goes_ahead)
     }
 
-    /// A sole voter need not wait for anybody. Of a new group, one member goes ahead and the others
-    /// wait for it as for any leader.
-    fn elects_at_once(&self, raft: &Raft, fresh: bool, members: &BTreeSet<NodeId>) -> bool {
+    /// A sole voter need not wait for anybody.
+    fn is_alone(&self, raft: &Raft) -> bool {
         let metrics = raft.metrics();
         let metrics = metrics.borrow_watched();
         let mut voters = metrics.membership_config.voter_ids();
-        let alone = voters.next() == Some(self.node) && voters.next().is_none();
-        let first_of_members = fresh && members.first() == Some(&self.node);
-        alone || first_of_members
+        voters.next() == Some(self.node) && voters.next().is_none()
     }
 }

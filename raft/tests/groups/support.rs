@@ -401,10 +401,19 @@ pub(crate) struct Cluster {
     pub(crate) network: MemoryNetwork,
     pub(crate) nodes: Vec<Node>,
     pub(crate) tuning: Tuning,
+    /// How many of the nodes, from the first, found the group. Growing to them one by one would cost
+    /// each test some changes of the members that it is not about.
+    founders: u64,
 }
 
 impl Cluster {
+    /// All nodes found the group together.
     pub(crate) async fn start(count: u64, tuning: Tuning) -> Cluster {
+        Cluster::start_founded_by(count, count, tuning).await
+    }
+
+    /// The first nodes found the group; the others wait for a leader to fill them.
+    pub(crate) async fn start_founded_by(founders: u64, count: u64, tuning: Tuning) -> Cluster {
         let nodes = (1..=count)
             .map(|id| Node {
                 id: NodeId(id),
@@ -414,7 +423,7 @@ impl Cluster {
                 dir: tempfile::tempdir().expect("make a directory"),
             })
             .collect();
-        let mut cluster = Cluster { network: MemoryNetwork::new(), nodes, tuning };
+        let mut cluster = Cluster { network: MemoryNetwork::new(), nodes, tuning, founders };
         for index in 0..cluster.nodes.len() {
             cluster.start_node(index).await;
         }
@@ -422,13 +431,17 @@ impl Cluster {
     }
 
     pub(crate) async fn start_node(&mut self, index: usize) {
-        let count = self.nodes.len() as u64;
-        let members = members(&(1..=count).collect::<Vec<_>>());
+        let founders = members(&(1..=self.founders).collect::<Vec<_>>());
         let node = &mut self.nodes[index];
         let transport = self.network.transport(node.id);
         let (disk, dir) = (Arc::new(node.disk.clone()), node.dir.path());
         let groups = open_on(disk, node.id, dir, transport, self.tuning.clone());
-        let group = groups.start(GROUP, &members, node.ledger.replica()).await;
+        let replica = node.ledger.replica();
+        let group = if founders.contains(&node.id) {
+            groups.bootstrap_with(GROUP, &founders, replica).await
+        } else {
+            groups.start(GROUP, replica).await
+        };
         node.running = Some((groups, group.expect("start the group")));
     }
 

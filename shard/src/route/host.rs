@@ -28,6 +28,7 @@ use crate::rows::WorkflowRows;
 /// What a host is made of; the composition root brings it.
 pub struct HostParts {
     pub node: NodeId,
+    /// Who founds the groups that have no past here: this node, or in tests several at once.
     pub members: BTreeSet<NodeId>,
     pub config: ShardConfig,
     pub groups: Groups,
@@ -88,7 +89,7 @@ impl ShardHost {
         checkpoints.add(table.clone());
         let (replica, view) =
             MetaReplica::open(table).map_err(|e| failed("open the meta state")(&e))?;
-        let started = groups.start(META_GROUP, &members, Box::new(replica)).await;
+        let started = groups.bootstrap_with(META_GROUP, &members, Box::new(replica)).await;
         let meta_group = started.map_err(|e| failed("start the meta group")(&e))?;
         let mut shards = Vec::new();
         for id in (0..config.shards).map(ShardId) {
@@ -98,7 +99,7 @@ impl ShardHost {
             let replica =
                 ShardReplica::open(rows.clone()).map_err(|e| failed("open a shard's state")(&e))?;
             let replica = replica.slowed_by(checkpoints.clone());
-            let started = groups.start(group_of(id), &members, Box::new(replica)).await;
+            let started = groups.bootstrap_with(group_of(id), &members, Box::new(replica)).await;
             let group = started.map_err(|e| failed("start a shard's group")(&e))?;
             shards.push(Shard { group, rows, serving: RwLock::new(None) });
         }
