@@ -81,6 +81,8 @@ pub struct Tuning {
     pub request_entries_max: u64,
     /// Bytes of a snapshot sent in one frame.
     pub snapshot_frame_bytes: usize,
+    /// How far a learner may be behind when it becomes a voter.
+    pub voter_lag_entries_max: u64,
     /// A log that has not completed a sync for this long, with work waiting, gives up leading.
     pub stall_limit: Duration,
     /// Threads of Raft's own runtime. Nothing on them waits for storage.
@@ -110,6 +112,7 @@ impl Default for Tuning {
             read_bytes_max: 4 << 20,
             request_entries_max: 4096,
             snapshot_frame_bytes: 1 << 20,
+            voter_lag_entries_max: 1024,
             stall_limit: Duration::from_secs(1),
             threads: 1,
             execution: Execution::Threads,

@@ -310,18 +310,28 @@ impl Running {
         if !stalled {
             return;
         }
+        self.hand_over(None).await;
+    }
+
+    /// Hands leadership to the voter, of those in `among`, that has most of the log; `None`: there is
+    /// none of them.
+    pub(crate) async fn hand_over(&self, among: Option<&BTreeSet<NodeId>>) -> Option<NodeId> {
         let target = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().collect();
+            let is_meant = |to: &NodeId| {
+                *to != self.node
+                    && voters.contains(to)
+                    && among.is_none_or(|among| among.contains(to))
+            };
             let followers = metrics.replication.iter().flatten();
-            let voters = followers.filter(|(to, _)| **to != self.node && voters.contains(to));
+            let voters = followers.filter(|(to, _)| is_meant(to));
             voters.max_by_key(|(_, matching)| **matching).map(|(to, _)| *to)
         };
-        if let Some(to) = target {
-            // A group that has stopped leads nothing.
-            let _ = self.raft.trigger().transfer_leader(to).await;
-        }
+        // A group that has stopped leads nothing.
+        let _ = self.raft.trigger().transfer_leader(target?).await;
+        target
     }
 
     /// Stands for election if `peer` leads, as if it had handed its leadership over: the others

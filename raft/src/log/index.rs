@@ -330,6 +330,16 @@ impl GroupIndex {
         found
     }
 
+    /// Bytes of the entries in `range`.
+    pub(super) fn bytes_in(&self, range: Range<u64>) -> u64 {
+        let position = |index: u64| {
+            let position = index.clamp(self.first, self.end()) - self.first;
+            usize::try_from(position).unwrap_or(self.slots.len())
+        };
+        let (start, end) = (position(range.start), position(range.end));
+        self.slots.range(start..end.max(start)).map(|slot| u64::from(slot.length)).sum()
+    }
+
     /// Indices of entries that lie in a segment.
     pub(super) fn stored_in(&self, segment: u64) -> impl Iterator<Item = u64> {
         let first = self.first;

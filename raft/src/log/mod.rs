@@ -342,6 +342,12 @@ impl Log {
         self.shared.state.lock().groups.get(&group).map_or(0, GroupIndex::live_bytes)
     }
 
+    /// Bytes of the group's entries with an index in `range`. Looks at each of them.
+    pub fn bytes_in(&self, group: GroupId, range: Range<u64>) -> u64 {
+        let state = self.shared.state.lock();
+        state.groups.get(&group).map_or(0, |index| index.bytes_in(range))
+    }
+
     /// How long the oldest unfinished request has waited for the disk; zero when nothing waits.
     pub fn stalled_for(&self) -> Duration {
         let state = self.shared.state.lock();
