@@ -37,6 +37,12 @@ pub enum RaftError {
         /// Which group.
         group: GroupId,
     },
+    /// A group that runs is stopped before it is forgotten.
+    #[error("forget group {group}: it runs on this node")]
+    Running {
+        /// Which group.
+        group: GroupId,
+    },
     /// A group is founded once: this node already knows it.
     #[error("found group {group}: this node already knows it")]
     HasPast {

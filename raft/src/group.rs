@@ -366,6 +366,7 @@ impl Running {
         if let Err(error) = blocking(move || replica.stop()).await {
             tracing::warn!(group = %self.id, %error, "replica did not stop in order");
         }
+        self.snapshots.close();
     }
 }
 

@@ -31,6 +31,8 @@ use crate::switch::{Member, Switch, SwitchInbox};
 use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, log_id, term_of};
 use crate::wire;
 
+mod leave;
+
 /// Where the log lies in a node's directory.
 pub const LOG_DIRECTORY: &str = "log";
 /// Where the snapshots lie.
@@ -54,7 +56,8 @@ struct Inner {
     snapshot_turn: Arc<tokio::sync::Mutex<()>>,
     snapshot_stats: Arc<SnapshotStats>,
     failed: watch::Sender<Option<String>>,
-    /// `None` for a group that is being started.
+    half_forgotten: Vec<GroupId>,
+    /// `None` for a group that is being started, stopped or forgotten.
     groups: Mutex<BTreeMap<GroupId, Option<Group>>>,
     /// `None` where everything runs on the caller's.
     runtime: Mutex<Option<Runtime>>,
@@ -89,6 +92,9 @@ impl Groups {
         fit::check(&*disk, &dir, &tuning.log, &states, log_error)?;
         let (log, recovered) =
             open(disk.clone(), dir.join(LOG_DIRECTORY), tuning.log.clone()).map_err(log_error)?;
+        let forgotten = log.forgotten();
+        let left = states.iter().filter(|(group, _)| forgotten.contains(group));
+        let half_forgotten = left.map(|(group, _)| *group).collect();
         tracing::info!(%node, groups = recovered.groups.len(), entries = recovered.entries,
             torn_bytes = recovered.torn_bytes, "log opened");
         let runtime = own_runtime(&tuning);
@@ -110,6 +116,7 @@ impl Groups {
             snapshot_turn: Arc::default(),
             snapshot_stats: Arc::default(),
             failed: watch::Sender::new(None),
+            half_forgotten,
             groups: Mutex::new(BTreeMap::new()),
             runtime: Mutex::new(runtime),
         };
@@ -167,10 +174,10 @@ impl Groups {
         self.run(group, founders, replica).await
     }
 
-    /// Whether this node's log knows the group: it has voted in it, or holds some of it.
+    /// Whether this node's log knows the group: it has voted in it, holds some of it, or forgot it.
     pub fn has_past(&self, group: GroupId) -> bool {
         let state = self.inner.log.state(group);
-        state.last.is_some() || state.vote.is_some() || state.purged.is_some()
+        state.last.is_some() || state.vote.is_some() || state.purged.is_some() || state.is_forgotten
     }
 
     /// Starts a group, which has a past here unless its `founders` are named.
@@ -334,14 +341,11 @@ impl Inner {
         founders: Option<BTreeSet<NodeId>>,
         replica: Box<dyn Replica>,
     ) -> Result<Group, RaftError> {
+        let replica = Arc::new(self.start_replica(group, replica)?);
+        if self.log.state(group).is_forgotten {
+            self.clear_forgotten(group, &replica).await?;
+        }
         let snapshots = self.open_snapshots(group).await?;
-        let Tuning { execution, on_idle, .. } = self.tuning;
-        let replica =
-            ReplicaThread::start(execution, on_idle, group, replica).map_err(|source| {
-                let source = ReplicaError::new("start its thread", source);
-                RaftError::Replica { group, source }
-            })?;
-        let replica = Arc::new(replica);
         let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
         let applied = self.fit_state(group, &store, &replica, &snapshots).await?;
         let goes_ahead = self.found(group, &applied, founders).await?;
@@ -380,6 +384,18 @@ impl Inner {
             elected.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         }
         Ok(Group::new(running))
+    }
+
+    fn start_replica(
+        &self,
+        group: GroupId,
+        replica: Box<dyn Replica>,
+    ) -> Result<ReplicaThread, RaftError> {
+        let Tuning { execution, on_idle, .. } = self.tuning;
+        ReplicaThread::start(execution, on_idle, group, replica).map_err(|source| {
+            let source = ReplicaError::new("start its thread", source);
+            RaftError::Replica { group, source }
+        })
     }
 
     async fn open_snapshots(&self, group: GroupId) -> Result<Arc<Snapshots>, RaftError> {

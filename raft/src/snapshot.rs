@@ -130,6 +130,11 @@ impl Snapshots {
         Ok(snapshots)
     }
 
+    /// Lets go of the files; they stay.
+    pub(crate) fn close(&self) {
+        *self.current.lock() = None;
+    }
+
     /// The newest complete snapshot.
     pub(crate) fn current(&self) -> Option<SnapshotFile> {
         self.current.lock().clone()
@@ -296,6 +301,22 @@ impl Snapshots {
             tracing::warn!(path = %path.display(), %error, "old snapshot file stays");
         }
     }
+}
+
+/// Removes all files of a group. What a crash leaves of them is removed when asked again.
+///
+/// # Errors
+/// When the directory cannot be read, or a file stays.
+pub(crate) fn remove_all(disk: &dyn Disk, dir: &Path, group: GroupId) -> Result<(), SnapshotError> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names.map_err(disk_error("list", dir))?,
+    };
+    for name in names.iter().filter(|name| name.starts_with(&format!("{group}-"))) {
+        let path = dir.join(name);
+        disk.remove(&path).map_err(disk_error("remove", &path))?;
+    }
+    Ok(())
 }
 
 /// Whose a snapshot is, where it stands, and its file.

@@ -92,6 +92,12 @@ impl Switch {
         self.members.write().insert(group, member);
     }
 
+    /// Frames of this group are refused from now on.
+    pub(crate) fn remove(&self, group: GroupId) {
+        self.members.write().remove(&group);
+        self.inbound.lock().retain(|(of, _), _| *of != group);
+    }
+
     /// Frames of all groups are refused from now on.
     pub(crate) fn clear(&self) {
         self.members.write().clear();

@@ -13,22 +13,6 @@ async fn leader(cluster: &Cluster) -> (usize, &Group) {
     (leader, cluster.nodes[leader].group())
 }
 
-/// Changes the voters at whoever leads, until it is done: a learner needs a moment to catch up.
-async fn set_voters(cluster: &Cluster, voters: &[u64], removed: Removed) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    loop {
-        let (_, group) = leader(cluster).await;
-        match group.set_voters(members(voters), removed).await {
-            Ok(()) => return,
-            Err(
-                ChangeError::NotLeader { .. } | ChangeError::Lags { .. } | ChangeError::InProgress,
-            ) => {}
-            Err(error) => panic!("{error}"),
-        }
-        assert!(std::time::Instant::now() < deadline, "the voters are not {voters:?}");
-    }
-}
-
 async fn await_applied(cluster: &Cluster, nodes: &[usize], index: u64) {
     await_until("they have applied the entry", || {
         nodes.iter().all(|node| cluster.nodes[*node].ledger.applied() >= index)
@@ -50,7 +34,7 @@ async fn a_group_of_one_grows_to_three_and_moves_to_other_nodes() {
         group.add_learner(NodeId(node)).await.expect("it is one already");
     }
     assert_eq!(group.members().learners, members(&[2, 3]));
-    set_voters(&cluster, &[1, 2, 3], Removed::Leaves).await;
+    cluster.set_voters(&[1, 2, 3], Removed::Leaves).await;
     let committed = group.propose(bytes("three")).await.expect("propose");
     await_applied(&cluster, &[0, 1, 2], committed.index).await;
     assert_eq!(group.members().voters, [members(&[1, 2, 3])]);
@@ -61,7 +45,7 @@ async fn a_group_of_one_grows_to_three_and_moves_to_other_nodes() {
         let (_, group) = leader(&cluster).await;
         group.add_learner(NodeId(node)).await.expect("add a learner");
     }
-    set_voters(&cluster, &[3, 4, 5], Removed::Leaves).await;
+    cluster.set_voters(&[3, 4, 5], Removed::Leaves).await;
     let (led_by, group) = leader(&cluster).await;
     assert!(led_by >= 2, "node {} is no voter any more", led_by + 1);
     let committed = group.propose(bytes("moved")).await.expect("propose");
@@ -84,7 +68,7 @@ async fn a_leader_that_leaves_hands_over_first() {
     assert!(rest.contains(&next));
     assert_eq!(group.members().voters, [members(&[1, 2, 3])], "nothing was changed");
     let voters: Vec<u64> = rest.iter().map(|node| node.0).collect();
-    set_voters(&cluster, &voters, Removed::Learns).await;
+    cluster.set_voters(&voters, Removed::Learns).await;
     let (_, group) = leader(&cluster).await;
     assert_eq!(group.members().voters, [rest]);
     assert_eq!(group.members().learners, BTreeSet::from([cluster.nodes[old].id]));
@@ -148,14 +132,14 @@ async fn one_change_at_a_time() {
     let cluster = Cluster::start_founded_by(1, 3, tuning).await;
     let (_, group) = leader(&cluster).await;
     group.add_learner(NodeId(2)).await.expect("add a learner");
-    set_voters(&cluster, &[1, 2], Removed::Leaves).await;
+    cluster.set_voters(&[1, 2], Removed::Leaves).await;
     cluster.network.isolate(NodeId(2));
     let waits = group.add_learner(NodeId(3)).await;
     assert!(matches!(waits, Err(ChangeError::Unknown(_))), "{waits:?}");
     let refused = group.set_voters(members(&[1]), Removed::Leaves).await;
     assert_eq!(refused, Err(ChangeError::InProgress));
     cluster.network.heal_all();
-    set_voters(&cluster, &[1], Removed::Leaves).await;
+    cluster.set_voters(&[1], Removed::Leaves).await;
     assert_eq!(group.members().learners, members(&[3]));
 }
 

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use piton_raft::log::{DiskFile, RealDisk};
 use piton_raft::{
-    CommittedEntry, Disk, Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Replica,
-    ReplicaError, SnapshotError, SnapshotRows, Transport, Tuning,
+    ChangeError, CommittedEntry, Disk, Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId,
+    Removed, Replica, ReplicaError, SnapshotError, SnapshotRows, Transport, Tuning,
 };
 use piton_store::{Mark, Row};
 
@@ -34,6 +34,7 @@ struct Shared {
     /// Fail with an error, or panic, when this payload is applied.
     fails_on: Option<Bytes>,
     panics_on: Option<Bytes>,
+    fails_to_clear: bool,
     reading: Option<Arc<Reading>>,
 }
 
@@ -128,6 +129,11 @@ impl Ledger {
         self.shared.lock().fails_on = Some(Bytes::copy_from_slice(payload.as_bytes()));
     }
 
+    /// As if the process ended before its rows are gone.
+    pub(crate) fn fail_to_clear(&self, fails: bool) {
+        self.shared.lock().fails_to_clear = fails;
+    }
+
     pub(crate) fn count_reading(&self, reading: &Arc<Reading>) {
         self.shared.lock().reading = Some(reading.clone());
     }
@@ -217,6 +223,9 @@ impl Replica for LedgerReplica {
 
     fn clear(&mut self) -> Result<(), ReplicaError> {
         let mut shared = self.shared.lock();
+        if shared.fails_to_clear {
+            return Err(ReplicaError::new("clear its rows", "told to fail"));
+        }
         shared.live = Book::default();
         shared.kept = Book::default();
         shared.clears += 1;
@@ -463,6 +472,24 @@ impl Cluster {
         })
         .await;
         found.expect("found")
+    }
+
+    /// Changes the voters at whoever leads, until it is done: a learner needs a moment to catch up.
+    pub(crate) async fn set_voters(&self, voters: &[u64], removed: Removed) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let leader = self.await_leader(&self.running()).await;
+            match self.nodes[leader].group().set_voters(members(voters), removed).await {
+                Ok(()) => return,
+                Err(
+                    ChangeError::NotLeader { .. }
+                    | ChangeError::Lags { .. }
+                    | ChangeError::InProgress,
+                ) => {}
+                Err(error) => panic!("{error}"),
+            }
+            assert!(Instant::now() < deadline, "the voters are not {voters:?}");
+        }
     }
 
     pub(crate) fn running(&self) -> Vec<usize> {
