@@ -83,6 +83,12 @@ pub struct Tuning {
     pub snapshot_frame_bytes: usize,
     /// How far a learner may be behind when it becomes a voter.
     pub voter_lag_entries_max: u64,
+    /// Bytes of log, over all groups, that are kept behind snapshots for followers that lack them;
+    /// beyond that they get a snapshot.
+    pub log_held_bytes_max: u64,
+    /// How long a follower that is being sent a snapshot may be silent before the transfer is given
+    /// up; it goes on where it was when it begins again.
+    pub snapshot_patience: Duration,
     /// A log that has not completed a sync for this long, with work waiting, gives up leading.
     pub stall_limit: Duration,
     /// Threads of Raft's own runtime. Nothing on them waits for storage.
@@ -113,6 +119,8 @@ impl Default for Tuning {
             request_entries_max: 4096,
             snapshot_frame_bytes: 1 << 20,
             voter_lag_entries_max: 1024,
+            log_held_bytes_max: 512 << 20,
+            snapshot_patience: Duration::from_secs(10),
             stall_limit: Duration::from_secs(1),
             threads: 1,
             execution: Execution::Threads,

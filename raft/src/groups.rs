@@ -21,7 +21,7 @@ use crate::fit;
 use crate::group::{Group, Leadership, Running, admission, watch_leadership, watch_log_size};
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
-use crate::network::Network;
+use crate::network::{Network, Sendings};
 use crate::replica::Replica;
 use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
@@ -353,7 +353,8 @@ impl Inner {
 
         let machine =
             StateMachine::new(self.node, group, replica.clone(), snapshots.clone(), applied);
-        let network = Network::new(self.switch.clone(), group, &self.tuning);
+        let sendings = Arc::new(Sendings::default());
+        let network = Network::new(self.switch.clone(), group, &self.tuning, sendings);
         let raft = Raft::new(self.node, self.openraft.clone(), network, store, machine).await;
         let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         let member = Member::new(raft.clone(), snapshots.clone(), self.log.clone());

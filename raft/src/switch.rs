@@ -15,12 +15,12 @@ use bytes::Bytes;
 use openraft::raft::{AppendEntriesResponse, StreamAppendError};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::config::NodeId;
 use crate::error::TransportError;
 use crate::execution;
-use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
+use crate::frame::{Answer, Body, Frame, Request};
 use crate::log::{GroupId, Log};
 use crate::snapshot::Snapshots;
 use crate::transport::{Inbox, Lane, Transport};
@@ -28,7 +28,13 @@ use crate::types::Raft;
 
 use session::InboundSession;
 pub(crate) use session::{OpenSession, SessionAnswer};
-use transfer::{Transfers, install, take_part};
+use transfer::{Transfers, install};
+
+/// Bytes of entries that may be under way to one node, over all groups. On a link of 10 MB/s the
+/// oldest of them is answered within a leader's patience.
+const WINDOW_BYTES: usize = 8 << 20;
+/// Room in the window is given out by this many bytes.
+const WINDOW_UNIT: usize = 1024;
 
 /// A group that runs on this node, as its peers see it.
 pub(crate) struct Member {
@@ -61,6 +67,8 @@ pub(crate) struct Switch {
     questions: Mutex<BTreeMap<u64, (NodeId, oneshot::Sender<Answer>)>>,
     sessions: Mutex<BTreeMap<u64, (NodeId, mpsc::UnboundedSender<SessionAnswer>)>>,
     inbound: Mutex<BTreeMap<(GroupId, NodeId), InboundSession>>,
+    /// Room for entries on the way to each node.
+    windows: Mutex<BTreeMap<NodeId, Arc<Semaphore>>>,
     next_number: AtomicU64,
 }
 
@@ -79,6 +87,7 @@ impl Switch {
             questions: Mutex::new(BTreeMap::new()),
             sessions: Mutex::new(BTreeMap::new()),
             inbound: Mutex::new(BTreeMap::new()),
+            windows: Mutex::new(BTreeMap::new()),
             next_number: AtomicU64::new(first_number),
         })
     }
@@ -94,13 +103,17 @@ impl Switch {
 
     /// Frames of this group are refused from now on.
     pub(crate) fn remove(&self, group: GroupId) {
-        self.members.write().remove(&group);
+        if let Some(member) = self.members.write().remove(&group) {
+            member.transfers.lock().clear();
+        }
         self.inbound.lock().retain(|(of, _), _| *of != group);
     }
 
     /// Frames of all groups are refused from now on.
     pub(crate) fn clear(&self) {
-        self.members.write().clear();
+        for (_, member) in self.members.write().drain() {
+            member.transfers.lock().clear();
+        }
         self.inbound.lock().clear();
         self.sessions.lock().clear();
         self.questions.lock().clear();
@@ -110,8 +123,62 @@ impl Switch {
         self.next_number.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn send(&self, to: NodeId, lane: Lane, frame: &Frame) -> Result<(), TransportError> {
-        self.transport.send(to, lane, frame.encode())
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Whether there is a connection to a node.
+    pub(crate) fn is_connected(&self, to: NodeId, lane: Lane) -> bool {
+        self.transport.is_connected(to, lane)
+    }
+
+    /// Waits for room on the way to a node; `None`: this node stops. Who waits longest is served
+    /// first.
+    pub(crate) fn room(
+        &self,
+        to: NodeId,
+        bytes: usize,
+    ) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
+        let all = WINDOW_BYTES / WINDOW_UNIT;
+        // What is larger than all there is goes alone.
+        let units = u32::try_from(bytes.div_ceil(WINDOW_UNIT).min(all)).unwrap_or(u32::MAX);
+        let mut windows = self.windows.lock();
+        let window = windows.entry(to).or_insert_with(|| Arc::new(Semaphore::new(all)));
+        let room = Arc::clone(window).acquire_many_owned(units);
+        async move { room.await.ok() }
+    }
+
+    fn send(&self, to: NodeId, lane: Lane, frame: &Frame) -> Result<(), TransportError> {
+        // Nothing is encoded for a node that is not there.
+        if !self.is_connected(to, lane) {
+            return Err(TransportError::Unreachable);
+        }
+        self.send_encoded(to, lane, frame.encode())
+    }
+
+    pub(crate) fn send_encoded(
+        &self,
+        to: NodeId,
+        lane: Lane,
+        frame: Bytes,
+    ) -> Result<(), TransportError> {
+        self.transport.send(to, lane, frame)
+    }
+
+    /// Sends a question; its answer can be waited for.
+    pub(crate) fn question(
+        self: &Arc<Self>,
+        to: NodeId,
+        lane: Lane,
+        group: GroupId,
+        request: Request,
+    ) -> Result<Question, TransportError> {
+        let number = self.number();
+        let (tx, answer) = oneshot::channel();
+        self.questions.lock().insert(number, (to, tx));
+        let question = Question { switch: self.clone(), number, answer };
+        let frame = Frame { group, number, body: Body::Request(request) };
+        self.send(to, lane, &frame).map(|()| question)
     }
 
     /// Asks a node and waits for its answer.
@@ -123,16 +190,12 @@ impl Switch {
         request: Request,
         limit: Duration,
     ) -> Result<Answer, Unanswered> {
-        let number = self.number();
-        let (tx, rx) = oneshot::channel();
-        self.questions.lock().insert(number, (to, tx));
-        let _question = Question { switch: self.clone(), number };
-        let frame = Frame { group, number, body: Body::Request(request) };
-        self.send(to, lane, &frame).map_err(|_| Unanswered::Unreachable)?;
-        match tokio::time::timeout(limit, rx).await {
-            Ok(Ok(Answer::Refused)) => Err(Unanswered::Refused),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(Unanswered::Unreachable),
+        let question = self.question(to, lane, group, request);
+        let question = question.map_err(|_| Unanswered::Unreachable)?;
+        match tokio::time::timeout(limit, question.answer()).await {
+            Ok(Some(Answer::Refused)) => Err(Unanswered::Refused),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(Unanswered::Unreachable),
             Err(_) => Err(Unanswered::Timeout),
         }
     }
@@ -148,16 +211,21 @@ impl Switch {
 
     async fn answer(self: Arc<Self>, from: NodeId, group: GroupId, number: u64, request: Request) {
         let lane = match &request {
-            Request::SnapshotPart { .. } | Request::SnapshotInstall { .. } => Lane::Bulk,
+            Request::SnapshotBegin { .. }
+            | Request::SnapshotPart { .. }
+            | Request::SnapshotInstall { .. } => Lane::Bulk,
             Request::Heartbeat(_)
             | Request::Vote(_)
             | Request::PreVote(_)
             | Request::Transfer(_) => Lane::Urgent,
         };
         let is_trial = matches!(request, Request::PreVote(_));
-        let answer = match self.member(group) {
-            Some(member) => answer(member, from, request).await,
-            None => Answer::Refused,
+        let answer = match (self.member(group), request) {
+            (None, _) => Answer::Refused,
+            (Some(member), Request::SnapshotBegin { name }) => {
+                self.clone().begin_transfer(from, group, member, name).await
+            }
+            (Some(member), request) => answer(member, from, request).await,
         };
         let is_vote = matches!(&answer, Answer::Vote(vote) if vote.vote_granted) && !is_trial;
         self.reply(from, lane, &Frame { group, number, body: Body::Answer(answer) });
@@ -193,6 +261,10 @@ impl Inbox for SwitchInbox {
                     let _ = answers.send((sequence, result));
                 }
             }
+            // These must not overtake each other.
+            Body::Request(Request::SnapshotPart { index, offset, part }) => {
+                switch.take_part(from, group, number, index, offset, part);
+            }
             Body::Request(request) => {
                 let runtime = switch.runtime.clone();
                 runtime.spawn(switch.answer(from, group, number, request));
@@ -210,10 +282,18 @@ impl Inbox for SwitchInbox {
     }
 }
 
-/// Forgets a question when nobody waits for its answer any more.
-struct Question {
+/// A question under way; forgotten when nobody waits for its answer any more.
+pub(crate) struct Question {
     switch: Arc<Switch>,
     number: u64,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl Question {
+    /// Its answer; `None`: there will be none.
+    pub(crate) async fn answer(mut self) -> Option<Answer> {
+        (&mut self.answer).await.ok()
+    }
 }
 
 impl Drop for Question {
@@ -255,18 +335,10 @@ async fn answer(member: Arc<Member>, from: NodeId, request: Request) -> Answer {
             .handle_transfer_leader(request)
             .await
             .map_or(Answer::Refused, Answer::Transfer),
-        Request::SnapshotPart { transfer, offset, part } => {
-            blocking(move || take_part(&member, from, transfer, offset, &part)).await
+        Request::SnapshotInstall { name, vote } => {
+            Answer::Snapshot(install(&member, from, name, vote))
         }
-        Request::SnapshotInstall { transfer, bytes, vote } => {
-            blocking(move || install(member, from, transfer, bytes, vote)).await
-        }
-    }
-}
-
-async fn blocking(work: impl FnOnce() -> SnapshotAnswer + Send + 'static) -> Answer {
-    match execution::blocking(work).await {
-        Ok(answer) => Answer::Snapshot(answer),
-        Err(_) => Answer::Refused,
+        // These are taken before.
+        Request::SnapshotBegin { .. } | Request::SnapshotPart { .. } => Answer::Refused,
     }
 }

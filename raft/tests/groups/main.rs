@@ -6,3 +6,4 @@ mod members;
 mod single;
 mod speed;
 mod support;
+mod transfer;

@@ -11,7 +11,8 @@ use parking_lot::{Condvar, Mutex};
 use piton_raft::log::{DiskFile, RealDisk};
 use piton_raft::{
     ChangeError, CommittedEntry, Disk, Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId,
-    Removed, Replica, ReplicaError, SnapshotError, SnapshotRows, Transport, Tuning,
+    Removed, Replica, ReplicaError, SNAPSHOT_DIRECTORY, SnapshotError, SnapshotRows, Transport,
+    Tuning,
 };
 use piton_store::{Mark, Row};
 
@@ -273,37 +274,53 @@ pub(crate) fn tuning() -> Tuning {
 /// The real disk, whose syncs can be made to hang.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HangingDisk {
-    hangs: Arc<(Mutex<bool>, Condvar)>,
+    hangs: Arc<(Mutex<Hangs>, Condvar)>,
+}
+
+/// What hangs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hangs {
+    #[default]
+    Nothing,
+    Everything,
+    Snapshots,
 }
 
 impl HangingDisk {
     pub(crate) fn hang(&self) {
-        *self.hangs.0.lock() = true;
+        *self.hangs.0.lock() = Hangs::Everything;
+    }
+
+    /// Only what is synced in the snapshots' directory hangs.
+    pub(crate) fn hang_snapshots(&self) {
+        *self.hangs.0.lock() = Hangs::Snapshots;
     }
 
     pub(crate) fn go_on(&self) {
-        *self.hangs.0.lock() = false;
+        *self.hangs.0.lock() = Hangs::Nothing;
         self.hangs.1.notify_all();
     }
 
-    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(HangingFile { disk: self.clone(), file })
+    fn file(&self, path: &Path, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        let is_snapshot = path.parent().is_some_and(|dir| dir.ends_with(SNAPSHOT_DIRECTORY));
+        Arc::new(HangingFile { disk: self.clone(), is_snapshot, file })
     }
 }
 
 #[derive(Debug)]
 struct HangingFile {
     disk: HangingDisk,
+    is_snapshot: bool,
     file: Arc<dyn DiskFile>,
 }
 
 impl Disk for HangingDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        RealDisk.create(path).map(|file| self.file(file))
+        RealDisk.create(path).map(|file| self.file(path, file))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        RealDisk.open(path).map(|file| self.file(file))
+        RealDisk.open(path).map(|file| self.file(path, file))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -339,7 +356,9 @@ impl DiskFile for HangingFile {
     fn sync(&self) -> io::Result<()> {
         let (hangs, changed) = &*self.disk.hangs;
         let mut hangs = hangs.lock();
-        while *hangs {
+        let waits =
+            |hangs| hangs == Hangs::Everything || hangs == Hangs::Snapshots && self.is_snapshot;
+        while waits(*hangs) {
             changed.wait(&mut hangs);
         }
         drop(hangs);
