@@ -8,6 +8,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderRequest};
 
+use crate::config::NodeId;
 use crate::log::GroupId;
 use crate::types::{
     AppendRequest, AppendResult, LogId, TypeConfig, Vote, VoteRequest, VoteResponse, term_of,
@@ -34,6 +35,8 @@ const KIND_ANSWER_TRANSFER: u8 = 11;
 const KIND_ANSWER_SNAPSHOT: u8 = 12;
 const KIND_REFUSED: u8 = 13;
 const KIND_SNAPSHOT_BEGIN: u8 = 14;
+const KIND_PEER_LOST: u8 = 15;
+const KIND_ANSWER_PEER_LOST: u8 = 16;
 
 /// One message about one group.
 #[derive(Debug)]
@@ -81,6 +84,10 @@ pub(crate) enum Request {
         name: SnapshotName,
         vote: Vote,
     },
+    /// Whether that node is gone for you, too.
+    PeerLost {
+        peer: NodeId,
+    },
 }
 
 /// Names a snapshot of one node, for as long as it has it.
@@ -96,6 +103,7 @@ pub(crate) enum Answer {
     Vote(VoteResponse),
     Transfer(Result<(), TransferLeaderError<TypeConfig>>),
     Snapshot(SnapshotAnswer),
+    PeerLost(bool),
     /// The group does not run there, or cannot go on.
     Refused,
 }
@@ -152,12 +160,14 @@ impl Frame {
                 Request::SnapshotBegin { .. } => KIND_SNAPSHOT_BEGIN,
                 Request::SnapshotPart { .. } => KIND_SNAPSHOT_PART,
                 Request::SnapshotInstall { .. } => KIND_SNAPSHOT_INSTALL,
+                Request::PeerLost { .. } => KIND_PEER_LOST,
             },
             Body::Answer(answer) => match answer {
                 Answer::Append(_) => KIND_ANSWER_APPEND,
                 Answer::Vote(_) => KIND_ANSWER_VOTE,
                 Answer::Transfer(_) => KIND_ANSWER_TRANSFER,
                 Answer::Snapshot(_) => KIND_ANSWER_SNAPSHOT,
+                Answer::PeerLost(_) => KIND_ANSWER_PEER_LOST,
                 Answer::Refused => KIND_REFUSED,
             },
         }
@@ -188,7 +198,7 @@ impl Frame {
                 let result = if some { Some(read_append_result(&mut reader)?) } else { None };
                 Body::Appended { sequence, result }
             }
-            KIND_HEARTBEAT..=KIND_SNAPSHOT_INSTALL | KIND_SNAPSHOT_BEGIN => {
+            KIND_HEARTBEAT..=KIND_SNAPSHOT_INSTALL | KIND_SNAPSHOT_BEGIN | KIND_PEER_LOST => {
                 Body::Request(read_request(kind, &mut reader)?)
             }
             _ => Body::Answer(read_answer(kind, &mut reader)?),
@@ -280,6 +290,7 @@ fn put_request(out: &mut BytesMut, request: &Request) {
             put_snapshot_name(out, name);
             put_vote(out, vote);
         }
+        Request::PeerLost { peer } => out.put_u64(peer.0),
     }
 }
 
@@ -290,7 +301,7 @@ fn read_request(kind: u8, reader: &mut Reader) -> Result<Request, WireError> {
         KIND_PRE_VOTE => Request::PreVote(read_vote_request(reader)?),
         KIND_TRANSFER => {
             let from = reader.vote()?;
-            let to = crate::config::NodeId(reader.u64()?);
+            let to = NodeId(reader.u64()?);
             Request::Transfer(TransferLeaderRequest::new(from, to, reader.log_id_option()?))
         }
         KIND_SNAPSHOT_BEGIN => Request::SnapshotBegin { name: read_snapshot_name(reader)? },
@@ -301,6 +312,7 @@ fn read_request(kind: u8, reader: &mut Reader) -> Result<Request, WireError> {
         KIND_SNAPSHOT_INSTALL => {
             Request::SnapshotInstall { name: read_snapshot_name(reader)?, vote: reader.vote()? }
         }
+        KIND_PEER_LOST => Request::PeerLost { peer: NodeId(reader.u64()?) },
         _ => return Err(reader.error()),
     })
 }
@@ -349,6 +361,7 @@ fn put_answer(out: &mut BytesMut, answer: &Answer) {
             out.put_u8(3);
             out.put_u64(*offset);
         }
+        Answer::PeerLost(lost) => out.put_u8(u8::from(*lost)),
         Answer::Refused => {}
     }
 }
@@ -380,6 +393,7 @@ fn read_answer(kind: u8, reader: &mut Reader) -> Result<Answer, WireError> {
             3 => SnapshotAnswer::Through { offset: reader.u64()? },
             _ => return Err(reader.error()),
         }),
+        KIND_ANSWER_PEER_LOST => Answer::PeerLost(reader.flag()?),
         KIND_REFUSED => Answer::Refused,
         _ => return Err(reader.unknown_kind(kind)),
     })

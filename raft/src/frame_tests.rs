@@ -18,7 +18,7 @@ use piton_store::golden::Golden;
 const GOLDEN: &str = include_str!("../testdata/records.txt");
 
 /// What the frames of [`frames`] are called in the file of golden bytes, in order.
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 25] = [
     "append",
     "session over",
     "appended",
@@ -29,6 +29,7 @@ const NAMES: [&str; 23] = [
     "snapshot part",
     "snapshot install",
     "snapshot begin",
+    "peer lost",
     "answer, nothing matches",
     "answer, matches",
     "answer, conflict",
@@ -41,6 +42,7 @@ const NAMES: [&str; 23] = [
     "answer, snapshot installed",
     "answer, snapshot lost",
     "answer, snapshot through",
+    "answer, peer lost",
     "refused",
 ];
 
@@ -84,6 +86,7 @@ fn bodies() -> Vec<Body> {
         Request::SnapshotPart { index: 8, offset: 9, part: Bytes::from_static(b"part") },
         Request::SnapshotInstall { name, vote },
         Request::SnapshotBegin { name },
+        Request::PeerLost { peer: NodeId(5) },
     ];
     let answers = [
         Answer::Append(Ok(None)),
@@ -98,6 +101,7 @@ fn bodies() -> Vec<Body> {
         Answer::Snapshot(SnapshotAnswer::Installed { vote }),
         Answer::Snapshot(SnapshotAnswer::Lost),
         Answer::Snapshot(SnapshotAnswer::Through { offset: 9 }),
+        Answer::PeerLost(true),
         Answer::Refused,
     ];
     let mut bodies = vec![

@@ -18,16 +18,18 @@ use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
 use crate::execution::{Execution, blocking, failpoint};
 use crate::fit;
-use crate::group::{Group, Leadership, Running, admission, watch_leadership, watch_log_size};
+use crate::group::{Group, Leadership, Running, admission, watch_leadership};
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
 use crate::network::{Network, Sendings};
+use crate::purge::{HeldLogs, KeptFrom, watch_log_size};
 use crate::replica::Replica;
 use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
 use crate::snapshot::{SnapshotStats, Snapshots};
 use crate::state_machine::{StateMachine, restore, write_snapshot};
 use crate::switch::{Member, Switch, SwitchInbox};
+use crate::takeover::replace_lost;
 use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, log_id, term_of};
 use crate::wire;
 
@@ -57,6 +59,7 @@ struct Inner {
     snapshot_stats: Arc<SnapshotStats>,
     failed: watch::Sender<Option<String>>,
     half_forgotten: Vec<GroupId>,
+    held: Arc<HeldLogs>,
     /// `None` for a group that is being started, stopped or forgotten.
     groups: Mutex<BTreeMap<GroupId, Option<Group>>>,
     /// `None` where everything runs on the caller's.
@@ -117,6 +120,7 @@ impl Groups {
             snapshot_stats: Arc::default(),
             failed: watch::Sender::new(None),
             half_forgotten,
+            held: Arc::default(),
             groups: Mutex::new(BTreeMap::new()),
             runtime: Mutex::new(runtime),
         };
@@ -220,31 +224,14 @@ impl Groups {
         self.inner.groups.lock().get(&group).cloned().flatten()
     }
 
-    /// To be told when a peer's connection broke and a new one was refused: its process is gone.
-    /// Groups that it led elect at once instead of waiting for their timeout.
+    /// To be told when a peer's connection broke and a new one was refused: its process is gone, as
+    /// far as this node can see. Groups that it led elect at once instead of waiting for their
+    /// timeout, if a majority of their voters was told the same.
     pub fn peer_lost(&self, peer: NodeId) {
+        self.inner.switch.lose(peer);
         for group in self.inner.running() {
-            let (execution, id) = (self.inner.tuning.execution, u64::from(group.id().0));
-            // Several members learn of it at once; they should not all stand at the same moment.
-            let pause = move |round: u64| {
-                let drawn = execution.draw((id << 8) | round);
-                Duration::from_millis(drawn % PEER_LOST_SPREAD_MILLIS)
-            };
-            self.inner.handle.spawn(async move {
-                tokio::time::sleep(pause(0)).await;
-                if !group.running().take_over_from(peer).await {
-                    return;
-                }
-                // Where two did all the same, each has its own vote, and nobody leads.
-                for round in 1..=PEER_LOST_ROUNDS {
-                    let settled = Duration::from_millis(PEER_LOST_SPREAD_MILLIS);
-                    tokio::time::sleep(settled + pause(round)).await;
-                    if group.leadership().borrow().leader.is_some() {
-                        return;
-                    }
-                    group.elect().await;
-                }
-            });
+            let (group, switch) = (Arc::clone(group.running()), Arc::clone(&self.inner.switch));
+            self.inner.handle.spawn(replace_lost(group, switch, peer));
         }
     }
 
@@ -304,12 +291,6 @@ fn own_runtime(tuning: &Tuning) -> std::io::Result<Option<Runtime>> {
 /// What a replica stands at, as openraft wants to know it.
 type Applied = Option<(LogId, StoredMembership)>;
 
-/// Members stand for a lost leader's place within this time.
-const PEER_LOST_SPREAD_MILLIS: u64 = 100;
-
-/// How often they stand again, before it is left to the election timeout.
-const PEER_LOST_ROUNDS: u64 = 3;
-
 /// How often to look whether the log's writer goes on.
 const STALL_CHECK: Duration = Duration::from_millis(50);
 
@@ -359,11 +340,18 @@ impl Inner {
 
         let machine =
             StateMachine::new(self.node, group, replica.clone(), snapshots.clone(), applied);
-        let sendings = Arc::new(Sendings::default());
-        let network = Network::new(self.switch.clone(), group, &self.tuning, sendings);
+        let (sendings, kept_from) = (Arc::new(Sendings::default()), Arc::new(KeptFrom::default()));
+        let network = Network::new(
+            self.switch.clone(),
+            group,
+            &self.tuning,
+            sendings.clone(),
+            kept_from.clone(),
+        );
         let raft = Raft::new(self.node, self.openraft.clone(), network, store, machine).await;
         let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
-        let member = Member::new(raft.clone(), snapshots.clone(), self.log.clone());
+        let member =
+            Member::new(raft.clone(), snapshots.clone(), self.log.clone(), self.tuning.stall_limit);
         self.switch.add(group, Arc::new(member));
 
         let (tx, leadership) = watch::channel(Leadership::default());
@@ -380,6 +368,9 @@ impl Inner {
             rounds: Rounds::default(),
             admission: admission(&self.tuning),
             snapshot_turn: Arc::clone(&self.snapshot_turn),
+            sendings,
+            held: Arc::clone(&self.held),
+            kept_from,
             failed: self.failed.clone(),
             stopping: AtomicBool::new(false),
         });

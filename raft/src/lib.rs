@@ -8,7 +8,8 @@
 //! Read in this order: `replica` (what entries are applied to), `groups` (starting, and what
 //! survives a restart), `group` (propose, read, lead), `members` (who belongs
 //! to a group), `log_store` and `state_machine` (what openraft
-//! asks for), `network`, `switch` and `frame` (what goes between nodes), `snapshot` (files).
+//! asks for), `network`, `switch` and `frame` (what goes between nodes), `snapshot` (files),
+//! `purge` (how far the log goes), `takeover` (a leader that is gone).
 
 pub mod log;
 
@@ -28,6 +29,7 @@ mod log_store;
 mod members;
 mod memory_network;
 mod network;
+mod purge;
 mod replica;
 mod replica_thread;
 mod rounds;
@@ -38,6 +40,7 @@ mod state_machine;
 #[cfg(test)]
 mod suite_tests;
 mod switch;
+mod takeover;
 mod transport;
 mod types;
 mod wire;

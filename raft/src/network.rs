@@ -19,6 +19,7 @@ use openraft::{EmptyNode, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetwor
 use crate::config::{NodeId, Tuning};
 use crate::frame::{Answer, Request};
 use crate::log::GroupId;
+use crate::purge::KeptFrom;
 use crate::snapshot::SnapshotFile;
 use crate::switch::{Switch, Unanswered};
 use crate::transport::Lane;
@@ -44,6 +45,7 @@ pub(crate) struct Network {
     /// The same for a snapshot.
     patience: Duration,
     sendings: Arc<Sendings>,
+    kept_from: Arc<KeptFrom>,
 }
 
 impl Network {
@@ -52,6 +54,7 @@ impl Network {
         group: GroupId,
         tuning: &Tuning,
         sendings: Arc<Sendings>,
+        kept_from: Arc<KeptFrom>,
     ) -> Network {
         Network {
             switch,
@@ -60,6 +63,7 @@ impl Network {
             part_bytes: tuning.snapshot_frame_bytes,
             patience: tuning.snapshot_patience,
             sendings,
+            kept_from,
         }
     }
 
@@ -73,6 +77,7 @@ impl Network {
             part_bytes: self.part_bytes,
             patience: self.patience,
             sendings: self.sendings.clone(),
+            kept_from: self.kept_from.clone(),
         }
     }
 }
@@ -103,6 +108,7 @@ pub(crate) struct Link {
     part_bytes: usize,
     patience: Duration,
     sendings: Arc<Sendings>,
+    kept_from: Arc<KeptFrom>,
 }
 
 impl Link {

@@ -6,7 +6,7 @@
 mod session;
 mod transfer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use openraft::raft::{AppendEntriesResponse, StreamAppendError};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::config::NodeId;
 use crate::error::TransportError;
@@ -24,7 +24,7 @@ use crate::frame::{Answer, Body, Frame, Request};
 use crate::log::{GroupId, Log};
 use crate::snapshot::Snapshots;
 use crate::transport::{Inbox, Lane, Transport};
-use crate::types::Raft;
+use crate::types::{AppendRequest, LogId, Raft, TypeConfig, term_of};
 
 use session::InboundSession;
 pub(crate) use session::{OpenSession, SessionAnswer};
@@ -33,6 +33,8 @@ use transfer::{Transfers, install};
 /// Bytes of entries that may be under way to one node, over all groups. On a link of 10 MB/s the
 /// oldest of them is answered within a leader's patience.
 const WINDOW_BYTES: usize = 8 << 20;
+/// How long who is asked for a lost peer waits for the same news.
+const LOST_PATIENCE: Duration = Duration::from_millis(100);
 /// Room in the window is given out by this many bytes.
 const WINDOW_UNIT: usize = 1024;
 
@@ -41,12 +43,19 @@ pub(crate) struct Member {
     pub(crate) raft: Raft,
     pub(crate) snapshots: Arc<Snapshots>,
     log: Log,
+    /// A log that has not completed a sync for this long is of no use to a leader.
+    stall_limit: Duration,
     transfers: Transfers,
 }
 
 impl Member {
-    pub(crate) fn new(raft: Raft, snapshots: Arc<Snapshots>, log: Log) -> Member {
-        Member { raft, snapshots, log, transfers: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(
+        raft: Raft,
+        snapshots: Arc<Snapshots>,
+        log: Log,
+        stall_limit: Duration,
+    ) -> Member {
+        Member { raft, snapshots, log, stall_limit, transfers: Mutex::new(HashMap::new()) }
     }
 }
 
@@ -69,6 +78,8 @@ pub(crate) struct Switch {
     inbound: Mutex<BTreeMap<(GroupId, NodeId), InboundSession>>,
     /// Room for entries on the way to each node.
     windows: Mutex<BTreeMap<NodeId, Arc<Semaphore>>>,
+    /// Nodes whose process is gone, as far as this one can see: nothing has come from them since.
+    lost: watch::Sender<BTreeSet<NodeId>>,
     next_number: AtomicU64,
 }
 
@@ -88,6 +99,7 @@ impl Switch {
             sessions: Mutex::new(BTreeMap::new()),
             inbound: Mutex::new(BTreeMap::new()),
             windows: Mutex::new(BTreeMap::new()),
+            lost: watch::Sender::new(BTreeSet::new()),
             next_number: AtomicU64::new(first_number),
         })
     }
@@ -121,6 +133,24 @@ impl Switch {
 
     pub(crate) fn number(&self) -> u64 {
         self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A node's process is gone, as far as this one can see.
+    pub(crate) fn lose(&self, peer: NodeId) {
+        self.lost.send_modify(|lost| {
+            lost.insert(peer);
+        });
+    }
+
+    pub(crate) fn is_lost(&self, peer: NodeId) -> bool {
+        self.lost.borrow().contains(&peer)
+    }
+
+    /// The same for one who asks, which may have heard of it first.
+    async fn is_lost_soon(&self, peer: NodeId) -> bool {
+        let mut lost = self.lost.subscribe();
+        let told = lost.wait_for(|lost| lost.contains(&peer));
+        tokio::time::timeout(LOST_PATIENCE, told).await.is_ok()
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -217,7 +247,8 @@ impl Switch {
             Request::Heartbeat(_)
             | Request::Vote(_)
             | Request::PreVote(_)
-            | Request::Transfer(_) => Lane::Urgent,
+            | Request::Transfer(_)
+            | Request::PeerLost { .. } => Lane::Urgent,
         };
         let is_trial = matches!(request, Request::PreVote(_));
         let answer = match (self.member(group), request) {
@@ -225,7 +256,10 @@ impl Switch {
             (Some(member), Request::SnapshotBegin { name }) => {
                 self.clone().begin_transfer(from, group, member, name).await
             }
-            (Some(member), request) => answer(member, from, request).await,
+            (Some(_), Request::PeerLost { peer }) => {
+                Answer::PeerLost(self.is_lost_soon(peer).await)
+            }
+            (Some(member), request) => answer(group, member, from, request).await,
         };
         let is_vote = matches!(&answer, Answer::Vote(vote) if vote.vote_granted) && !is_trial;
         self.reply(from, lane, &Frame { group, number, body: Body::Answer(answer) });
@@ -241,6 +275,11 @@ pub(crate) struct SwitchInbox(pub(crate) std::sync::Weak<Switch>);
 impl Inbox for SwitchInbox {
     fn receive(&self, from: NodeId, frame: Bytes) {
         let Some(switch) = self.0.upgrade() else { return };
+        if switch.is_lost(from) {
+            switch.lost.send_modify(|lost| {
+                lost.remove(&from);
+            });
+        }
         let Frame { group, number, body } = match Frame::decode(frame) {
             Ok(frame) => frame,
             Err(error) => {
@@ -302,28 +341,9 @@ impl Drop for Question {
     }
 }
 
-async fn answer(member: Arc<Member>, from: NodeId, request: Request) -> Answer {
+async fn answer(group: GroupId, member: Arc<Member>, from: NodeId, request: Request) -> Answer {
     match request {
-        Request::Heartbeat(request) => {
-            let prev = request.prev_log_id;
-            match member.raft.append_entries(request).await {
-                Ok(response) => match (response, prev) {
-                    (AppendEntriesResponse::HigherVote(vote), _) => {
-                        Answer::Append(Err(StreamAppendError::HigherVote(vote)))
-                    }
-                    (AppendEntriesResponse::Conflict, Some(prev)) => {
-                        Answer::Append(Err(StreamAppendError::Conflict(prev)))
-                    }
-                    (AppendEntriesResponse::PartialSuccess(matching), _) => {
-                        Answer::Append(Ok(matching))
-                    }
-                    (AppendEntriesResponse::Success | AppendEntriesResponse::Conflict, _) => {
-                        Answer::Append(Ok(prev))
-                    }
-                },
-                Err(_) => Answer::Refused,
-            }
-        }
+        Request::Heartbeat(request) => heartbeat(group, &member, request).await,
         Request::Vote(request) => {
             member.raft.vote(request).await.map_or(Answer::Refused, Answer::Vote)
         }
@@ -339,6 +359,57 @@ async fn answer(member: Arc<Member>, from: NodeId, request: Request) -> Answer {
             Answer::Snapshot(install(&member, from, name, vote))
         }
         // These are taken before.
-        Request::SnapshotBegin { .. } | Request::SnapshotPart { .. } => Answer::Refused,
+        Request::SnapshotBegin { .. } | Request::SnapshotPart { .. } | Request::PeerLost { .. } => {
+            Answer::Refused
+        }
+    }
+}
+
+/// Answers a heartbeat once this member follows the leader, without waiting for what its log has yet
+/// to write: openraft answers when all that it has accepted is durable, and a read-index round would
+/// wait for a disk that it does not need. The leader takes the answer for no more than that this
+/// member has voted for nobody since; what entries it has, the append session tells. While the log is
+/// stalled it waits all the same: a leader without a quorum of disks should know it.
+async fn heartbeat(group: GroupId, member: &Member, request: AppendRequest) -> Answer {
+    let (vote, prev) = (request.vote, request.prev_log_id);
+    let mut appended = std::pin::pin!(member.raft.append_entries(request));
+    // ORDER: it goes to openraft's core after the heartbeat, and so tells what that came to.
+    let follows = async {
+        let (tx, rx) = oneshot::channel();
+        let ask = member.raft.external_request(move |state| {
+            // Nobody waits, if the heartbeat was answered at once.
+            let _ = tx.send(*state.vote_ref() == vote);
+        });
+        ask.await.is_ok() && rx.await.unwrap_or(false)
+    };
+    let follows = tokio::select! {
+        biased;
+        response = &mut appended => return heartbeat_answer(response, prev),
+        follows = follows => follows,
+    };
+    let has_prev = prev.is_none_or(|prev| member.log.holds(group, prev.index, term_of(&prev)));
+    let goes_on = member.log.stalled_for() <= member.stall_limit;
+    if follows && has_prev && goes_on {
+        return Answer::Append(Ok(prev));
+    }
+    heartbeat_answer(appended.await, prev)
+}
+
+fn heartbeat_answer<E>(
+    response: Result<AppendEntriesResponse<TypeConfig>, E>,
+    prev: Option<LogId>,
+) -> Answer {
+    match (response, prev) {
+        (Err(_), _) => Answer::Refused,
+        (Ok(AppendEntriesResponse::HigherVote(vote)), _) => {
+            Answer::Append(Err(StreamAppendError::HigherVote(vote)))
+        }
+        (Ok(AppendEntriesResponse::Conflict), Some(prev)) => {
+            Answer::Append(Err(StreamAppendError::Conflict(prev)))
+        }
+        (Ok(AppendEntriesResponse::PartialSuccess(matching)), _) => Answer::Append(Ok(matching)),
+        (Ok(AppendEntriesResponse::Success | AppendEntriesResponse::Conflict), _) => {
+            Answer::Append(Ok(prev))
+        }
     }
 }

@@ -350,6 +350,14 @@ impl Log {
         self.shared.state.lock().groups.get(&group).map_or(0, GroupIndex::live_bytes)
     }
 
+    /// Whether the group's log has that entry, or had it and purged it.
+    pub fn holds(&self, group: GroupId, index: u64, term: u64) -> bool {
+        let state = self.shared.state.lock();
+        let Some(entries) = state.groups.get(&group) else { return false };
+        entries.purged.as_ref().is_some_and(|purged| index <= purged.index)
+            || entries.slot(index).is_some_and(|slot| slot.term == term)
+    }
+
     /// Bytes of the group's entries with an index in `range`. Looks at each of them.
     pub fn bytes_in(&self, group: GroupId, range: Range<u64>) -> u64 {
         let state = self.shared.state.lock();

@@ -38,7 +38,7 @@ pub(super) struct Session<'s, S> {
     under_way: VecDeque<UnderWay>,
     next: Next,
     sequence: u64,
-    /// When an answer came last, or there was nothing to wait for.
+    /// When an answer came last, or something went out and there was none to wait for.
     progress: Instant,
 }
 
@@ -75,13 +75,11 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
     pub(super) async fn answer(&mut self) -> Option<Result<AppendResult, RpcError>> {
         loop {
             let waits = !self.under_way.is_empty();
-            let idle = !waits && matches!(self.next, Next::None);
-            if idle && self.input.is_none() {
+            if !waits && matches!(self.next, Next::None) && self.input.is_none() {
                 return None;
             }
-            if idle {
-                self.progress = Instant::now();
-            }
+            // Who waits for room alone has nobody to be impatient with: others have their turn.
+            let has_sent = waits || matches!(self.next, Next::Frame(..));
             let deadline = self.progress + self.link.session_limit;
             let (_, answers) = self.open.as_mut()?;
             tokio::select! {
@@ -103,7 +101,7 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
                         return Some(Err(error));
                     }
                 }
-                () = sleep_until(deadline), if !idle => {
+                () = sleep_until(deadline), if has_sent => {
                     let limit = self.link.session_limit;
                     return Some(Err(self.link.timeout(RPCTypes::AppendEntries, limit)));
                 }
@@ -124,11 +122,18 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
         let (frame, room) = match std::mem::replace(&mut self.next, Next::None) {
             Next::None => return Ok(()),
             Next::Request(request, _) => {
+                let first = request.entries.first().map(|entry| entry.log_id.index);
+                if first.is_some_and(|first| first < self.link.kept_from.index()) {
+                    return Err(network("the log is no longer held for it"));
+                }
                 // Nothing is encoded for a node that is not there.
                 if !switch.is_connected(*to, Lane::Entries) {
                     return Err(unreachable("there is no connection"));
                 }
                 let room = room.ok_or_else(|| unreachable("the node stops"))?;
+                if self.under_way.is_empty() {
+                    self.progress = Instant::now();
+                }
                 let body = Body::Append { sequence: self.sequence, request };
                 let number = self.open.as_ref().map_or(0, |(open, _)| open.number);
                 let frame = Frame { group: *group, number, body };
