@@ -30,10 +30,11 @@ pub use config::ShardConfig;
 pub use error::{MetaError, ShardError};
 pub use ids::Ids;
 pub use message::{
-    ActivityToken, Answer, Call, CountReply, Delivery, HeldEvents, HistoryPage, HistoryPageReply,
-    MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, NoPeers, Offer, OfferedTask, Peer,
-    PollId, PollRequest, Poller, QueryToken, QueueCall, QueueKey, QueueType, ReadCall, Receipt,
-    TaskQueueView, TaskToken, Ticket, TokenError, WantedTasks, WorkflowCall, WorkflowTaskToken,
+    ActivityToken, Answer, Call, Carrier, CountReply, Delivery, Forwarded, HeldEvents, HistoryPage,
+    HistoryPageReply, MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, NoPeers, Offer,
+    OfferedTask, Peer, PeerAnswer, PeerRequest, PollId, PollRequest, Poller, QueryToken, QueueCall,
+    QueueKey, QueueType, ReadCall, Receipt, TaskQueueView, TaskToken, Ticket, TokenError,
+    Unanswered, WantedTasks, WirePeer, WorkflowCall, WorkflowTaskToken,
 };
 pub use meta::{
     META_GROUP, Meta, MetaState, Namespace, NamespaceAttributes, NamespaceState, Route,

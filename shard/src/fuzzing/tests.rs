@@ -10,6 +10,7 @@ use piton_store::{KeyRange, Order, Write};
 
 use super::*;
 use crate::message::token::TASK_TOKEN;
+use crate::message::wire::samples;
 use crate::message::{ActivityToken, QueryToken, WorkflowTaskToken};
 use crate::meta::state::{META_COMMAND, MetaChange, MetaCommand, Namespace, NamespaceState, Route};
 use crate::replica::entry::{TransitionRecord, Verdict};
@@ -114,6 +115,14 @@ fn tokens() -> [TaskToken; 3] {
 #[test]
 fn a_token_survives_hostile_bytes() {
     attack("a token", tokens().map(|token| token.encode()).to_vec(), held, token);
+}
+
+#[test]
+fn what_another_node_says_survives_hostile_bytes() {
+    let requests = samples::peer_requests().into_iter();
+    let requests = requests.map(|request| request.encode().expect("short").to_vec());
+    let answers = samples::peer_answers().into_iter().map(|answer| answer.encode().to_vec());
+    attack("what another node says", requests.chain(answers).collect(), held, peer);
 }
 
 #[test]
