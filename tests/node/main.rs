@@ -24,6 +24,7 @@ mod worker;
 mod backlog;
 mod build_ids;
 mod errands;
+mod forwarding;
 mod full_disk;
 mod golden_data;
 mod growing;

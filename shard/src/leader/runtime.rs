@@ -106,7 +106,9 @@ impl ShardRuntime {
     }
 
     pub(crate) fn gone(&self) -> ShardError {
-        ShardError::Unavailable(format!("shard {} has changed its leader", self.id))
+        let leader = self.group.leadership().borrow().leader;
+        let leader = leader.filter(|&leader| leader != self.cluster.host().node());
+        ShardError::NotLeader { shard: self.id, leader }
     }
 
     /// A number that no other workflow task or query of this term has.

@@ -47,6 +47,10 @@ pub enum MetaRequest {
     },
     /// Sets these; the others stay as they are.
     SetLimits(BTreeMap<String, u64>),
+    /// Gives a new cluster its routes: that many even ranges. One that has routes keeps them.
+    BootstrapRoutes {
+        shards: u32,
+    },
     /// Makes it a node of the cluster, or says where one that is has moved to. Its state is left as it is.
     PutNode(NodeRecord),
     SetNodeState {
@@ -60,10 +64,6 @@ pub enum MetaRequest {
         voters: BTreeSet<NodeId>,
     },
     SetCluster(ClusterSettings),
-    /// Gives a new cluster its routes: that many even ranges. One that has routes keeps them.
-    BootstrapRoutes {
-        shards: u32,
-    },
 }
 
 /// A namespace to be registered.

@@ -258,6 +258,10 @@ impl ShardHost {
         (0..self.places.len() as u32).map(ShardId)
     }
 
+    pub(crate) fn has(&self, shard: ShardId) -> bool {
+        (shard.0 as usize) < self.places.len()
+    }
+
     pub(crate) fn shard_of_slot(&self, slot: placement::Slot) -> ShardId {
         placement::initial_shard(slot, self.places.len() as u32)
     }
