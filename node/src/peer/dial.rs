@@ -105,6 +105,7 @@ pub(super) async fn keep(net: Arc<Shared>, member: Arc<Member>, lane: PeerLane) 
                 }
             }
             Err(error) => {
+                metrics.connect_failures.inc();
                 if error.is_refused() && member.fate.lock().refused(lane, Instant::now()) {
                     tracing::warn!(peer = %member.node, "peer's process is gone");
                     (net.peer_lost)(member.node);

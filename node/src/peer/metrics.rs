@@ -42,6 +42,7 @@ pub(super) struct LaneMetrics {
     pub(super) received_frames: Counter,
     pub(super) queue_bytes: Gauge,
     pub(super) reconnects: Counter,
+    pub(super) connect_failures: Counter,
     /// Lanes that have no connection at the moment.
     pub(super) connecting: Gauge,
     /// Connections that this node made.
@@ -72,6 +73,8 @@ impl PeerMetrics {
         let received_bytes = counter("peer_received_bytes", "Bytes received from other nodes");
         let received_frames = counter("peer_received_frames", "Frames received from other nodes");
         let reconnects = counter("peer_reconnects", "Connections to other nodes made anew");
+        let connect_failures =
+            counter("peer_connect_failures", "Attempts to connect to other nodes that failed");
         let queue_bytes = Family::<LaneLabel, Gauge>::default();
         registry.register(
             "peer_queue_bytes",
@@ -112,6 +115,7 @@ impl PeerMetrics {
                 received_frames: received_frames.get_or_create_owned(&label),
                 queue_bytes: queue_bytes.get_or_create_owned(&label),
                 reconnects: reconnects.get_or_create_owned(&label),
+                connect_failures: connect_failures.get_or_create_owned(&label),
                 connecting: state("connecting"),
                 connected: state("connected"),
                 accepted: state("accepted"),

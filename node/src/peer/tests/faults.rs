@@ -138,8 +138,8 @@ async fn a_peer_is_not_lost_while_one_lane_is_there() {
     let (_stream, welcome) = greet(&two, &newer).await;
     assert_eq!(welcome.refusal, "");
     await_until("the lane is gone", || !one.net.is_connected(two.id, PeerLane::Urgent)).await;
-    let tried = "piton_peer_connections{lane=\"urgent\",state=\"connecting\"}";
-    await_until("it is tried again", || one.metric(tried) == 1.0).await;
+    let failed = "piton_peer_connect_failures_total{lane=\"urgent\"}";
+    await_until("it is refused again and again", || one.metric(failed) >= 3.0).await;
     one.send(&two, Lane::Entries, "entry");
     await_until("the others carry on", || two.inbox.count() == 1).await;
     assert_eq!(*one.lost.lock(), []);

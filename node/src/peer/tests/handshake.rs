@@ -137,6 +137,28 @@ async fn whoever_dials_checks_who_answers_and_counts_as_connected_only_then() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_another_node_is_not_believed() {
+    let security = super::super::tls::Security::Plaintext;
+    let impostor = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = PeerAddress::from(impostor.local_addr().unwrap());
+    let answering = tokio::spawn(async move {
+        for (version, node) in [(1, 9), (2, 1), (1, 1)] {
+            let (mut stream, _) = impostor.accept().await.unwrap();
+            let _: Hello = hello::read(&mut stream).await.unwrap();
+            let welcome = Welcome { version, node, ..Welcome::default() };
+            hello::write(&mut stream, &welcome).await.unwrap();
+        }
+    });
+    for words in ["is node 9, and node 1 was expected", "chose version 2"] {
+        let greeted = super::super::dial::greet(&security, &address, &hello()).await;
+        let error = greeted.unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    super::super::dial::greet(&security, &address, &hello()).await.unwrap();
+    answering.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_older_process_sent_never_arrives_after_what_a_newer_one_did() {
     let node = node_that_knows_two().await;
     let lane = |lane: PeerLane| Hello { lane: lane.number() as u32, ..hello() };
