@@ -217,8 +217,7 @@ impl PeerNet {
     /// Whether a frame for this member would be queued, as far as that depends on the connection. To
     /// be asked before something large is encoded.
     pub fn is_connected(&self, node: NodeId, lane: PeerLane) -> bool {
-        let member = self.shared.member(node);
-        member.is_some_and(|member| member.link(&self.shared, lane).is_some())
+        self.shared.is_connected(node, lane)
     }
 
     /// How long the last ping took, there and back.

@@ -99,6 +99,11 @@ impl Shared {
         members.get(&member.node).is_some_and(|now| Arc::ptr_eq(now, member))
     }
 
+    /// Whether a frame for this member would be queued, as far as that depends on the connection.
+    pub(super) fn is_connected(&self, node: NodeId, lane: PeerLane) -> bool {
+        self.member(node).is_some_and(|member| member.link(self, lane).is_some())
+    }
+
     /// Nanoseconds since this node started.
     pub(super) fn nanos(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
@@ -111,6 +116,10 @@ pub(super) struct PeerTransport(pub(super) Arc<Shared>);
 impl Transport for PeerTransport {
     fn listen(&self, inbox: Arc<dyn Inbox>) {
         *self.0.inbox.write() = Some(inbox);
+    }
+
+    fn is_connected(&self, to: NodeId, lane: Lane) -> bool {
+        self.0.is_connected(to, lane.into())
     }
 
     fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> Result<(), TransportError> {

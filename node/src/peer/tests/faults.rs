@@ -55,6 +55,7 @@ async fn a_peer_that_says_nothing_is_silent_and_then_given_up() {
     await_until("it counts as silent", || !one.reaches(two.id)).await;
     let silent_after = since.elapsed();
     assert!(silent_after >= Duration::from_millis(300), "{silent_after:?}");
+    assert!(!one.transport.is_connected(two.id, Lane::Entries), "nothing need be encoded");
     assert_eq!(one.try_send(&two, Lane::Entries, "entry"), Err(TransportError::Unreachable));
     let asked = one.net.ask(two.id, Bytes::new(), PATIENCE).await;
     assert_eq!(asked, Err(AskError::NotSent(NotSent::NoConnection)));

@@ -48,6 +48,7 @@ async fn assert_all_arrive(one: &TestNode, two: &TestNode) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_frames_of_each_lane_arrive_in_order_and_as_they_were() {
     let [one, two] = connected([plan(1), plan(2)]).await;
+    assert!(RAFT_LANES.into_iter().all(|lane| one.transport.is_connected(two.id, lane)));
     assert_all_arrive(&one, &two).await;
     for lane in ["urgent", "entries", "bulk"] {
         let of = |name: &str| format!("piton_peer_{name}_total{{lane=\"{lane}\"}}");
