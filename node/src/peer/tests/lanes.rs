@@ -76,15 +76,13 @@ async fn ten_thousand_frames_of_each_lane_arrive_over_tls() {
 async fn frames_that_are_sent_in_one_turn_leave_in_few_writes() {
     let [one, two] = connected([plan(1), plan(2)]).await;
     // Raft's runtime has one thread, so what one task sends there leaves afterwards.
-    let raft = one.raft.as_ref().unwrap().handle().clone();
     let (transport, to) = (one.transport.clone(), two.id);
-    raft.spawn(async move {
+    let sending = async move {
         for _ in 0..500 {
             transport.send(to, Lane::Urgent, Bytes::from_static(b"heartbeat")).unwrap();
         }
-    })
-    .await
-    .unwrap();
+    };
+    one.raft().spawn(sending).await.unwrap();
     await_until("all arrive", || two.inbox.count() == 500).await;
     let writes = one.metric("piton_peer_writes_total{lane=\"urgent\"}");
     // Some for pings.

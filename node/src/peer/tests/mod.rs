@@ -160,6 +160,10 @@ impl TestNode {
         self.net.address().into()
     }
 
+    pub(super) fn raft(&self) -> Handle {
+        self.raft.as_ref().map(|raft| raft.handle().clone()).unwrap()
+    }
+
     /// Sets who its peers are, and where.
     pub(super) fn knows(&self, peers: &[(NodeId, SocketAddr)]) {
         let peers = peers.iter().map(|&(node, address)| (node, address.into()));

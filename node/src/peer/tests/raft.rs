@@ -79,7 +79,8 @@ async fn raft_node(node: TestNode, members: &BTreeSet<NodeId>) -> RaftNode {
         disk: Arc::new(RealDisk),
         transport: node.net.transport(),
         states: Vec::new(),
-        tuning: Tuning::default(),
+        // As in a real node: frames and timers on one thread, which nothing else holds up.
+        tuning: Tuning { runtime: Some(node.raft()), ..Tuning::default() },
     };
     let groups = tokio::task::spawn_blocking(|| Groups::open(config)).await.unwrap().unwrap();
     let book = Book::default();
