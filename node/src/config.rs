@@ -11,6 +11,10 @@ use piton_core::limits::Limits;
 use piton_store::EngineKind;
 use serde::{Deserialize, Serialize};
 
+mod peer;
+
+pub use peer::PeerConfig;
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -40,6 +44,13 @@ pub enum ConfigError {
     Malformed { given: String, form: &'static str },
     #[error("`{given}` is not a type of search attribute; those are {}", SEARCH_ATTRIBUTE_TYPES.join(", "))]
     UnknownType { given: String },
+    #[error(
+        "peer.ip is {ip}, and nodes speak plaintext only on their own machine: give certificate, key \
+         and ca in [peer], or a loopback address"
+    )]
+    PlaintextPeers { ip: IpAddr },
+    #[error("peer.{lane}_queue_bytes_max must be at least {least}, the largest frame of that lane")]
+    PeerQueue { lane: &'static str, least: usize },
     #[error("{0}")]
     Refused(&'static str),
 }
@@ -60,6 +71,7 @@ pub struct Config {
     pub namespaces: NamespacesConfig,
     pub admission: AdmissionConfig,
     pub shards: ShardsConfig,
+    pub peer: PeerConfig,
     pub log: LogConfig,
     /// The API's limits that are given, by name. The cluster keeps them: one that is not given any
     /// more stays as it was last set.
@@ -315,6 +327,7 @@ impl Config {
         if self.namespaces.names.iter().any(String::is_empty) {
             return Err(ConfigError::Refused("a namespace must have a name"));
         }
+        self.peer.check()?;
         let mut types = self.namespaces.search_attributes.values();
         if let Some(kind) = types.find(|kind| !SEARCH_ATTRIBUTE_TYPES.contains(&kind.as_str())) {
             return Err(ConfigError::UnknownType { given: kind.clone() });

@@ -11,6 +11,7 @@ mod frontend;
 mod identity;
 mod log_metrics;
 mod node;
+pub mod peer;
 mod process_metrics;
 mod storage;
 mod storage_metrics;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use piton_store::Mark;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::error::RaftError;
 use crate::execution::Execution;
@@ -93,6 +94,9 @@ pub struct Tuning {
     pub stall_limit: Duration,
     /// Threads of Raft's own runtime. Nothing on them waits for storage.
     pub threads: usize,
+    /// A runtime to be used in place of one of its own, which is still the caller's to stop after the
+    /// groups: a transport runs there, too, so that no frame has to change threads.
+    pub runtime: Option<Handle>,
     /// Where the node's work runs.
     pub execution: Execution,
     /// Called by the threads of Raft and of the replicas that have nothing to do: they may hold
@@ -123,6 +127,7 @@ impl Default for Tuning {
             snapshot_patience: Duration::from_secs(10),
             stall_limit: Duration::from_secs(1),
             threads: 1,
+            runtime: None,
             execution: Execution::Threads,
             on_idle: || {},
             log: LogConfig::default(),

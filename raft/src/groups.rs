@@ -62,7 +62,7 @@ struct Inner {
     held: Arc<HeldLogs>,
     /// `None` for a group that is being started, stopped or forgotten.
     groups: Mutex<BTreeMap<GroupId, Option<Group>>>,
-    /// `None` where everything runs on the caller's.
+    /// `None` where everything runs on a caller's.
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -102,7 +102,8 @@ impl Groups {
             torn_bytes = recovered.torn_bytes, "log opened");
         let runtime = own_runtime(&tuning);
         let runtime = runtime.map_err(|source| RaftError::BuildRuntime { node, source })?;
-        let handle = runtime.as_ref().map_or_else(Handle::current, |own| own.handle().clone());
+        let own = runtime.as_ref().map(|own| own.handle().clone());
+        let handle = own.or_else(|| tuning.runtime.clone()).unwrap_or_else(Handle::current);
         // Numbers of two lives of a node must not meet: a late answer would be taken for another's.
         let first_number = tuning.execution.draw(node.0);
         let switch = Switch::new(node, transport.clone(), handle.clone(), first_number);
@@ -280,7 +281,7 @@ impl Groups {
 
 /// Raft's own runtime, if it is to have one.
 fn own_runtime(tuning: &Tuning) -> std::io::Result<Option<Runtime>> {
-    if tuning.execution != Execution::Threads {
+    if tuning.execution != Execution::Threads || tuning.runtime.is_some() {
         return Ok(None);
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
