@@ -93,6 +93,8 @@ async fn a_session_that_is_too_slow_ends_so_that_the_log_can_go() {
     tuning.election_min = Duration::from_secs(2);
     tuning.election_max = Duration::from_secs(4);
     tuning.heartbeat = Duration::from_millis(200);
+    // So slow a link takes ten seconds for what is proposed below, and 1.6 for each request.
+    tuning.read_bytes_max = 32 << 10;
     // Until the refill is under way, nothing is due.
     tuning.snapshot_log_bytes_min = 300 << 10;
     let (cluster, leader, lagging) = with_one_cut_off(tuning).await;
@@ -101,7 +103,7 @@ async fn a_session_that_is_too_slow_ends_so_that_the_log_can_go() {
     for _ in 0..40 {
         node.group().propose(bytes("x".repeat(LINE_BYTES))).await.expect("propose");
     }
-    cluster.network.limit(from, to, 100 << 10);
+    cluster.network.limit(from, to, 20 << 10);
     let before = cluster.network.bytes_sent(from, to, Lane::Entries);
     cluster.network.heal_all();
     let sent = || cluster.network.bytes_sent(from, to, Lane::Entries) - before;
