@@ -260,7 +260,7 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         // What goes on inside of Raft is not for a reader of state changes.
-        Self { filter: "info,openraft=warn".to_owned(), format: LogFormat::Text }
+        Self { filter: "info,openraft=error".to_owned(), format: LogFormat::Text }
     }
 }
 

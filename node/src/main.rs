@@ -348,7 +348,7 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
 /// What is being developed is not this server: it keeps to what is unexpected.
 fn dev_config() -> Config {
     let mut config = Config::default();
-    "warn".clone_into(&mut config.log.filter);
+    "warn,openraft=error".clone_into(&mut config.log.filter);
     config.cluster.bootstrap = true;
     // Several of them may run on one machine.
     config.peer.port = 0;

@@ -215,6 +215,11 @@ impl Node {
         self.http
     }
 
+    /// Shards of which this node has a replica.
+    pub fn replicas(&self) -> usize {
+        self.storage.cluster.status().shards.len()
+    }
+
     /// Where other nodes connect.
     pub fn peer_address(&self) -> SocketAddr {
         self.storage.peer_address()
