@@ -23,6 +23,7 @@ mod worker;
 
 mod backlog;
 mod build_ids;
+mod cluster_of_nodes;
 mod errands;
 mod forwarding;
 mod full_disk;

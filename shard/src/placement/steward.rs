@@ -128,6 +128,10 @@ impl Steward {
         let mut is_done = true;
         for (group, placement) in led.iter().filter_map(|shard| differs(&state, shard)) {
             let shard = placement.shard;
+            if !self.has_been_opened(shard, &group, &placement.voters) {
+                is_done = false;
+                continue;
+            }
             match bring_about(&group, &placement.voters, Removed::Leaves).await {
                 Ok(()) => tracing::info!(%shard, voters = ?placement.voters, "has its voters"),
                 Err(error) => {
@@ -137,6 +141,20 @@ impl Steward {
             }
         }
         is_done
+    }
+}
+
+impl Steward {
+    /// Whether those who are to be filled have said that they have a replica, which would otherwise be
+    /// sent for nothing. A node that is silent is filled when it comes back.
+    fn has_been_opened(&self, shard: ShardId, group: &Group, voters: &BTreeSet<NodeId>) -> bool {
+        let sightings = self.cluster.sightings();
+        let members = group.members();
+        voters.iter().all(|node| {
+            let is_member = members.is_voter(*node) || members.learners.contains(node);
+            let said = sightings.get(node).map(|seen| &seen.status.shards);
+            is_member || said.is_some_and(|shards| shards.contains_key(&shard))
+        })
     }
 }
 
