@@ -15,6 +15,8 @@ use crate::route::cluster::Cluster;
 
 /// How often the leader looks.
 const EVERY: Duration = Duration::from_millis(500);
+/// What a node said is believed for so long: it says it anew each second.
+const FRESH: Duration = Duration::from_secs(3);
 /// How long a node may take to hand a leadership over.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -73,11 +75,12 @@ fn see(cluster: &Cluster, state: &MetaState, group: &Group, since: Instant) -> S
     let mut seen = Seen::default();
     for node in state.nodes().filter(|node| node.state.is_member()) {
         // A new leader gives everybody the time to be heard.
-        let heard = sightings.get(&node.id).map_or(since, |sighting| sighting.heard);
+        let heard = sightings.get(&node.id).map_or(since, |sighting| sighting.heard.max(since));
         seen.silent_for.insert(node.id, heard.elapsed());
     }
     let said = |shard| {
-        let said = sightings.values().filter_map(|seen| {
+        let fresh = sightings.values().filter(|seen| seen.heard.elapsed() < FRESH);
+        let said = fresh.filter_map(|seen| {
             let said: &ReplicaStatus = seen.status.shards.get(&shard)?;
             said.serves.then_some((said.term, seen.status.node, said))
         });
@@ -90,6 +93,7 @@ fn see(cluster: &Cluster, state: &MetaState, group: &Group, since: Instant) -> S
             voters: said.voters.clone(),
             learners: said.learners.clone(),
             is_changing: said.is_changing,
+            behind: said.behind.clone(),
         };
         seen.shards.insert(shard, shard_seen);
     }

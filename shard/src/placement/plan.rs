@@ -7,7 +7,7 @@ use std::time::Duration;
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
 
-use crate::message::NodeState;
+use crate::message::{NodeState, Placement};
 use crate::meta::MetaState;
 
 /// What is seen of the cluster.
@@ -28,6 +28,16 @@ impl Seen {
         self.silent_for.get(&node).is_some_and(|time| *time >= SILENT)
     }
 
+    fn is_heard(&self, node: NodeId) -> bool {
+        self.silent_for.get(&node).is_some_and(|time| *time < HEARD)
+    }
+
+    /// Whether a majority of these is there.
+    fn can_decide(&self, voters: &BTreeSet<NodeId>) -> bool {
+        let there = voters.iter().filter(|node| !self.is_silent(**node)).count();
+        there > voters.len() / 2
+    }
+
     fn is_given_up(&self, node: NodeId) -> bool {
         self.silent_for.get(&node).is_some_and(|time| *time >= GIVEN_UP_AFTER)
     }
@@ -42,6 +52,8 @@ pub(crate) struct SeenShard {
     /// Who is filled, to become a voter or after it was one.
     pub(crate) learners: BTreeSet<NodeId>,
     pub(crate) is_changing: bool,
+    /// Entries that each other voter has not acknowledged.
+    pub(crate) behind: BTreeMap<NodeId, u64>,
 }
 
 /// One thing to do.
@@ -57,6 +69,10 @@ pub(crate) enum Step {
 
 /// A node that has been silent for so long is given up, where another one can take its place.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(600);
+/// A node that was heard of so lately may be given a leadership.
+const HEARD: Duration = Duration::from_secs(2);
+/// Who is given a leadership may have so many entries to catch up with.
+const BEHIND_MAX: u64 = 1_000;
 /// A node that has been silent for so long gets nothing new.
 const SILENT: Duration = Duration::from_secs(5);
 
@@ -144,10 +160,20 @@ impl<'a> Plan<'a> {
                 None if !self.leaves(lost) || voters.is_empty() => continue,
                 None => {}
             }
-            let (shard, expected) = (placement.shard, placement.version);
-            return Some(Step::Place { shard, expected, voters });
+            if let Some(step) = self.place(placement, voters) {
+                return Some(step);
+            }
         }
         None
+    }
+
+    /// Records these voters, where the change cannot leave the shard without a majority: neither those
+    /// of before nor the new ones may be short of nodes that are heard.
+    fn place(&self, placement: &Placement, voters: BTreeSet<NodeId>) -> Option<Step> {
+        let is_sound = self.seen.can_decide(&placement.voters) && self.seen.can_decide(&voters);
+        let (shard, expected) = (placement.shard, placement.version);
+        let is_new = voters != placement.voters;
+        (is_new && is_sound).then_some(Step::Place { shard, expected, voters })
     }
 
     fn remove(&self) -> Option<Step> {
@@ -184,9 +210,8 @@ impl<'a> Plan<'a> {
             while voters.len() > wanted {
                 voters.remove(&self.best_removal(&voters)?);
             }
-            if voters != placement.voters {
-                let (shard, expected) = (placement.shard, placement.version);
-                return Some(Step::Place { shard, expected, voters });
+            if let Some(step) = self.place(placement, voters) {
+                return Some(step);
             }
         }
         None
@@ -211,8 +236,9 @@ impl<'a> Plan<'a> {
                     continue;
                 }
                 others.insert(to);
-                let (shard, expected) = (placement.shard, placement.version);
-                return Some(Step::Place { shard, expected, voters: others });
+                if let Some(step) = self.place(placement, others) {
+                    return Some(step);
+                }
             }
         }
         None
@@ -239,7 +265,12 @@ impl<'a> Plan<'a> {
         }
         let mut best = None;
         for (shard, seen) in &self.seen.shards {
-            let candidates = seen.voters.iter().filter(|to| **to != seen.leader);
+            // Who is not heard, or would have to catch up first, only stops the shard.
+            let can_lead = |to: &&NodeId| {
+                let behind = seen.behind.get(to).copied().unwrap_or(u64::MAX);
+                **to != seen.leader && self.seen.is_heard(**to) && behind <= BEHIND_MAX
+            };
+            let candidates = seen.voters.iter().filter(can_lead);
             let candidates = candidates.filter_map(|to| Some((*led.get(to)?, *to)));
             let Some((count, to)) = candidates.min() else { continue };
             // A node that may not lead leads more than anybody.
@@ -265,7 +296,10 @@ impl<'a> Plan<'a> {
         let cost = |node: &NodeId| {
             let mut others = voters.clone();
             others.remove(node);
-            (self.shared_zones(&others, *node), self.loads.get(node).copied())
+            let state = self.state.node(*node).map(|node| node.state);
+            let is_silent = self.seen.is_silent(*node);
+            let is_spare = (self.is_lost(*node), is_silent, state != Some(NodeState::Up));
+            (is_spare, self.shared_zones(&others, *node), self.loads.get(node).copied())
         };
         voters.iter().max_by_key(|node| cost(node)).copied()
     }
@@ -295,6 +329,7 @@ pub(crate) fn meta_members(
     let plan = Plan::new(state, seen);
     let (kept, given_up): (BTreeSet<_>, BTreeSet<_>) =
         voters.intersection(&stay).copied().partition(|node| !seen.is_given_up(*node));
+    let before = voters;
     let mut voters = kept;
     let free = plan.loads.keys().filter(|node| !voters.contains(node)).count();
     let target = odd_at_most(META_VOTERS.min(voters.len() + free + given_up.len()));
@@ -305,6 +340,9 @@ pub(crate) fn meta_members(
         let next = best.or_else(|| given_up.difference(&voters).next()).copied();
         let Some(next) = next else { break };
         voters.insert(next);
+    }
+    if !seen.can_decide(before) || !seen.can_decide(&voters) {
+        voters.clone_from(before);
     }
     let learners = members().map(|node| node.id).filter(|node| !voters.contains(node)).collect();
     (voters, learners)

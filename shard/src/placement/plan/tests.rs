@@ -26,6 +26,7 @@ impl Cluster {
                 voters: alone.clone(),
                 learners: BTreeSet::new(),
                 is_changing: false,
+                behind: BTreeMap::new(),
             };
             cluster.seen.shards.insert(shard, seen);
         }
@@ -51,6 +52,7 @@ impl Cluster {
             level: 1,
             joined: Timestamp::default(),
         }));
+        self.seen.silent_for.insert(NodeId(node), Duration::ZERO);
     }
 
     fn set(&mut self, node: u64, state: NodeState) {
@@ -93,13 +95,14 @@ impl Cluster {
         for placement in self.state.placements() {
             let seen = self.seen.shards.get_mut(&placement.shard).expect("it was seen");
             let new = placement.voters.difference(&seen.voters);
-            if new.into_iter().any(|node| self.seen.silent_for.contains_key(node)) {
+            if new.into_iter().any(|node| self.seen.is_silent(*node)) {
                 continue;
             }
             seen.voters = placement.voters.clone();
+            seen.behind = seen.voters.iter().map(|node| (*node, 0)).collect();
             if !seen.voters.contains(&seen.leader) {
-                let silent = |node: &&NodeId| self.seen.silent_for.contains_key(node);
-                seen.leader = *seen.voters.iter().find(|node| !silent(node)).expect("one is up");
+                let is_up = |node: &&NodeId| !self.seen.is_silent(**node);
+                seen.leader = *seen.voters.iter().find(is_up).expect("one is up");
             }
         }
         self.seen.meta_voters = meta_members(&self.state, &self.seen, &self.seen.meta_voters).0;
@@ -116,9 +119,11 @@ impl Cluster {
             assert!(self.steps < 10_000, "it moves things for ever, now {step:?}");
             let Step::Place { shard, .. } = step else { continue };
             let after = &self.state.placement(shard).expect("it was placed").voters;
-            // A quorum of before is there to agree, and one node at a time goes.
-            let gone = before[&shard].difference(after).count();
-            assert!(gone <= 1, "{before:?} to {after:?}");
+            let there = |voters: &BTreeSet<NodeId>| {
+                let there = voters.iter().filter(|node| !self.seen.is_silent(**node)).count();
+                there > voters.len() / 2
+            };
+            assert!(there(&before[&shard]) && there(after), "{before:?} to {after:?}");
         }
     }
 
@@ -261,6 +266,52 @@ fn the_meta_group_has_a_voter_of_every_node_up_to_five() {
     assert_eq!(members(&cluster, &[1, 3, 4, 5, 6]), (ids(&[1, 3, 4, 6, 7]), ids(&[2, 5])));
 }
 
+#[test]
+fn a_node_leaves_only_while_those_that_stay_can_decide() {
+    let mut cluster = Cluster::of_one(4);
+    (2..=3).for_each(|node| cluster.join(node, ""));
+    cluster.settle();
+    let placed = cluster.voters();
+    cluster.silence(2, SILENT);
+    cluster.set(1, NodeState::Leaving);
+    cluster.settle();
+    assert_eq!(cluster.voters(), placed, "of two, one is not there");
+    let voters: BTreeSet<_> = (1..=3).map(NodeId).collect();
+    assert_eq!(meta_members(&cluster.state, &cluster.seen, &voters).0, voters);
+    cluster.silence(2, Duration::ZERO);
+    cluster.settle();
+    assert_eq!(cluster.held_by(1), 0);
+}
+
+#[test]
+fn who_is_silent_is_what_a_shard_has_too_many_of() {
+    let mut cluster = Cluster::of_one(4);
+    cluster.ask(MetaRequest::SetCluster(ClusterSettings { replicas: 5, ..Default::default() }));
+    (2..=5).for_each(|node| cluster.join(node, ""));
+    cluster.settle();
+    assert!((1..=5).all(|node| cluster.held_by(node) == 4));
+    cluster.silence(1, SILENT);
+    cluster.silence(2, SILENT);
+    cluster.ask(MetaRequest::SetCluster(ClusterSettings::default()));
+    cluster.settle();
+    assert!((1..=2).all(|node| cluster.held_by(node) == 0));
+}
+
+#[test]
+fn nothing_is_led_by_who_is_not_heard_or_far_behind() {
+    let mut cluster = Cluster::of_one(4);
+    (2..=3).for_each(|node| cluster.join(node, ""));
+    cluster.settle();
+    cluster.silence(3, HEARD);
+    cluster.settle();
+    assert_eq!(cluster.led_by(3), 0);
+    cluster.silence(3, Duration::ZERO);
+    for seen in cluster.seen.shards.values_mut() {
+        seen.behind.insert(NodeId(3), BEHIND_MAX + 1);
+    }
+    assert_eq!(cluster.step(), None);
+}
+
 /// Whatever comes and goes, it settles, and then everything is held as well as the nodes allow.
 #[test]
 fn whatever_comes_and_goes_it_settles() {
@@ -272,7 +323,8 @@ fn whatever_comes_and_goes_it_settles() {
         for _ in 0..random.random_range(1..25) {
             let node = random.random_range(1..=nodes);
             let state = cluster.state.node(NodeId(node)).expect("it is one").state;
-            let is_last = cluster.seen.silent_for.len() + 1 >= nodes as usize;
+            let silent = cluster.seen.silent_for.values().filter(|time| **time >= SILENT).count();
+            let is_last = silent + 1 >= nodes as usize;
             match random.random_range(0..6) {
                 0 | 1 => {
                     nodes += 1;
@@ -286,7 +338,7 @@ fn whatever_comes_and_goes_it_settles() {
                     }
                 }
                 3 if !is_last && nodes > 2 => cluster.silence(node, SILENT),
-                4 => _ = cluster.seen.silent_for.remove(&NodeId(node)),
+                4 => _ = cluster.seen.silent_for.insert(NodeId(node), Duration::ZERO),
                 _ => cluster.settle(),
             }
             for _ in 0..random.random_range(0..4) {
@@ -294,7 +346,7 @@ fn whatever_comes_and_goes_it_settles() {
             }
         }
         // Everybody is back.
-        cluster.seen.silent_for.clear();
+        cluster.seen.silent_for.values_mut().for_each(|time| *time = Duration::ZERO);
         cluster.settle();
         check_settled(&cluster, seed);
     }
