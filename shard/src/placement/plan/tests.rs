@@ -92,16 +92,19 @@ impl Cluster {
 
     /// Shards come to be where they are placed, as far as nodes that are silent let them.
     fn carry_out(&mut self) {
+        let silent = |node: &NodeId| self.seen.is_silent(*node);
+        let silent: BTreeSet<NodeId> =
+            self.state.nodes().map(|node| node.id).filter(silent).collect();
         for placement in self.state.placements() {
             let seen = self.seen.shards.get_mut(&placement.shard).expect("it was seen");
             let new = placement.voters.difference(&seen.voters);
-            if new.into_iter().any(|node| self.seen.is_silent(*node)) {
+            if new.into_iter().any(|node| silent.contains(node)) {
                 continue;
             }
             seen.voters = placement.voters.clone();
             seen.behind = seen.voters.iter().map(|node| (*node, 0)).collect();
             if !seen.voters.contains(&seen.leader) {
-                let is_up = |node: &&NodeId| !self.seen.is_silent(**node);
+                let is_up = |node: &&NodeId| !silent.contains(*node);
                 seen.leader = *seen.voters.iter().find(is_up).expect("one is up");
             }
         }
@@ -117,7 +120,7 @@ impl Cluster {
             let Some(step) = self.step() else { return };
             self.steps += 1;
             assert!(self.steps < 10_000, "it moves things for ever, now {step:?}");
-            let Step::Place { shard, .. } = step else { continue };
+            let Step::Place { shard, expected: 1.., .. } = step else { continue };
             let after = &self.state.placement(shard).expect("it was placed").voters;
             let there = |voters: &BTreeSet<NodeId>| {
                 let there = voters.iter().filter(|node| !self.seen.is_silent(**node)).count();
