@@ -233,20 +233,19 @@ impl Members {
 
     /// The leader of a workflow's shard, as the nodes that run know it.
     pub(crate) async fn leader_of(&self, workflow_id: &str) -> NodeId {
-        await_until("the shard has a leader", || async {
-            self.running().find_map(|(node, running)| {
-                let leadership = *group_of(running, workflow_id)?.leadership().borrow();
-                (leadership.serving && leadership.leader == Some(node)).then_some(node)
-            })
-        })
-        .await
+        self.leader_by(|running| group_of(running, workflow_id)).await
     }
 
     /// The leader of the meta group.
     pub(crate) async fn meta_leader(&self) -> NodeId {
-        await_until("the meta group has a leader", || async {
+        self.leader_by(|running| running.groups.group(META_GROUP)).await
+    }
+
+    /// The node that leads a group and serves.
+    async fn leader_by(&self, group: impl Fn(&RunningMember) -> Option<Group>) -> NodeId {
+        await_until("the group has a leader", || async {
             self.running().find_map(|(node, running)| {
-                let leadership = *running.groups.group(META_GROUP)?.leadership().borrow();
+                let leadership = *group(running)?.leadership().borrow();
                 (leadership.serving && leadership.leader == Some(node)).then_some(node)
             })
         })

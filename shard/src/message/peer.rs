@@ -1,4 +1,5 @@
-//! The way to other nodes: one call to a shard's leader, one delivery to a node that holds a poll.
+//! The way to other nodes: a call to a shard's leader, a delivery to a node that holds a poll, a call to
+//! the meta group's leader.
 
 use async_trait::async_trait;
 use piton_core::id::ShardId;

@@ -142,12 +142,7 @@ impl Meta {
     /// # Errors
     /// [`MetaError::NamespaceNotFound`], and [`MetaError::Unavailable`] where nobody can tell.
     pub async fn find_namespace(&self, name: &str) -> Result<Arc<Namespace>, MetaError> {
-        if let Some(namespace) = self.namespace(name) {
-            return Ok(namespace);
-        }
-        self.refresh().await?;
-        let found = self.namespace(name);
-        found.ok_or_else(|| MetaError::NamespaceNotFound { name: name.to_owned() })
+        self.find(name, || self.namespace(name)).await
     }
 
     /// The same by its id.
@@ -158,12 +153,20 @@ impl Meta {
         &self,
         id: &NamespaceId,
     ) -> Result<Arc<Namespace>, MetaError> {
-        if let Some(namespace) = self.namespace_by_id(id) {
+        self.find(id.as_str(), || self.namespace_by_id(id)).await
+    }
+
+    /// Looks here, and again where all that is committed is seen.
+    async fn find(
+        &self,
+        named: &str,
+        look: impl Fn() -> Option<Arc<Namespace>>,
+    ) -> Result<Arc<Namespace>, MetaError> {
+        if let Some(namespace) = look() {
             return Ok(namespace);
         }
         self.refresh().await?;
-        let found = self.namespace_by_id(id);
-        found.ok_or_else(|| MetaError::NamespaceNotFound { name: id.to_string() })
+        look().ok_or_else(|| MetaError::NamespaceNotFound { name: named.to_owned() })
     }
 
     /// Returns once that version, or a later one, is seen here.

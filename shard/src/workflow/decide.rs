@@ -260,7 +260,7 @@ impl Hosted {
         let results = std::mem::take(&mut answer.query_results);
         let names: Vec<String> = named_namespaces(&answer).map(str::to_owned).collect();
         let meta = self.shard.cluster.meta();
-        // Where it came in, the newest state was asked; here as much is seen.
+        // Where it came in, the newest state was asked; a leader whose copy lags refuses all the same.
         let is_unknown = |name: &&String| meta.namespace(name).is_none();
         if let Some(name) = names.iter().find(is_unknown) {
             // Nothing is recorded, and the task stays the worker's.
