@@ -18,6 +18,7 @@ use piton_proto::history::{
 use serde::{Deserialize, Serialize};
 
 use crate::id::{EventId, RunId, WorkflowId};
+use crate::message;
 use crate::time::Timestamp;
 
 /// Identifies an effect within its run; the same key means the same effect.
@@ -210,18 +211,18 @@ pub struct ParentLink {
 }
 
 /// How a child ended, as its parent's event will say it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(clippy::large_enum_variant, reason = "short-lived, and never many at a time")]
 pub enum ChildResult {
-    Completed(Option<piton_proto::common::Payloads>),
-    Failed(Option<piton_proto::failure::Failure>, i32),
-    Canceled(Option<piton_proto::common::Payloads>),
+    Completed(#[serde(with = "message::optional")] Option<piton_proto::common::Payloads>),
+    Failed(#[serde(with = "message::optional")] Option<piton_proto::failure::Failure>, i32),
+    Canceled(#[serde(with = "message::optional")] Option<piton_proto::common::Payloads>),
     TimedOut(i32),
     Terminated,
 }
 
 /// A child's end with the identity its parent records.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChildOutcome {
     pub workflow_id: WorkflowId,
     /// The last run of the chain.

@@ -1,11 +1,13 @@
 //! Why a request was refused. The gRPC code of each is chosen in `node/src/frontend/status.rs`.
 
 use piton_proto::failure::Failure;
+use serde::{Deserialize, Serialize};
 
 use crate::id::{RequestId, RunId};
+use crate::message;
 
 /// A request that was not carried out; nothing of it was recorded unless the variant says so.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error, Serialize, Deserialize)]
 pub enum Rejection {
     /// Malformed, or against a rule of the API. The text is for the caller.
     #[error("{0}")]
@@ -36,7 +38,11 @@ pub enum Rejection {
     FailedPrecondition(String),
     /// The worker answered a query with a failure.
     #[error("{message}")]
-    QueryFailed { message: String, failure: Option<Box<Failure>> },
+    QueryFailed {
+        message: String,
+        #[serde(with = "message::optional")]
+        failure: Option<Box<Failure>>,
+    },
     /// A limit on this one workflow; the caller may try again.
     #[error("{0}")]
     BusyWorkflow(String),

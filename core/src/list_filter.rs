@@ -7,15 +7,18 @@
 
 mod asked;
 mod literal;
+mod steps;
 mod token;
 
 use piton_proto::enums::{IndexedValueType, WorkflowExecutionStatus};
+use serde::{Deserialize, Serialize};
 
 use crate::search_attribute::{self, Field, Origin};
 use crate::time::Timestamp;
 use crate::visibility::VisibilityRecord;
 pub use asked::Asked;
 use literal::Literal;
+use steps::Step;
 use token::{Token, TokenKind, tokens};
 
 /// Parentheses may be nested this deep, so that no filter exhausts the stack.
@@ -24,7 +27,7 @@ const DEPTH_MAX: usize = 64;
 const TERMS_MAX: usize = 1_000;
 
 /// A parsed filter.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListFilter {
     /// `None` lets everything pass.
     condition: Option<Condition>,
@@ -32,7 +35,7 @@ pub struct ListFilter {
 }
 
 /// What a count is grouped by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupBy {
     ExecutionStatus,
 }
@@ -81,7 +84,8 @@ impl FilterError {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "Vec<Step>", try_from = "Vec<Step>")]
 enum Condition {
     All(Vec<Condition>),
     Any(Vec<Condition>),
@@ -92,7 +96,7 @@ enum Condition {
     StartsWith(Field, String, bool),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Operator {
     Equal,
     NotEqual,

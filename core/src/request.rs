@@ -9,10 +9,12 @@ use piton_proto::workflowservice::{
     RespondWorkflowTaskCompletedRequest, RespondWorkflowTaskFailedRequest,
     StartWorkflowExecutionRequest,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::effect::{ChildOutcome, ErrandKey, ParentLink};
 use crate::id::{EventId, NamespaceId, RunId};
 use crate::limits::Limits;
+use crate::message::{self, Proto};
 use crate::time::Timestamp;
 
 /// What deciding needs from outside; all of it drawn by the shell.
@@ -52,40 +54,46 @@ impl std::fmt::Debug for dyn SearchAttributeCheck + '_ {
 }
 
 /// Starts a run, perhaps with a signal. Validated by the frontend but for the id policies.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartRequest {
     /// With defaults filled in: policies, timeouts, request id, retry policy.
+    #[serde(with = "message::one")]
     pub start: Box<StartWorkflowExecutionRequest>,
     pub signal: Option<Signal>,
     /// Set when the run is a child.
     pub parent: Option<Parent>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parent {
     pub link: ParentLink,
     pub namespace_name: Arc<str>,
+    #[serde(with = "message::one")]
     pub root: WorkflowExecution,
 }
 
 /// A signal to a run.
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Signal {
     pub name: String,
+    #[serde(with = "message::optional")]
     pub input: Option<Payloads>,
     pub identity: String,
+    #[serde(with = "message::optional")]
     pub header: Option<Header>,
     /// Empty: never recognised as a repetition.
     pub request_id: String,
     /// The workflow that sent it, if one did.
+    #[serde(with = "message::optional")]
     pub sender: Option<WorkflowExecution>,
     /// Only if the target is a child of the sender.
     pub child_only: bool,
+    #[serde(with = "message::list")]
     pub links: Vec<piton_proto::common::Link>,
 }
 
 /// A request to one existing run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RunRequest {
     Signal(Signal),
     RequestCancel(CancelRequest),
@@ -100,10 +108,12 @@ pub enum RunRequest {
     },
     CompleteWorkflowTask {
         token: WorkflowTaskRef,
+        #[serde(with = "message::one")]
         answer: Box<RespondWorkflowTaskCompletedRequest>,
     },
     FailWorkflowTask {
         token: WorkflowTaskRef,
+        #[serde(with = "message::one")]
         answer: Box<RespondWorkflowTaskFailedRequest>,
     },
     /// The start-to-close time of the task that this life of the actor handed out is over.
@@ -138,22 +148,27 @@ pub enum RunRequest {
     },
     CompleteActivity {
         activity: ActivityRef,
+        #[serde(with = "message::optional")]
         result: Option<Payloads>,
         identity: String,
     },
     FailActivity {
         activity: ActivityRef,
+        #[serde(with = "message::optional")]
         failure: Option<Failure>,
+        #[serde(with = "message::optional")]
         last_heartbeat_details: Option<Payloads>,
         identity: String,
     },
     CancelActivity {
         activity: ActivityRef,
+        #[serde(with = "message::optional")]
         details: Option<Payloads>,
         identity: String,
     },
     HeartbeatActivity {
         activity: ActivityRef,
+        #[serde(with = "message::optional")]
         details: Option<Payloads>,
         /// Of whom the activity's end tells if the details are too large.
         identity: String,
@@ -168,6 +183,7 @@ pub enum RunRequest {
     ChildStarted {
         initiated: EventId,
         run_id: RunId,
+        #[serde(with = "message::optional")]
         header: Option<Header>,
     },
     ChildRefused {
@@ -193,7 +209,7 @@ pub enum RunRequest {
 }
 
 /// Who takes a task.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Taker {
     pub identity: String,
     /// The ticket, as text: the Started event's request id.
@@ -201,18 +217,19 @@ pub struct Taker {
     /// Whether the poll was on the sticky queue.
     pub sticky: bool,
     /// What it says of its build; shown by the Started event.
+    #[serde(with = "message::optional")]
     pub worker_version: Option<WorkerVersionStamp>,
 }
 
 /// The started workflow task that an answer is for (its token, decoded).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkflowTaskRef {
     pub term: u64,
     pub number: u64,
 }
 
 /// The activity that an answer is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ActivityRef {
     /// By its token.
     Attempt { scheduled: EventId, attempt: u32, stamp: u32 },
@@ -220,7 +237,7 @@ pub enum ActivityRef {
     Id(String),
 }
 
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct CancelRequest {
     pub reason: String,
     pub identity: String,
@@ -228,27 +245,30 @@ pub struct CancelRequest {
     /// Must be the first run of the chain, unless empty.
     pub first_run_id: String,
     /// The workflow that asked, and the event by which it did.
-    pub sender: Option<(WorkflowExecution, EventId)>,
+    pub sender: Option<(Proto<WorkflowExecution>, EventId)>,
     pub child_only: bool,
+    #[serde(with = "message::list")]
     pub links: Vec<piton_proto::common::Link>,
 }
 
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct TerminateRequest {
     pub reason: String,
+    #[serde(with = "message::optional")]
     pub details: Option<Payloads>,
     pub identity: String,
     pub first_run_id: String,
+    #[serde(with = "message::list")]
     pub links: Vec<piton_proto::common::Link>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChildRefusal {
     AlreadyExists,
     NamespaceNotFound,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExternalRefusal {
     NotFound,
     NamespaceNotFound,

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use piton_proto::common::Payload;
 use piton_proto::enums::IndexedValueType;
 use piton_proto::enums::IndexedValueType as Type;
+use serde::{Deserialize, Serialize};
 
 /// What the workers of a run say of their builds; the server keeps it.
 pub(crate) const BUILD_IDS: &str = "BuildIds";
@@ -39,7 +40,7 @@ pub enum Origin {
 }
 
 /// What can be read off a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Field {
     WorkflowId,
     RunId,

@@ -11,6 +11,10 @@ use piton_core::limits::Limits;
 use piton_store::EngineKind;
 use serde::{Deserialize, Serialize};
 
+mod peer;
+
+pub use peer::PeerConfig;
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -40,6 +44,13 @@ pub enum ConfigError {
     Malformed { given: String, form: &'static str },
     #[error("`{given}` is not a type of search attribute; those are {}", SEARCH_ATTRIBUTE_TYPES.join(", "))]
     UnknownType { given: String },
+    #[error(
+        "peer.ip is {ip}, and nodes speak plaintext only on their own machine: give certificate, key \
+         and ca in [peer], or a loopback address"
+    )]
+    PlaintextPeers { ip: IpAddr },
+    #[error("peer.{lane}_queue_bytes_max must be at least {least}, the largest frame of that lane")]
+    PeerQueue { lane: &'static str, least: usize },
     #[error("{0}")]
     Refused(&'static str),
 }
@@ -60,6 +71,8 @@ pub struct Config {
     pub namespaces: NamespacesConfig,
     pub admission: AdmissionConfig,
     pub shards: ShardsConfig,
+    pub peer: PeerConfig,
+    pub cluster: ClusterConfig,
     pub log: LogConfig,
     /// The API's limits that are given, by name. The cluster keeps them: one that is not given any
     /// more stays as it was last set.
@@ -91,6 +104,19 @@ impl ListenConfig {
     pub fn http(&self) -> SocketAddr {
         SocketAddr::new(self.ip, self.http_port)
     }
+}
+
+/// How a node that has no data yet comes into a cluster, and where it stands there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// With an empty data directory: found a new cluster.
+    pub bootstrap: bool,
+    /// With an empty data directory: join the cluster of these nodes, which are asked in turn, by
+    /// host:port of their peer port.
+    pub join: Vec<String>,
+    /// What fails together with this node: replicas of a shard are spread over zones.
+    pub zone: String,
 }
 
 /// Where state is kept.
@@ -234,7 +260,7 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         // What goes on inside of Raft is not for a reader of state changes.
-        Self { filter: "info,openraft=warn".to_owned(), format: LogFormat::Text }
+        Self { filter: "info,openraft=error".to_owned(), format: LogFormat::Text }
     }
 }
 
@@ -314,6 +340,15 @@ impl Config {
         }
         if self.namespaces.names.iter().any(String::is_empty) {
             return Err(ConfigError::Refused("a namespace must have a name"));
+        }
+        self.peer.check()?;
+        if self.cluster.bootstrap && !self.cluster.join.is_empty() {
+            return Err(ConfigError::Refused(
+                "cluster.bootstrap founds a new cluster and cluster.join joins another: give one of them",
+            ));
+        }
+        for address in &self.cluster.join {
+            address.parse::<crate::peer::PeerAddress>()?;
         }
         let mut types = self.namespaces.search_attributes.values();
         if let Some(kind) = types.find(|kind| !SEARCH_ATTRIBUTE_TYPES.contains(&kind.as_str())) {

@@ -74,20 +74,20 @@ pub(crate) struct Identity {
     /// The node has written a log, and promised what is in it.
     #[serde(default)]
     has_log: bool,
+    /// The node founds its cluster, and has not done with it: whatever group has no past here begins
+    /// here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_founding: bool,
 }
 
 impl Identity {
-    /// The identity kept in a data directory; drawn if there is none, for a cluster of `shards`.
+    /// The identity kept in a data directory; `None` where it is empty.
     ///
     /// # Errors
-    /// When the file cannot be read or written, is damaged, or is missing beside data.
-    pub(crate) fn of(
-        disk: &dyn Disk,
-        directory: &Path,
-        shards: u32,
-    ) -> Result<Self, IdentityError> {
+    /// When the file cannot be read, is damaged, or is missing beside data.
+    pub(crate) fn of(disk: &dyn Disk, directory: &Path) -> Result<Option<Self>, IdentityError> {
         if let Some(kept) = Self::kept(directory)? {
-            return Ok(kept);
+            return Ok(Some(kept));
         }
         let path = directory.join(FILE);
         let beside = data_in(disk, directory);
@@ -95,9 +95,16 @@ impl Identity {
         if let Some(beside) = beside {
             return Err(IdentityError::Missing { path, beside });
         }
-        let identity = Self::draw(shards);
-        identity.write(directory).map_err(|source| IdentityError::Write { path, source })?;
-        Ok(identity)
+        Ok(None)
+    }
+
+    /// Keeps it in a data directory from now on.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn keep(&self, directory: &Path) -> Result<(), IdentityError> {
+        let path = directory.join(FILE);
+        self.write(directory).map_err(|source| IdentityError::Write { path, source })
     }
 
     /// The identity kept in a data directory, if there is one.
@@ -137,7 +144,7 @@ impl Identity {
         Ok(())
     }
 
-    /// Notes on both sides that there is a log, once there is.
+    /// Notes on both sides that there is a log, once there is: the founding is done with.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -146,8 +153,8 @@ impl Identity {
         disk: &dyn Disk,
         directory: &Path,
     ) -> Result<(), IdentityError> {
-        if !self.has_log {
-            self.has_log = true;
+        if !self.has_log || self.is_founding {
+            (self.has_log, self.is_founding) = (true, false);
             let path = directory.join(FILE);
             self.write(directory).map_err(|source| IdentityError::Write { path, source })?;
         }
@@ -201,10 +208,22 @@ impl Identity {
         Ok(identity)
     }
 
-    fn draw(shards: u32) -> Self {
+    /// An id that no other node has.
+    pub(crate) fn draw_node() -> NodeId {
         let (high, low) = Uuid::new_v4().as_u64_pair();
-        let node_id = format!("{:016x}", (high ^ low).max(1));
-        Self { node_id, cluster_id: Uuid::new_v4().to_string(), shards, has_log: false }
+        NodeId((high ^ low).max(1))
+    }
+
+    /// The first node of a new cluster.
+    pub(crate) fn founder(shards: u32) -> Self {
+        let cluster_id = Uuid::new_v4().to_string();
+        Self { is_founding: true, ..Self::member(Self::draw_node(), cluster_id, shards) }
+    }
+
+    /// A node of a cluster that there is.
+    pub(crate) fn member(node: NodeId, cluster_id: String, shards: u32) -> Self {
+        let node_id = format!("{:016x}", node.0);
+        Self { node_id, cluster_id, shards, has_log: false, is_founding: false }
     }
 
     pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
@@ -268,12 +287,13 @@ mod tests {
     #[test]
     fn a_node_keeps_its_id_and_a_wiped_one_gets_another() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Identity::of(&RealDisk, directory.path(), 4).unwrap();
-        // What it was made with stays.
-        assert_eq!(Identity::of(&RealDisk, directory.path(), 16).unwrap(), first);
+        assert_eq!(Identity::of(&RealDisk, directory.path()).unwrap(), None);
+        let first = Identity::founder(4);
+        first.keep(directory.path()).unwrap();
+        assert_eq!(Identity::of(&RealDisk, directory.path()).unwrap().as_ref(), Some(&first));
         fs::remove_file(directory.path().join(FILE)).unwrap();
-        let second = Identity::of(&RealDisk, directory.path(), 4).unwrap();
-        assert_ne!(second.node(), first.node());
+        assert_eq!(Identity::of(&RealDisk, directory.path()).unwrap(), None);
+        assert_ne!(Identity::founder(4).node(), first.node());
     }
 
     #[test]
@@ -283,7 +303,7 @@ mod tests {
             let path = directory.path().join(data);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, "").unwrap();
-            let error = Identity::of(&RealDisk, directory.path(), 4).unwrap_err();
+            let error = Identity::of(&RealDisk, directory.path()).unwrap_err();
             assert!(matches!(error, IdentityError::Missing { .. }), "{data}: {error}");
             assert!(!directory.path().join(FILE).exists());
         }
@@ -294,7 +314,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for damaged in ["", "node_id = \"xyz\"\ncluster_id = \"c\"\n", "node_id = 7"] {
             fs::write(directory.path().join(FILE), damaged).unwrap();
-            let error = Identity::of(&RealDisk, directory.path(), 4).unwrap_err();
+            let error = Identity::of(&RealDisk, directory.path()).unwrap_err();
             assert!(matches!(error, IdentityError::Damaged { .. }), "{damaged}: {error}");
         }
     }

@@ -111,6 +111,31 @@ struct Flags {
         value_parser = BoolishValueParser::new()
     )]
     ephemeral: Option<bool>,
+    /// Port for other nodes; 0 takes any free one [default: 7234; of `dev`: any].
+    #[arg(long, env = "PITON_PEER_PORT")]
+    peer_port: Option<u16>,
+    /// Address for other nodes to connect to; other than loopback it takes certificates [default:
+    /// 127.0.0.1].
+    #[arg(long, env = "PITON_PEER_IP", value_parser = read_ip)]
+    peer_ip: Option<IpAddr>,
+    /// With an empty data directory: join the cluster of this node, by host:port of its peer port; may be
+    /// repeated.
+    #[arg(long, value_name = "HOST:PORT", env = "PITON_JOIN", value_delimiter = ',')]
+    join: Vec<String>,
+    /// With an empty data directory: found a new cluster. `dev` does so unless it joins one.
+    #[arg(
+        long,
+        env = "PITON_BOOTSTRAP",
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new()
+    )]
+    bootstrap: Option<bool>,
+    /// What fails together with this node: replicas of a shard are spread over zones.
+    #[arg(long, value_name = "NAME", env = "PITON_ZONE")]
+    zone: Option<String>,
     /// Namespace to register besides `default`; may be repeated.
     #[arg(long, value_name = "NAME", env = "PITON_NAMESPACE", value_delimiter = ',')]
     namespace: Vec<String>,
@@ -176,6 +201,15 @@ impl Flags {
             }
             (ephemeral, None) => set(&mut config.data.ephemeral, ephemeral),
         }
+        set(&mut config.peer.port, self.peer_port);
+        set(&mut config.peer.ip, self.peer_ip);
+        set(&mut config.cluster.zone, self.zone);
+        if !self.join.is_empty() {
+            config.cluster.join = self.join;
+            // What a command founds by default, it does not where it is told to join.
+            config.cluster.bootstrap = false;
+        }
+        set(&mut config.cluster.bootstrap, self.bootstrap);
         set(&mut config.data.table_bytes, self.table_bytes);
         set(&mut config.data.snapshot_log_bytes, self.snapshot_log_bytes);
         set(&mut config.data.store, self.store);
@@ -314,7 +348,10 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
 /// What is being developed is not this server: it keeps to what is unexpected.
 fn dev_config() -> Config {
     let mut config = Config::default();
-    "warn".clone_into(&mut config.log.filter);
+    "warn,openraft=error".clone_into(&mut config.log.filter);
+    config.cluster.bootstrap = true;
+    // Several of them may run on one machine.
+    config.peer.port = 0;
     config
 }
 
@@ -327,6 +364,7 @@ Piton {version} is ready.
 
   API         {grpc}
   HTTP        http://{http}/metrics, /healthz, /readyz
+  Peers       {peers}
   Data        {data} ({kept})
   Namespaces  {namespaces}
 
@@ -336,6 +374,7 @@ Ctrl-C stops.
         version = env!("CARGO_PKG_VERSION"),
         grpc = node.grpc_address(),
         http = node.http_address(),
+        peers = node.peer_address(),
         data = node.data_directory().display(),
         namespaces = node.namespaces().join(", "),
     );

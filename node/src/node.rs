@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use piton_core::time::Span;
 use piton_proto::enums::IndexedValueType;
-use piton_raft::Disk;
-use piton_shard::{Meta, MetaError, Namespace, NewNamespace, Room};
+use piton_raft::{Disk, NodeId};
+use piton_shard::{Clock, Meta, MetaError, Namespace, NewNamespace, NodeRecord, Room};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -23,6 +23,7 @@ use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::disk_watch::DiskWatch;
 use crate::frontend::{self, Facts, Frontend};
 use crate::identity::{Identity, IdentityError};
+use crate::membership::{self, JoinError, Origin, Welcome};
 use crate::process_metrics;
 use crate::storage::{Devices, Opening, Storage, StorageError};
 use crate::storage_metrics::StorageSizes;
@@ -54,6 +55,8 @@ pub enum NodeError {
     Directory(#[from] DataDirectoryError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("set up namespaces and limits")]
@@ -133,21 +136,30 @@ impl Node {
         directory: DataDirectory,
     ) -> Result<Self, NodeError> {
         let disk = Arc::clone(&devices.disk);
-        let mut identity = identify(disk.as_ref(), &directory, config.shards.count)?;
-        let kept = identity.shards;
+        let addresses = (local(&grpc, config.listen.grpc()), local(&http, config.listen.http()));
+        let mut config = config;
+        choose_peer_port(&mut config)?;
+        let Identified { mut identity, record, known } =
+            identify(disk.as_ref(), &directory, &config, addresses).await?;
+        let (kept, is_founding) = (identity.shards, identity.is_founding);
         let room = Room::default();
         let opening = Opening {
             config: &config,
             directory: directory.path(),
-            node: identity.node(),
-            shards: kept,
+            identity: &identity,
+            record: &record,
+            known: &known,
             room: &room,
             rebuilds: &rebuilds,
         };
         let (storage, mut registry) = Storage::open(&opening, devices.clone()).await?;
         let noted = identity.note_log(disk.as_ref(), directory.path()).map_err(NodeError::from);
         let set_up = match noted {
-            Ok(()) => set_up(&storage, &config, kept).await,
+            Ok(()) if is_founding || storage.is_alone(&known) => {
+                set_up(&storage, &config, kept).await
+            }
+            // What the cluster is to have was said to its first node.
+            Ok(()) => Ok(()),
             Err(error) => Err(error),
         };
         if let Err(error) = set_up {
@@ -168,7 +180,6 @@ impl Node {
         );
         let refresh = register_figures(&storage, directory.path(), &mut registry);
         let metrics = Metrics::new(registry);
-        let addresses = (local(&grpc, config.listen.grpc()), local(&http, config.listen.http()));
         let (address, cluster_id) = (addresses.0.to_string(), identity.cluster_id);
         let facts = Facts { cluster_id, address, shards: kept };
         let frontend =
@@ -202,6 +213,16 @@ impl Node {
     /// Where `/metrics`, `/healthz` and `/readyz` are.
     pub fn http_address(&self) -> SocketAddr {
         self.http
+    }
+
+    /// Shards of which this node has a replica.
+    pub fn replicas(&self) -> usize {
+        self.storage.cluster.status().shards.len()
+    }
+
+    /// Where other nodes connect.
+    pub fn peer_address(&self) -> SocketAddr {
+        self.storage.peer_address()
     }
 
     pub fn data_directory(&self) -> &Path {
@@ -256,6 +277,7 @@ impl Node {
     pub async fn rebuild_store(self) -> Result<Self, NodeError> {
         let mut config = self.config.clone();
         (config.listen.port, config.listen.http_port) = (self.grpc.port(), self.http.port());
+        config.peer.port = self.storage.peer_address().port();
         let (devices, rebuilds) = (self.devices.clone(), self.rebuilds.clone());
         let directory = self.lay_down().await;
         Storage::discard_store(directory.path()).await?;
@@ -288,22 +310,66 @@ impl Node {
     }
 }
 
-/// Whose the directory is, and whether it may be opened.
-fn identify(
+/// Who a node is, and what it was told of the others.
+struct Identified {
+    identity: Identity,
+    record: NodeRecord,
+    known: Vec<(NodeId, String)>,
+}
+
+/// Whose the directory is, and whether it may be opened. An empty one becomes that of a new cluster, or
+/// of a node that joins one.
+async fn identify(
     disk: &dyn Disk,
     directory: &DataDirectory,
-    asked: Option<u32>,
-) -> Result<Identity, NodeError> {
-    let identity = Identity::of(disk, directory.path(), asked.unwrap_or_else(shards_default))?;
+    config: &Config,
+    (api, http): (SocketAddr, SocketAddr),
+) -> Result<Identified, NodeError> {
+    let asked = config.shards.count;
+    let kept = Identity::of(disk, directory.path())?;
+    let record = |node| {
+        let joined = Clock::start().now();
+        membership::record(config, node, config.peer.listen(), api, http, joined)
+    };
+    let mut known = Vec::new();
+    let identity = match (membership::origin(config, kept.as_ref())?, kept) {
+        (None, Some(kept)) => kept,
+        (Some(Origin::Joiner), _) => {
+            let node = Identity::draw_node();
+            let Welcome { cluster_id, shards, peers } =
+                membership::join(config, &record(node)).await?;
+            known = peers;
+            let identity = Identity::member(node, cluster_id, shards);
+            identity.keep(directory.path())?;
+            identity
+        }
+        (_, _) => {
+            let identity = Identity::founder(asked.unwrap_or_else(shards_default));
+            identity.keep(directory.path())?;
+            identity
+        }
+    };
     // ORDER: before the store, of which nothing may be thrown away for a log that is missing.
     identity.check_log(disk, directory.path())?;
     // ORDER: before anything is opened. A shard that is led with another number of them would
     // take up slots that are not its own.
     let kept = identity.shards;
-    match asked.filter(|&asked| asked != kept) {
-        Some(asked) => Err(NodeError::Shards { kept, asked }),
-        None => Ok(identity),
+    if let Some(asked) = asked.filter(|&asked| asked != kept) {
+        return Err(NodeError::Shards { kept, asked });
     }
+    let record = record(identity.node());
+    Ok(Identified { identity, record, known })
+}
+
+/// Where any free port will do, one is chosen now: others are told of it before it is listened on.
+fn choose_peer_port(config: &mut Config) -> Result<(), NodeError> {
+    if config.peer.port == 0 {
+        let address = config.peer.listen();
+        let listen = |source| NodeError::Listen { what: "other nodes", address, source };
+        let listener = std::net::TcpListener::bind(address).map_err(listen)?;
+        config.peer.port = listener.local_addr().map_err(listen)?.port();
+    }
+    Ok(())
 }
 
 /// The ports of a node, taken.

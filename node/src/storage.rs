@@ -2,26 +2,31 @@
 //! and takes them apart again in the other order. The composition root's lower half.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use piton_raft::log::{LogError, RealDisk};
-use piton_raft::{
-    Disk, GroupId, Groups, MemoryNetwork, Misfit, NodeConfig, NodeId, RaftError, Tuning,
-};
+use piton_raft::{Disk, GroupId, Groups, Misfit, NodeConfig, NodeId, RaftError, Transport, Tuning};
 use piton_shard::{
-    Clock, Cluster, HostParts, Ids, NoPeers, Room, Serving, ShardConfig, ShardError, ShardHost,
-    ShardMetrics,
+    Clock, Cluster, FEATURE_LEVEL, HostParts, Ids, NodeRecord, Room, Serving, ShardConfig,
+    ShardError, ShardHost, ShardMetrics, WirePeer,
 };
 use piton_store::{Opened, Store, StoreError, Watched, with_causes};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::disk_watch::{self, MeasureSpace};
+use crate::identity::Identity;
 use crate::log_metrics::LogCollector;
+use crate::membership::{Answers, Membership, NetCarrier};
+use crate::peer::{self, PeerError, PeerNet};
 use crate::storage_metrics::SnapshotCollector;
 use crate::store_upkeep::StoreUpkeep;
 use crate::telemetry::Metrics;
@@ -60,6 +65,10 @@ pub enum StorageError {
     OtherNode { path: PathBuf, node: u64, found: u64 },
     #[error("start the shards")]
     Shards(#[from] ShardError),
+    #[error("start the network between nodes")]
+    Peers(#[from] PeerError),
+    #[error("start Raft's threads")]
+    Runtime(#[source] std::io::Error),
     #[error("not all shards were led after {} s", READY_TIME_MAX.as_secs())]
     NotReady,
     #[error("the log failed while the node started: {0}")]
@@ -116,8 +125,11 @@ impl Default for Devices {
 pub(crate) struct Opening<'a> {
     pub(crate) config: &'a Config,
     pub(crate) directory: &'a Path,
-    pub(crate) node: NodeId,
-    pub(crate) shards: u32,
+    pub(crate) identity: &'a Identity,
+    /// What this node says of itself to the others.
+    pub(crate) record: &'a NodeRecord,
+    /// Where the others are, as far as this node was told when it joined.
+    pub(crate) known: &'a [(NodeId, String)],
     pub(crate) room: &'a Room,
     /// How often the store was discarded, to be rebuilt.
     pub(crate) rebuilds: &'a Counter,
@@ -129,9 +141,40 @@ pub(crate) struct Storage {
     pub(crate) clock: Clock,
     groups: Groups,
     serving: Serving,
+    net: Arc<PeerNet>,
+    membership: Membership,
+    /// Whom the network tells of lost peers.
+    told_of_lost: Arc<Mutex<Option<Groups>>>,
     store: Arc<dyn Store>,
     upkeep: Option<StoreUpkeep>,
     store_failed: watch::Receiver<Option<String>>,
+    // ORDER: last. What runs on it has stopped by then.
+    _raft: RaftRuntime,
+}
+
+/// The small runtime of Raft's timers and of the network between nodes (D11).
+struct RaftRuntime(Option<Runtime>);
+
+impl RaftRuntime {
+    fn start(on_idle: fn()) -> std::io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).thread_name("raft").enable_all();
+        builder.on_thread_park(on_idle).build().map(|runtime| Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> Handle {
+        let runtime = self.0.as_ref().expect("it is there until it is dropped");
+        runtime.handle().clone()
+    }
+}
+
+impl Drop for RaftRuntime {
+    fn drop(&mut self) {
+        // A runtime must not be waited for in asynchronous code, where this may well run.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Storage {
@@ -166,7 +209,8 @@ impl Storage {
         failure: watch::Sender<Option<String>>,
     ) -> Result<(Self, Registry), StorageError> {
         let mut registry = Metrics::registry();
-        let Opening { config, directory, node, shards, room, rebuilds } = *opening;
+        let Opening { config, directory, identity, record, known, room, rebuilds } = *opening;
+        let (node, shards) = (identity.node(), identity.shards);
         let help = "How often the store was discarded, and rebuilt from snapshots and the log";
         registry.register("store_rebuilds", help, rebuilds.clone());
         let Devices { disk, wrap_store, on_idle, .. } = devices;
@@ -181,61 +225,110 @@ impl Storage {
                 });
             }),
         ));
-        let groups = match open_groups(opening, disk, on_idle, &store).await {
+        let told_of_lost: Arc<Mutex<Option<Groups>>> = Arc::default();
+        let raft = RaftRuntime::start(on_idle).map_err(StorageError::Runtime)?;
+        let net = start_net(opening, &raft, &told_of_lost, &mut registry);
+        let net = match net {
+            Ok(net) => Arc::new(net),
+            Err(error) => {
+                close_store(store).await;
+                return Err(error.into());
+            }
+        };
+        let ways = Ways { runtime: raft.handle(), transport: net.transport() };
+        let groups = match open_groups(opening, disk, on_idle, &store, ways).await {
             Ok(groups) => groups,
             Err(error) => {
+                net.stop().await;
                 close_store(store).await;
                 return Err(error);
             }
         };
+        *told_of_lost.lock() = Some(groups.clone());
         registry.register_collector(Box::new(LogCollector(groups.log().clone())));
         let snapshots = Arc::clone(groups.snapshot_stats());
         registry.register_collector(Box::new(SnapshotCollector(snapshots)));
         let clock = Clock::start();
         let parts = HostParts {
             node,
-            members: BTreeSet::from([node]),
+            founders: identity.is_founding.then(|| BTreeSet::from([node])),
             config: ShardConfig { room: room.clone(), ..shard_config(config, shards) },
             groups: groups.clone(),
             store: Arc::clone(&store),
             clock,
             ids: Ids::random(),
             metrics: ShardMetrics::register(&mut registry),
-            peer: Arc::new(NoPeers),
+            peer: Arc::new(WirePeer(NetCarrier(Arc::clone(&net)))),
         };
         let (cluster, serving) = match serve(parts).await {
             Ok(serving) => serving,
             Err(error) => {
+                told_of_lost.lock().take();
                 groups.shutdown().await;
+                net.stop().await;
                 close_store(store).await;
                 return Err(error.into());
             }
         };
+        let (of, cluster_id) = (cluster.clone(), identity.cluster_id.clone());
+        net.answer_with(Arc::new(Answers { cluster: of, cluster_id, shards }));
+        let membership = Membership::start(&cluster, &net, record.clone(), known.to_vec());
         let upkeep = StoreUpkeep::start(Arc::clone(&store));
         let upkeep = upkeep.inspect_err(|error| tracing::warn!(%error, "no space is given back"));
         let upkeep = upkeep.ok();
-        let storage = Self { cluster, clock, groups, serving, store, upkeep, store_failed };
-        if let Err(error) = storage.wait_until_ready().await {
+        let storage = Self {
+            cluster,
+            clock,
+            groups,
+            serving,
+            net,
+            membership,
+            told_of_lost,
+            store,
+            upkeep,
+            store_failed,
+            _raft: raft,
+        };
+        if let Err(error) = storage.wait_until_ready(known).await {
             storage.close().await;
             return Err(error);
         }
         Ok((storage, registry))
     }
 
-    async fn wait_until_ready(&self) -> Result<(), StorageError> {
+    /// Whether this node has all that there is, so that nothing will come from others.
+    pub(crate) fn is_alone(&self, known: &[(NodeId, String)]) -> bool {
+        let state = self.cluster.meta().state();
+        let this = self.cluster.host().node();
+        let is_other = |node: NodeId| node != this;
+        !known.iter().any(|(node, _)| is_other(*node))
+            && !state.nodes().any(|node| node.state.is_member() && is_other(node.id))
+    }
+
+    async fn wait_until_ready(&self, known: &[(NodeId, String)]) -> Result<(), StorageError> {
+        let is_alone = self.is_alone(known);
         let ready = async {
             let mut look = tokio::time::interval(READY_CHECK);
+            let mut said = Instant::now();
             while !self.cluster.is_ready() {
                 look.tick().await;
+                // Of several nodes, one that starts may have to wait for others.
+                if !is_alone && said.elapsed() >= READY_TIME_MAX {
+                    said = Instant::now();
+                    tracing::warn!(
+                        "waits for a majority of the nodes, without which nothing is led"
+                    );
+                }
             }
         };
+        let patience = if is_alone { READY_TIME_MAX } else { Duration::MAX };
         let mut log_failed = self.log_failed();
         let [mut store_failed, _] = self.store_failed();
         let text = |reason: Result<watch::Ref<'_, Option<String>>, _>| {
             reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
         };
         tokio::select! {
-            ready = tokio::time::timeout(READY_TIME_MAX, ready) => {
+            ready = tokio::time::timeout(patience, ready) => {
                 ready.map_err(|_| StorageError::NotReady)
             }
             reason = log_failed.wait_for(Option::is_some) => {
@@ -271,6 +364,7 @@ impl Storage {
 
     /// Lays everything down. What was acknowledged is durable whether this is called or not.
     pub(crate) async fn close(self) {
+        self.membership.stop().await;
         // ORDER: actors stop before their groups, so that none proposes to a group that is gone;
         // the last checkpoint comes between, while the log still says what is synced.
         self.serving.stop().await;
@@ -285,9 +379,47 @@ impl Storage {
         if tokio::task::spawn_blocking(stop).await.is_err() {
             tracing::warn!("the last checkpoint was not written; the log has it all");
         }
+        self.told_of_lost.lock().take();
         self.groups.shutdown().await;
+        self.net.stop().await;
         close_store(self.store).await;
     }
+
+    /// Where other nodes reach this one.
+    pub(crate) fn peer_address(&self) -> SocketAddr {
+        self.net.address()
+    }
+}
+
+/// How groups get to other nodes.
+struct Ways {
+    runtime: Handle,
+    transport: Arc<dyn Transport>,
+}
+
+fn start_net(
+    opening: &Opening<'_>,
+    raft: &RaftRuntime,
+    told_of_lost: &Arc<Mutex<Option<Groups>>>,
+    registry: &mut Registry,
+) -> Result<PeerNet, PeerError> {
+    let told = Arc::clone(told_of_lost);
+    let parts = peer::Parts {
+        node: opening.identity.node(),
+        cluster: opening.identity.cluster_id.clone(),
+        feature_level: FEATURE_LEVEL,
+        config: opening.config.peer.clone(),
+        timing: peer::Timing::default(),
+        raft: raft.handle(),
+        main: Handle::current(),
+        peer_lost: Arc::new(move |node| {
+            if let Some(groups) = told.lock().as_ref() {
+                groups.peer_lost(node);
+            }
+        }),
+        unix_nanos: peer::system_clock(),
+    };
+    PeerNet::start(parts, registry)
 }
 
 async fn serve(parts: HostParts) -> Result<(Cluster, Serving), ShardError> {
@@ -336,11 +468,13 @@ async fn open_store(
 }
 
 async fn open_groups(
-    &Opening { config, directory, node, shards, .. }: &Opening<'_>,
+    &Opening { config, directory, identity, .. }: &Opening<'_>,
     disk: Arc<dyn Disk>,
     on_idle: fn(),
     store: &Arc<dyn Store>,
+    Ways { runtime, transport }: Ways,
 ) -> Result<Groups, StorageError> {
+    let (node, shards) = (identity.node(), identity.shards);
     let (asked, path) = (Arc::clone(store), directory.join(STORE_DIRECTORY));
     let states = move || match piton_store::owner(asked.as_ref())? {
         Some(found) if found != node.0 => {
@@ -358,14 +492,14 @@ async fn open_groups(
         node,
         dir: directory.to_owned(),
         disk,
-        // A cluster of one sends nothing; a transport to other nodes comes with them.
-        transport: MemoryNetwork::new().transport(node),
+        transport,
         states: states.into_iter().map(|(group, mark)| (GroupId(group), mark)).collect(),
         tuning: Tuning {
             snapshot_log_bytes_min: config.data.snapshot_log_bytes,
             // All groups together may have that much under way: the log's queue holds it.
             proposed_bytes_max: (PROPOSED_BYTES_MAX / (shards as usize + 1)).max(1 << 20),
             on_idle,
+            runtime: Some(runtime),
             ..Tuning::default()
         },
     };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use piton_store::Mark;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::error::RaftError;
 use crate::execution::Execution;
@@ -81,10 +82,21 @@ pub struct Tuning {
     pub request_entries_max: u64,
     /// Bytes of a snapshot sent in one frame.
     pub snapshot_frame_bytes: usize,
+    /// How far a learner may be behind when it becomes a voter.
+    pub voter_lag_entries_max: u64,
+    /// Bytes of log, over all groups, that are kept behind snapshots for followers that lack them;
+    /// beyond that they get a snapshot.
+    pub log_held_bytes_max: u64,
+    /// How long a follower that is being sent a snapshot may be silent before the transfer is given
+    /// up; it goes on where it was when it begins again.
+    pub snapshot_patience: Duration,
     /// A log that has not completed a sync for this long, with work waiting, gives up leading.
     pub stall_limit: Duration,
     /// Threads of Raft's own runtime. Nothing on them waits for storage.
     pub threads: usize,
+    /// A runtime to be used in place of one of its own, which is still the caller's to stop after the
+    /// groups: a transport runs there, too, so that no frame has to change threads.
+    pub runtime: Option<Handle>,
     /// Where the node's work runs.
     pub execution: Execution,
     /// Called by the threads of Raft and of the replicas that have nothing to do: they may hold
@@ -110,8 +122,12 @@ impl Default for Tuning {
             read_bytes_max: 4 << 20,
             request_entries_max: 4096,
             snapshot_frame_bytes: 1 << 20,
+            voter_lag_entries_max: 1024,
+            log_held_bytes_max: 512 << 20,
+            snapshot_patience: Duration::from_secs(10),
             stall_limit: Duration::from_secs(1),
             threads: 1,
+            runtime: None,
             execution: Execution::Threads,
             on_idle: || {},
             log: LogConfig::default(),

@@ -37,6 +37,18 @@ pub enum RaftError {
         /// Which group.
         group: GroupId,
     },
+    /// A group that runs is stopped before it is forgotten.
+    #[error("forget group {group}: it runs on this node")]
+    Running {
+        /// Which group.
+        group: GroupId,
+    },
+    /// A group is founded once: this node already knows it.
+    #[error("found group {group}: this node already knows it")]
+    HasPast {
+        /// Which group.
+        group: GroupId,
+    },
     /// The members handed in do not form a group.
     #[error("start group {group}: {reason}")]
     Members {
@@ -108,6 +120,49 @@ pub enum ProposeError {
     },
     /// The entry may have been committed or may still be; only the state can tell.
     #[error("the outcome of the proposal is unknown: {0}")]
+    Unknown(String),
+    /// The group does not run here any more. The outcome is unknown as well.
+    #[error("the group has stopped on this node")]
+    Stopped,
+}
+
+/// Why the members of a group were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// This node does not lead: nothing was changed. Ask the leader.
+    #[error("this node does not lead the group")]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// An earlier change is not committed yet. Ask again.
+    #[error("another change of the members is under way")]
+    InProgress,
+    /// A node that is to vote has not caught up. Ask again later.
+    #[error("node {node} is {entries} entries behind")]
+    Lags {
+        /// Which node.
+        node: NodeId,
+        /// How far it is behind.
+        entries: u64,
+    },
+    /// A node that is to vote is not even a learner.
+    #[error("node {node} is no member of the group")]
+    NotMember {
+        /// Which node.
+        node: NodeId,
+    },
+    /// A voter is removed by naming the voters that stay.
+    #[error("node {node} is a voter")]
+    IsVoter {
+        /// Which node.
+        node: NodeId,
+    },
+    /// A group has at least one voter.
+    #[error("a group without a voter decides nothing")]
+    NoVoters,
+    /// The change may have been made or may still be; [`crate::Group::members`] tells.
+    #[error("the outcome of the change is unknown: {0}")]
     Unknown(String),
     /// The group does not run here any more. The outcome is unknown as well.
     #[error("the group has stopped on this node")]

@@ -100,6 +100,10 @@ fn misfits(contents: Option<&LogContents>, log_dir: &Path, known: &[Known]) -> V
     let mut misfits = Vec::new();
     for Known { group, id, by, .. } in known.iter().filter(|known| !known.is_received) {
         let state = contents.map(|contents| contents.state(*group)).unwrap_or_default();
+        if state.is_forgotten {
+            // A crash came before its state or its snapshot was gone, too.
+            continue;
+        }
         let purged = state.purged.as_ref().map(|purged| purged.index);
         let last = state.last.map(|last| last.index).or(purged);
         let holds = if purged.is_some_and(|purged| id.index <= purged) {
@@ -182,7 +186,10 @@ impl Losses {
                 Err(error) => (None, Some(error)),
             };
         let mut best: BTreeMap<GroupId, Known> = BTreeMap::new();
-        for known in &known {
+        let is_forgotten = |known: &&Known| {
+            contents.as_ref().is_some_and(|contents| contents.state(known.group).is_forgotten)
+        };
+        for known in known.iter().filter(|known| !is_forgotten(known)) {
             if known.membership.membership().voter_ids().any(|voter| voter != node) {
                 let reason = "it has other members, which have what is lost here: remove the data \
                               directory, and let them refill this node";

@@ -8,6 +8,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderRequest};
 
+use crate::config::NodeId;
 use crate::log::GroupId;
 use crate::types::{
     AppendRequest, AppendResult, LogId, TypeConfig, Vote, VoteRequest, VoteResponse, term_of,
@@ -33,6 +34,9 @@ const KIND_ANSWER_VOTE: u8 = 10;
 const KIND_ANSWER_TRANSFER: u8 = 11;
 const KIND_ANSWER_SNAPSHOT: u8 = 12;
 const KIND_REFUSED: u8 = 13;
+const KIND_SNAPSHOT_BEGIN: u8 = 14;
+const KIND_PEER_LOST: u8 = 15;
+const KIND_ANSWER_PEER_LOST: u8 = 16;
 
 /// One message about one group.
 #[derive(Debug)]
@@ -65,18 +69,32 @@ pub(crate) enum Request {
     Vote(VoteRequest),
     PreVote(VoteRequest),
     Transfer(TransferLeaderRequest<TypeConfig>),
-    /// A part of a snapshot file. `transfer` tells one attempt from the next.
+    /// Take the snapshot of that name, or say how far it has come.
+    SnapshotBegin {
+        name: SnapshotName,
+    },
+    /// A part of the snapshot at that index. Parts flow one behind the other.
     SnapshotPart {
-        transfer: u64,
+        index: u64,
         offset: u64,
         part: Bytes,
     },
     /// Install what was sent, or say how far that is. Asked again until it is done.
     SnapshotInstall {
-        transfer: u64,
-        bytes: u64,
+        name: SnapshotName,
         vote: Vote,
     },
+    /// Whether that node is gone for you, too.
+    PeerLost {
+        peer: NodeId,
+    },
+}
+
+/// Names a snapshot of one node, for as long as it has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SnapshotName {
+    pub(crate) index: u64,
+    pub(crate) bytes: u64,
 }
 
 #[derive(Debug)]
@@ -85,14 +103,19 @@ pub(crate) enum Answer {
     Vote(VoteResponse),
     Transfer(Result<(), TransferLeaderError<TypeConfig>>),
     Snapshot(SnapshotAnswer),
+    PeerLost(bool),
     /// The group does not run there, or cannot go on.
     Refused,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum SnapshotAnswer {
-    /// The part was taken, or the snapshot is being installed.
+    /// The snapshot is being installed.
     Going,
+    /// It is there up to this offset.
+    Through {
+        offset: u64,
+    },
     Installed {
         vote: Vote,
     },
@@ -134,14 +157,17 @@ impl Frame {
                 Request::Vote(_) => KIND_VOTE,
                 Request::PreVote(_) => KIND_PRE_VOTE,
                 Request::Transfer(_) => KIND_TRANSFER,
+                Request::SnapshotBegin { .. } => KIND_SNAPSHOT_BEGIN,
                 Request::SnapshotPart { .. } => KIND_SNAPSHOT_PART,
                 Request::SnapshotInstall { .. } => KIND_SNAPSHOT_INSTALL,
+                Request::PeerLost { .. } => KIND_PEER_LOST,
             },
             Body::Answer(answer) => match answer {
                 Answer::Append(_) => KIND_ANSWER_APPEND,
                 Answer::Vote(_) => KIND_ANSWER_VOTE,
                 Answer::Transfer(_) => KIND_ANSWER_TRANSFER,
                 Answer::Snapshot(_) => KIND_ANSWER_SNAPSHOT,
+                Answer::PeerLost(_) => KIND_ANSWER_PEER_LOST,
                 Answer::Refused => KIND_REFUSED,
             },
         }
@@ -172,7 +198,7 @@ impl Frame {
                 let result = if some { Some(read_append_result(&mut reader)?) } else { None };
                 Body::Appended { sequence, result }
             }
-            KIND_HEARTBEAT..=KIND_SNAPSHOT_INSTALL => {
+            KIND_HEARTBEAT..=KIND_SNAPSHOT_INSTALL | KIND_SNAPSHOT_BEGIN | KIND_PEER_LOST => {
                 Body::Request(read_request(kind, &mut reader)?)
             }
             _ => Body::Answer(read_answer(kind, &mut reader)?),
@@ -254,16 +280,17 @@ fn put_request(out: &mut BytesMut, request: &Request) {
             out.put_u64(request.to_node_id().0);
             put_log_id_option(out, request.last_log_id());
         }
-        Request::SnapshotPart { transfer, offset, part } => {
-            out.put_u64(*transfer);
+        Request::SnapshotBegin { name } => put_snapshot_name(out, name),
+        Request::SnapshotPart { index, offset, part } => {
+            out.put_u64(*index);
             out.put_u64(*offset);
             put_bytes(out, part);
         }
-        Request::SnapshotInstall { transfer, bytes, vote } => {
-            out.put_u64(*transfer);
-            out.put_u64(*bytes);
+        Request::SnapshotInstall { name, vote } => {
+            put_snapshot_name(out, name);
             put_vote(out, vote);
         }
+        Request::PeerLost { peer } => out.put_u64(peer.0),
     }
 }
 
@@ -274,19 +301,29 @@ fn read_request(kind: u8, reader: &mut Reader) -> Result<Request, WireError> {
         KIND_PRE_VOTE => Request::PreVote(read_vote_request(reader)?),
         KIND_TRANSFER => {
             let from = reader.vote()?;
-            let to = crate::config::NodeId(reader.u64()?);
+            let to = NodeId(reader.u64()?);
             Request::Transfer(TransferLeaderRequest::new(from, to, reader.log_id_option()?))
         }
+        KIND_SNAPSHOT_BEGIN => Request::SnapshotBegin { name: read_snapshot_name(reader)? },
         KIND_SNAPSHOT_PART => {
-            let (transfer, offset) = (reader.u64()?, reader.u64()?);
-            Request::SnapshotPart { transfer, offset, part: reader.bytes()? }
+            let (index, offset) = (reader.u64()?, reader.u64()?);
+            Request::SnapshotPart { index, offset, part: reader.bytes()? }
         }
         KIND_SNAPSHOT_INSTALL => {
-            let (transfer, bytes) = (reader.u64()?, reader.u64()?);
-            Request::SnapshotInstall { transfer, bytes, vote: reader.vote()? }
+            Request::SnapshotInstall { name: read_snapshot_name(reader)?, vote: reader.vote()? }
         }
+        KIND_PEER_LOST => Request::PeerLost { peer: NodeId(reader.u64()?) },
         _ => return Err(reader.error()),
     })
+}
+
+fn put_snapshot_name(out: &mut BytesMut, name: &SnapshotName) {
+    out.put_u64(name.index);
+    out.put_u64(name.bytes);
+}
+
+fn read_snapshot_name(reader: &mut Reader) -> Result<SnapshotName, WireError> {
+    Ok(SnapshotName { index: reader.u64()?, bytes: reader.u64()? })
 }
 
 fn read_vote_request(reader: &mut Reader) -> Result<VoteRequest, WireError> {
@@ -320,6 +357,11 @@ fn put_answer(out: &mut BytesMut, answer: &Answer) {
             put_vote(out, vote);
         }
         Answer::Snapshot(SnapshotAnswer::Lost) => out.put_u8(2),
+        Answer::Snapshot(SnapshotAnswer::Through { offset }) => {
+            out.put_u8(3);
+            out.put_u64(*offset);
+        }
+        Answer::PeerLost(lost) => out.put_u8(u8::from(*lost)),
         Answer::Refused => {}
     }
 }
@@ -348,8 +390,10 @@ fn read_answer(kind: u8, reader: &mut Reader) -> Result<Answer, WireError> {
             0 => SnapshotAnswer::Going,
             1 => SnapshotAnswer::Installed { vote: reader.vote()? },
             2 => SnapshotAnswer::Lost,
+            3 => SnapshotAnswer::Through { offset: reader.u64()? },
             _ => return Err(reader.error()),
         }),
+        KIND_ANSWER_PEER_LOST => Answer::PeerLost(reader.flag()?),
         KIND_REFUSED => Answer::Refused,
         _ => return Err(reader.unknown_kind(kind)),
     })

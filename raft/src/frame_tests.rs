@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderRequest};
 
 use crate::config::NodeId;
-use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
+use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer, SnapshotName};
 use crate::log::GroupId;
 use crate::types::{
     AppendRequest, Entry, Membership, Payload, Proposal, StoredMembership, Vote, VoteRequest,
@@ -18,7 +18,7 @@ use piton_store::golden::Golden;
 const GOLDEN: &str = include_str!("../testdata/records.txt");
 
 /// What the frames of [`frames`] are called in the file of golden bytes, in order.
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 25] = [
     "append",
     "session over",
     "appended",
@@ -28,6 +28,8 @@ const NAMES: [&str; 21] = [
     "transfer",
     "snapshot part",
     "snapshot install",
+    "snapshot begin",
+    "peer lost",
     "answer, nothing matches",
     "answer, matches",
     "answer, conflict",
@@ -39,6 +41,8 @@ const NAMES: [&str; 21] = [
     "answer, snapshot going",
     "answer, snapshot installed",
     "answer, snapshot lost",
+    "answer, snapshot through",
+    "answer, peer lost",
     "refused",
 ];
 
@@ -73,13 +77,16 @@ fn bodies() -> Vec<Body> {
     let transfer = TransferLeaderRequest::new(vote, NodeId(4), None);
     let changed = TransferLeaderError::VoteChanged { expected: vote, actual: vote };
     let unflushed = TransferLeaderError::LogNotFlushed { expected: None, actual: None };
+    let name = SnapshotName { index: 8, bytes: 13 };
     let requests = [
         Request::Heartbeat(first),
         Request::Vote(vote_request.clone()),
         Request::PreVote(vote_request),
         Request::Transfer(transfer),
-        Request::SnapshotPart { transfer: 8, offset: 9, part: Bytes::from_static(b"part") },
-        Request::SnapshotInstall { transfer: 8, bytes: 13, vote },
+        Request::SnapshotPart { index: 8, offset: 9, part: Bytes::from_static(b"part") },
+        Request::SnapshotInstall { name, vote },
+        Request::SnapshotBegin { name },
+        Request::PeerLost { peer: NodeId(5) },
     ];
     let answers = [
         Answer::Append(Ok(None)),
@@ -93,6 +100,8 @@ fn bodies() -> Vec<Body> {
         Answer::Snapshot(SnapshotAnswer::Going),
         Answer::Snapshot(SnapshotAnswer::Installed { vote }),
         Answer::Snapshot(SnapshotAnswer::Lost),
+        Answer::Snapshot(SnapshotAnswer::Through { offset: 9 }),
+        Answer::PeerLost(true),
         Answer::Refused,
     ];
     let mut bodies = vec![
@@ -169,8 +178,8 @@ fn what_a_newer_release_sends_is_refused_by_version_or_kind() {
     let refused = |at, value| Frame::decode(altered(&whole, at, value)).expect_err("newer");
     let newer = refused(0, 2).to_string();
     assert_eq!(newer, "decode a frame of version 2: this release knows versions up to 1");
-    let kind = refused(1, 14).to_string();
-    assert_eq!(kind, "decode a frame of kind 14: this release does not know it");
+    let kind = refused(1, 17).to_string();
+    assert_eq!(kind, "decode a frame of kind 17: this release does not know it");
     let mark = altered(wire_samples().last().expect("a mark"), 0, 2);
     let mark = wire::mark_parts(&piton_store::Mark { index: 4, bytes: mark }).expect_err("newer");
     assert_eq!(mark.to_string(), "decode a mark of version 2: this release knows versions up to 1");
@@ -211,6 +220,26 @@ pub(crate) fn wire_samples() -> Vec<Vec<u8>> {
     let membership = StoredMembership::new(Some(log_id(1, 2)), membership());
     samples.push(wire::mark(&log_id(3, 4), &membership).bytes);
     samples.iter().map(|bytes| bytes.to_vec()).collect()
+}
+
+/// Goal: of no set of voters, or of an empty one, every set of nodes would be a quorum.
+#[test]
+fn a_membership_of_nodes_without_a_set_of_voters_is_refused() {
+    let entry = |sets: &[&[u64]]| {
+        let mut record = BytesMut::new();
+        record.put_u8(2);
+        record.put_u32(sets.len() as u32);
+        for nodes in sets.iter().chain(&[&[1, 2][..]]) {
+            record.put_u32(nodes.len() as u32);
+            nodes.iter().for_each(|node| record.put_u64(*node));
+        }
+        wire::entry_from_parts(5, 8, record.freeze())
+    };
+    entry(&[&[1, 2]]).expect("two voters");
+    for sets in [&[][..], &[&[][..]], &[&[1], &[]]] {
+        let refused = entry(sets).expect_err("it has no voters").to_string();
+        assert_eq!(refused, "decode an entry: the bytes do not fit");
+    }
 }
 
 #[test]

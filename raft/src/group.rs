@@ -6,14 +6,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
     ClientWriteError, Fatal, LinearizableReadError, RaftError as OpenraftError,
 };
-use openraft::raft::TransferLeaderRequest;
 use openraft::{LinearizerOption, ReadPolicy, ServerState};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -21,12 +19,13 @@ use tokio::time::timeout;
 
 use crate::config::{NodeId, Tuning};
 use crate::error::{ProposeError, RaftError, ReadError};
-use crate::execution::{blocking, failpoint};
+use crate::execution::blocking;
 use crate::log::{GroupId, Log};
+use crate::network::Sendings;
+use crate::purge::{HeldLogs, KeptFrom};
 use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
 use crate::snapshot::Snapshots;
-use crate::state_machine::write_snapshot;
 use crate::types::{DataMetrics, LogId, Metrics, Proposal, Raft, ServerMetrics, term_of};
 
 /// Proposals are admitted by this many bytes.
@@ -55,6 +54,11 @@ pub(crate) struct Running {
     pub(crate) admission: Semaphore,
     /// One snapshot is taken on this node at a time: each holds its group's checkpoints back.
     pub(crate) snapshot_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Which followers are being sent a snapshot.
+    pub(crate) sendings: Arc<Sendings>,
+    /// What all groups of this node keep of their logs for followers.
+    pub(crate) held: Arc<HeldLogs>,
+    pub(crate) kept_from: Arc<KeptFrom>,
     /// Told why this group can no longer go on.
     pub(crate) failed: watch::Sender<Option<String>>,
     /// Set by an orderly stop, so that the end of the group is not reported as a failure.
@@ -258,51 +262,6 @@ impl Running {
         timeout(limit, round).await.unwrap_or(Err(ReadError::NoQuorum))
     }
 
-    /// The log has outgrown the last snapshot.
-    pub(crate) fn snapshot_due(&self) -> bool {
-        let least = self.tuning.snapshot_log_bytes_min.max(self.snapshots.bytes());
-        self.log.bytes_since_purge(self.id) >= least
-    }
-
-    pub(crate) async fn take_snapshot(&self) -> Result<u64, RaftError> {
-        let _turn = self.snapshot_turn.lock().await;
-        let group = self.id;
-        let replica_error = |source| RaftError::Replica { group, source };
-        let before = self.snapshots.index();
-        let written = write_snapshot(group, &self.replica, &self.snapshots).await?;
-        let Some(file) = written else { return Ok(before) };
-        let index = file.mark.index;
-        if index > before {
-            tracing::info!(%group, log_index = index, bytes = file.bytes, "snapshot taken");
-            failpoint(self.node, group, "snapshot taken");
-            let triggered = self.raft.trigger().snapshot().await;
-            triggered.map_err(|error| self.stopped(error.to_string()))?;
-            self.await_snapshot(index).await?;
-        }
-        let checkpointed = self.replica.call(|replica| replica.checkpointed()).await;
-        let checkpointed = checkpointed.map_err(replica_error)?;
-        let through = index.min(checkpointed);
-        let through = through.checked_sub(self.tuning.entries_kept_behind_snapshot);
-        if let Some(through) = through.filter(|through| *through > 0) {
-            let purged = self.raft.trigger().purge_log(through).await;
-            purged.map_err(|error| self.stopped(error.to_string()))?;
-        }
-        Ok(index)
-    }
-
-    /// Waits until openraft knows the snapshot: it purges nothing beyond the one it knows.
-    async fn await_snapshot(&self, index: u64) -> Result<(), RaftError> {
-        let mut metrics = self.raft.data_metrics();
-        loop {
-            let known = metrics.borrow_watched().snapshot.is_some_and(|id| id.index >= index);
-            if known {
-                return Ok(());
-            }
-            let changed = metrics.changed().await;
-            changed.map_err(|_| self.stopped("while a snapshot was taken".to_string()))?;
-        }
-    }
-
     /// Stops or resumes heartbeats; one that stops hands its leadership to the follower that has
     /// most of the log.
     pub(crate) async fn set_stalled(&self, stalled: bool) {
@@ -310,38 +269,31 @@ impl Running {
         if !stalled {
             return;
         }
+        self.hand_over(None).await;
+    }
+
+    /// Hands leadership to the voter, of those in `among`, that has most of the log; `None`: there is
+    /// none of them.
+    pub(crate) async fn hand_over(&self, among: Option<&BTreeSet<NodeId>>) -> Option<NodeId> {
         let target = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().collect();
+            let is_meant = |to: &NodeId| {
+                *to != self.node
+                    && voters.contains(to)
+                    && among.is_none_or(|among| among.contains(to))
+            };
             let followers = metrics.replication.iter().flatten();
-            let voters = followers.filter(|(to, _)| **to != self.node && voters.contains(to));
+            let voters = followers.filter(|(to, _)| is_meant(to));
             voters.max_by_key(|(_, matching)| **matching).map(|(to, _)| *to)
         };
-        if let Some(to) = target {
-            // A group that has stopped leads nothing.
-            let _ = self.raft.trigger().transfer_leader(to).await;
-        }
+        // A group that has stopped leads nothing.
+        let _ = self.raft.trigger().transfer_leader(target?).await;
+        target
     }
 
-    /// Stands for election if `peer` leads, as if it had handed its leadership over: the others
-    /// then do not wait for its lease to end. Safe, since answers do not rest on leases (D5a).
-    /// Answers whether it stood.
-    pub(crate) async fn take_over_from(&self, peer: NodeId) -> bool {
-        let vote = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let is_voter = metrics.membership_config.voter_ids().any(|voter| voter == self.node);
-            let led_by_peer = metrics.current_leader == Some(peer);
-            (led_by_peer && is_voter).then_some(metrics.vote)
-        };
-        let Some(vote) = vote else { return false };
-        let request = TransferLeaderRequest::new(vote, self.node, None);
-        // A refusal means that somebody else was quicker.
-        self.raft.handle_transfer_leader(request).await.is_ok()
-    }
-
-    fn stopped(&self, reason: String) -> RaftError {
+    pub(crate) fn stopped(&self, reason: String) -> RaftError {
         RaftError::Stopped { group: self.id, reason }
     }
 
@@ -356,6 +308,8 @@ impl Running {
         if let Err(error) = blocking(move || replica.stop()).await {
             tracing::warn!(group = %self.id, %error, "replica did not stop in order");
         }
+        self.snapshots.close();
+        self.held.release(self.id);
     }
 }
 
@@ -419,23 +373,6 @@ fn is_serving(metrics: &Metrics, node: NodeId) -> bool {
 
 fn has_applied_in(term: u64, applied: Option<LogId>) -> bool {
     applied.is_some_and(|applied| term_of(&applied) == term)
-}
-
-/// Takes snapshots when they are due, until the group is gone.
-pub(crate) async fn watch_log_size(group: std::sync::Weak<Running>, every: Duration) {
-    loop {
-        tokio::time::sleep(every).await;
-        let Some(group) = group.upgrade() else { return };
-        if group.stopping.load(Ordering::Relaxed) {
-            return;
-        }
-        if group.snapshot_due()
-            && let Err(error) = group.take_snapshot().await
-        {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(group = %group.id, error, "snapshot failed, the log grows on");
-        }
-    }
 }
 
 fn propose_error(error: ClientWriteError<crate::types::TypeConfig>) -> ProposeError {

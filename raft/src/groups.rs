@@ -18,18 +18,22 @@ use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
 use crate::execution::{Execution, blocking, failpoint};
 use crate::fit;
-use crate::group::{Group, Leadership, Running, admission, watch_leadership, watch_log_size};
+use crate::group::{Group, Leadership, Running, admission, watch_leadership};
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
-use crate::network::Network;
+use crate::network::{Network, Sendings};
+use crate::purge::{HeldLogs, KeptFrom, watch_log_size};
 use crate::replica::Replica;
 use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
 use crate::snapshot::{SnapshotStats, Snapshots};
 use crate::state_machine::{StateMachine, restore, write_snapshot};
 use crate::switch::{Member, Switch, SwitchInbox};
+use crate::takeover::replace_lost;
 use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, log_id, term_of};
 use crate::wire;
+
+mod leave;
 
 /// Where the log lies in a node's directory.
 pub const LOG_DIRECTORY: &str = "log";
@@ -54,9 +58,11 @@ struct Inner {
     snapshot_turn: Arc<tokio::sync::Mutex<()>>,
     snapshot_stats: Arc<SnapshotStats>,
     failed: watch::Sender<Option<String>>,
-    /// `None` for a group that is being started.
+    half_forgotten: Vec<GroupId>,
+    held: Arc<HeldLogs>,
+    /// `None` for a group that is being started, stopped or forgotten.
     groups: Mutex<BTreeMap<GroupId, Option<Group>>>,
-    /// `None` where everything runs on the caller's.
+    /// `None` where everything runs on a caller's.
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -89,11 +95,15 @@ impl Groups {
         fit::check(&*disk, &dir, &tuning.log, &states, log_error)?;
         let (log, recovered) =
             open(disk.clone(), dir.join(LOG_DIRECTORY), tuning.log.clone()).map_err(log_error)?;
+        let forgotten = log.forgotten();
+        let left = states.iter().filter(|(group, _)| forgotten.contains(group));
+        let half_forgotten = left.map(|(group, _)| *group).collect();
         tracing::info!(%node, groups = recovered.groups.len(), entries = recovered.entries,
             torn_bytes = recovered.torn_bytes, "log opened");
         let runtime = own_runtime(&tuning);
         let runtime = runtime.map_err(|source| RaftError::BuildRuntime { node, source })?;
-        let handle = runtime.as_ref().map_or_else(Handle::current, |own| own.handle().clone());
+        let own = runtime.as_ref().map(|own| own.handle().clone());
+        let handle = own.or_else(|| tuning.runtime.clone()).unwrap_or_else(Handle::current);
         // Numbers of two lives of a node must not meet: a late answer would be taken for another's.
         let first_number = tuning.execution.draw(node.0);
         let switch = Switch::new(node, transport.clone(), handle.clone(), first_number);
@@ -110,6 +120,8 @@ impl Groups {
             snapshot_turn: Arc::default(),
             snapshot_stats: Arc::default(),
             failed: watch::Sender::new(None),
+            half_forgotten,
+            held: Arc::default(),
             groups: Mutex::new(BTreeMap::new()),
             runtime: Mutex::new(runtime),
         };
@@ -118,12 +130,43 @@ impl Groups {
         Ok(Groups { inner })
     }
 
-    /// Starts the group's replica here. `members` initialises a group that has no log yet: the
-    /// same set on every member. Returns before a leader is known.
+    /// Starts the group's replica here. Where the group has a past on this node it goes on; without
+    /// one it is empty and waits for a leader elsewhere to fill it, and never elects itself. Returns
+    /// before a leader is known.
     ///
     /// # Errors
     /// When the log, the snapshot or the replica cannot be used.
     pub async fn start(
+        &self,
+        group: GroupId,
+        replica: Box<dyn Replica>,
+    ) -> Result<Group, RaftError> {
+        self.run(group, None, replica).await
+    }
+
+    /// Founds a group, with this node as its only voter, and starts its replica.
+    ///
+    /// # Errors
+    /// [`RaftError::HasPast`] where this node knows the group: a second founding would fork it. Else
+    /// as [`Groups::start`].
+    pub async fn bootstrap(
+        &self,
+        group: GroupId,
+        replica: Box<dyn Replica>,
+    ) -> Result<Group, RaftError> {
+        if self.has_past(group) {
+            return Err(RaftError::HasPast { group });
+        }
+        self.run(group, Some(BTreeSet::from([self.inner.node])), replica).await
+    }
+
+    /// Founds a group with several voters at once, or has one with a past go on. Each of them must be
+    /// told the same set, and nothing checks that: lists that differ fork the group. So this is for
+    /// tests and simulations, which say it once for all nodes; a cluster grows from one node.
+    ///
+    /// # Errors
+    /// As [`Groups::start`].
+    pub async fn bootstrap_with(
         &self,
         group: GroupId,
         members: &BTreeSet<NodeId>,
@@ -132,6 +175,29 @@ impl Groups {
         if members.is_empty() {
             return Err(RaftError::Members { group, reason: "there are none" });
         }
+        let founders = (!self.has_past(group)).then(|| members.clone());
+        self.run(group, founders, replica).await
+    }
+
+    /// Whether this node's log knows the group: it has voted in it, holds some of it, or forgot it.
+    pub fn has_past(&self, group: GroupId) -> bool {
+        let state = self.inner.log.state(group);
+        state.last.is_some() || state.vote.is_some() || state.purged.is_some() || state.is_forgotten
+    }
+
+    /// Whether this node holds something of the group: entries, or a snapshot that stands for them.
+    pub fn holds(&self, group: GroupId) -> bool {
+        let state = self.inner.log.state(group);
+        state.last.is_some() || state.purged.is_some()
+    }
+
+    /// Starts a group, which has a past here unless its `founders` are named.
+    async fn run(
+        &self,
+        group: GroupId,
+        founders: Option<BTreeSet<NodeId>>,
+        replica: Box<dyn Replica>,
+    ) -> Result<Group, RaftError> {
         {
             let mut groups = self.inner.groups.lock();
             if groups.contains_key(&group) {
@@ -139,10 +205,10 @@ impl Groups {
             }
             groups.insert(group, None);
         }
-        let (inner, members) = (self.inner.clone(), members.clone());
+        let inner = self.inner.clone();
         // On Raft's runtime: what openraft spawns has to live there.
         let started =
-            self.inner.handle.spawn(async move { inner.start(group, &members, replica).await });
+            self.inner.handle.spawn(async move { inner.start(group, founders, replica).await });
         let started = started
             .await
             .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }));
@@ -159,31 +225,14 @@ impl Groups {
         self.inner.groups.lock().get(&group).cloned().flatten()
     }
 
-    /// To be told when a peer's connection broke and a new one was refused: its process is gone.
-    /// Groups that it led elect at once instead of waiting for their timeout.
+    /// To be told when a peer's connection broke and a new one was refused: its process is gone, as
+    /// far as this node can see. Groups that it led elect at once instead of waiting for their
+    /// timeout, if a majority of their voters was told the same.
     pub fn peer_lost(&self, peer: NodeId) {
+        self.inner.switch.lose(peer);
         for group in self.inner.running() {
-            let (execution, id) = (self.inner.tuning.execution, u64::from(group.id().0));
-            // Several members learn of it at once; they should not all stand at the same moment.
-            let pause = move |round: u64| {
-                let drawn = execution.draw((id << 8) | round);
-                Duration::from_millis(drawn % PEER_LOST_SPREAD_MILLIS)
-            };
-            self.inner.handle.spawn(async move {
-                tokio::time::sleep(pause(0)).await;
-                if !group.running().take_over_from(peer).await {
-                    return;
-                }
-                // Where two did all the same, each has its own vote, and nobody leads.
-                for round in 1..=PEER_LOST_ROUNDS {
-                    let settled = Duration::from_millis(PEER_LOST_SPREAD_MILLIS);
-                    tokio::time::sleep(settled + pause(round)).await;
-                    if group.leadership().borrow().leader.is_some() {
-                        return;
-                    }
-                    group.elect().await;
-                }
-            });
+            let (group, switch) = (Arc::clone(group.running()), Arc::clone(&self.inner.switch));
+            self.inner.handle.spawn(replace_lost(group, switch, peer));
         }
     }
 
@@ -232,7 +281,7 @@ impl Groups {
 
 /// Raft's own runtime, if it is to have one.
 fn own_runtime(tuning: &Tuning) -> std::io::Result<Option<Runtime>> {
-    if tuning.execution != Execution::Threads {
+    if tuning.execution != Execution::Threads || tuning.runtime.is_some() {
         return Ok(None);
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -242,12 +291,6 @@ fn own_runtime(tuning: &Tuning) -> std::io::Result<Option<Runtime>> {
 
 /// What a replica stands at, as openraft wants to know it.
 type Applied = Option<(LogId, StoredMembership)>;
-
-/// Members stand for a lost leader's place within this time.
-const PEER_LOST_SPREAD_MILLIS: u64 = 100;
-
-/// How often they stand again, before it is left to the election timeout.
-const PEER_LOST_ROUNDS: u64 = 3;
 
 /// How often to look whether the log's writer goes on.
 const STALL_CHECK: Duration = Duration::from_millis(50);
@@ -283,28 +326,33 @@ impl Inner {
     async fn start(
         &self,
         group: GroupId,
-        members: &BTreeSet<NodeId>,
+        founders: Option<BTreeSet<NodeId>>,
         replica: Box<dyn Replica>,
     ) -> Result<Group, RaftError> {
+        let replica = Arc::new(self.start_replica(group, replica)?);
+        if self.log.state(group).is_forgotten {
+            self.clear_forgotten(group, &replica).await?;
+        }
         let snapshots = self.open_snapshots(group).await?;
-        let Tuning { execution, on_idle, .. } = self.tuning;
-        let replica =
-            ReplicaThread::start(execution, on_idle, group, replica).map_err(|source| {
-                let source = ReplicaError::new("start its thread", source);
-                RaftError::Replica { group, source }
-            })?;
-        let replica = Arc::new(replica);
         let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
         let applied = self.fit_state(group, &store, &replica, &snapshots).await?;
-        let fresh = self.initialise(group, &applied, members).await?;
+        let goes_ahead = self.found(group, &applied, founders).await?;
         self.cover_start_of_log(group, &replica, &snapshots).await?;
 
         let machine =
             StateMachine::new(self.node, group, replica.clone(), snapshots.clone(), applied);
-        let network = Network::new(self.switch.clone(), group, &self.tuning);
+        let (sendings, kept_from) = (Arc::new(Sendings::default()), Arc::new(KeptFrom::default()));
+        let network = Network::new(
+            self.switch.clone(),
+            group,
+            &self.tuning,
+            sendings.clone(),
+            kept_from.clone(),
+        );
         let raft = Raft::new(self.node, self.openraft.clone(), network, store, machine).await;
         let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
-        let member = Member::new(raft.clone(), snapshots.clone(), self.log.clone());
+        let member =
+            Member::new(raft.clone(), snapshots.clone(), self.log.clone(), self.tuning.stall_limit);
         self.switch.add(group, Arc::new(member));
 
         let (tx, leadership) = watch::channel(Leadership::default());
@@ -321,17 +369,32 @@ impl Inner {
             rounds: Rounds::default(),
             admission: admission(&self.tuning),
             snapshot_turn: Arc::clone(&self.snapshot_turn),
+            sendings,
+            held: Arc::clone(&self.held),
+            kept_from,
             failed: self.failed.clone(),
             stopping: AtomicBool::new(false),
         });
         self.handle.spawn(watch_leadership(Arc::downgrade(&running), tx));
         let every = self.tuning.snapshot_check;
         self.handle.spawn(watch_log_size(Arc::downgrade(&running), every));
-        if self.elects_at_once(&raft, fresh, members) {
+        if goes_ahead || self.is_alone(&raft) {
             let elected = raft.trigger().elect(false).await;
             elected.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         }
         Ok(Group::new(running))
+    }
+
+    fn start_replica(
+        &self,
+        group: GroupId,
+        replica: Box<dyn Replica>,
+    ) -> Result<ReplicaThread, RaftError> {
+        let Tuning { execution, on_idle, .. } = self.tuning;
+        ReplicaThread::start(execution, on_idle, group, replica).map_err(|source| {
+            let source = ReplicaError::new("start its thread", source);
+            RaftError::Replica { group, source }
+        })
     }
 
     async fn open_snapshots(&self, group: GroupId) -> Result<Arc<Snapshots>, RaftError> {
@@ -441,23 +504,24 @@ impl Inner {
         id.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })
     }
 
-    /// Gives a group without a past its first entry: who its members are. Every member writes the
-    /// same one, so it does not matter whose is replicated.
-    async fn initialise(
+    /// Gives a group without a past its first entry: who its members are. Every founder writes the
+    /// same one, so it does not matter whose is replicated. Answers whether this one goes ahead of
+    /// the others, which wait for it as for any leader.
+    async fn found(
         &self,
         group: GroupId,
         applied: &Applied,
-        members: &BTreeSet<NodeId>,
+        founders: Option<BTreeSet<NodeId>>,
     ) -> Result<bool, RaftError> {
-        let state = self.log.state(group);
-        let has_past = state.last.is_some()
-            || state.vote.is_some()
-            || state.purged.is_some()
-            || applied.is_some();
-        if has_past || !members.contains(&self.node) {
+        let Some(founders) = founders else { return Ok(false) };
+        if applied.is_some() {
+            return Err(RaftError::HasPast { group });
+        }
+        if !founders.contains(&self.node) {
             return Ok(false);
         }
-        let membership = Membership::new_with_defaults(vec![members.clone()], []);
+        let goes_ahead = founders.first() == Some(&self.node);
+        let membership = Membership::new_with_defaults(vec![founders], []);
         let id = log_id(0, 0);
         let entry = Entry { log_id: id, payload: Payload::Membership(membership) };
         let bytes = wire::entry_to_record(&entry);
@@ -469,17 +533,14 @@ impl Inner {
         });
         let written = rx.await.unwrap_or(Err(LogError::Closed));
         written.map_err(|source| RaftError::Log { group, source })?;
-        Ok(true)
+        Ok(goes_ahead)
     }
 
-    /// A sole voter need not wait for anybody. Of a new group, one member goes ahead and the others
-    /// wait for it as for any leader.
-    fn elects_at_once(&self, raft: &Raft, fresh: bool, members: &BTreeSet<NodeId>) -> bool {
+    /// A sole voter need not wait for anybody.
+    fn is_alone(&self, raft: &Raft) -> bool {
         let metrics = raft.metrics();
         let metrics = metrics.borrow_watched();
         let mut voters = metrics.membership_config.voter_ids();
-        let alone = voters.next() == Some(self.node) && voters.next().is_none();
-        let first_of_members = fresh && members.first() == Some(&self.node);
-        alone || first_of_members
+        voters.next() == Some(self.node) && voters.next().is_none()
     }
 }

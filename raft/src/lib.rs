@@ -6,8 +6,10 @@
 //! entry is committed and applied here.
 //!
 //! Read in this order: `replica` (what entries are applied to), `groups` (starting, and what
-//! survives a restart), `group` (propose, read, lead), `log_store` and `state_machine` (what openraft
-//! asks for), `network`, `switch` and `frame` (what goes between nodes), `snapshot` (files).
+//! survives a restart), `group` (propose, read, lead), `members` (who belongs
+//! to a group), `log_store` and `state_machine` (what openraft
+//! asks for), `network`, `switch` and `frame` (what goes between nodes), `snapshot` (files),
+//! `purge` (how far the log goes), `takeover` (a leader that is gone).
 
 pub mod log;
 
@@ -24,8 +26,10 @@ pub mod fuzzing;
 mod group;
 mod groups;
 mod log_store;
+mod members;
 mod memory_network;
 mod network;
+mod purge;
 mod replica;
 mod replica_thread;
 mod rounds;
@@ -36,17 +40,21 @@ mod state_machine;
 #[cfg(test)]
 mod suite_tests;
 mod switch;
+mod takeover;
 mod transport;
 mod types;
 mod wire;
 
 pub use config::{NodeConfig, NodeId, Tuning};
-pub use error::{ProposeError, RaftError, ReadError, ReplicaError, SnapshotError, TransportError};
+pub use error::{
+    ChangeError, ProposeError, RaftError, ReadError, ReplicaError, SnapshotError, TransportError,
+};
 pub use execution::Execution;
 pub use fit::{Loss, Losses, Misfit};
 pub use group::{Committed, Group, GroupMetrics, Leadership};
 pub use groups::{Groups, LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 pub use log::{Disk, GroupId, Log};
+pub use members::{Lag, Members, Removed};
 pub use memory_network::MemoryNetwork;
 pub use replica::{CommittedEntry, Replica, SnapshotRows};
 pub use rounds::{Joined, Rounds};

@@ -32,11 +32,17 @@ struct State {
     /// Links that carry nothing, by direction.
     cut: HashSet<(NodeId, NodeId)>,
     delays: HashMap<(NodeId, NodeId), Duration>,
+    /// Bytes per second that a link carries.
+    rates: HashMap<(NodeId, NodeId), u64>,
+    /// When what was sent has left, where there is a rate.
+    free_at: HashMap<(NodeId, NodeId), Instant>,
+    carried: HashMap<(NodeId, NodeId, Lane), u64>,
     /// When the last delayed frame of a lane arrives: none may overtake it.
     last_due: HashMap<(NodeId, NodeId, Lane), Instant>,
     delayed: BinaryHeap<Reverse<Delayed>>,
     carrier_runs: bool,
     sent: u64,
+    refused: u64,
 }
 
 /// A frame under way, ordered by arrival.
@@ -61,16 +67,16 @@ impl MemoryNetwork {
         Arc::new(MemoryTransport { network: self.inner.clone(), node })
     }
 
-    /// Cuts the link between two nodes, in both directions.
+    /// Cuts the link between two nodes, in both directions. What is on its way is lost.
     pub fn cut(&self, one: NodeId, other: NodeId) {
         let mut state = self.inner.state.lock();
-        state.cut.insert((one, other));
-        state.cut.insert((other, one));
+        state.cut(one, other);
+        state.cut(other, one);
     }
 
     /// Cuts one direction only.
     pub fn cut_one_way(&self, from: NodeId, to: NodeId) {
-        self.inner.state.lock().cut.insert((from, to));
+        self.inner.state.lock().cut(from, to);
     }
 
     /// Cuts all links of a node that has joined.
@@ -78,8 +84,8 @@ impl MemoryNetwork {
         let mut state = self.inner.state.lock();
         let others: Vec<NodeId> = state.inboxes.keys().copied().collect();
         for other in others {
-            state.cut.insert((node, other));
-            state.cut.insert((other, node));
+            state.cut(node, other);
+            state.cut(other, node);
         }
     }
 
@@ -100,9 +106,24 @@ impl MemoryNetwork {
         self.inner.state.lock().delays.insert((from, to), delay);
     }
 
+    /// Lets a link carry no more than so many bytes per second. Urgent frames go past the others.
+    pub fn limit(&self, from: NodeId, to: NodeId, bytes_per_second: u64) {
+        self.inner.state.lock().rates.insert((from, to), bytes_per_second);
+    }
+
+    /// Bytes handed to a lane of a link so far.
+    pub fn bytes_sent(&self, from: NodeId, to: NodeId, lane: Lane) -> u64 {
+        self.inner.state.lock().carried.get(&(from, to, lane)).copied().unwrap_or(0)
+    }
+
     /// Takes a node off the network, as if its process had ended.
     pub fn remove(&self, node: NodeId) {
         self.inner.state.lock().inboxes.remove(&node);
+    }
+
+    /// Frames that were made ready for a node that cannot be reached.
+    pub fn frames_refused(&self) -> u64 {
+        self.inner.state.lock().refused
     }
 
     /// Frames handed to the network so far.
@@ -121,21 +142,27 @@ impl Transport for MemoryTransport {
         self.network.state.lock().inboxes.insert(self.node, inbox);
     }
 
+    fn is_connected(&self, to: NodeId, _: Lane) -> bool {
+        let state = self.network.state.lock();
+        state.inboxes.contains_key(&to) && !state.cut.contains(&(self.node, to))
+    }
+
     fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> Result<(), TransportError> {
         let from = self.node;
         let inbox = {
             let mut state = self.network.state.lock();
             state.sent += 1;
-            if state.cut.contains(&(from, to)) {
-                return Err(TransportError::Unreachable);
-            }
-            let Some(inbox) = state.inboxes.get(&to).cloned() else {
+            let inbox = state.inboxes.get(&to).cloned();
+            let Some(inbox) = inbox.filter(|_| !state.cut.contains(&(from, to))) else {
+                state.refused += 1;
                 return Err(TransportError::Unreachable);
             };
             let now = Instant::now();
+            *state.carried.entry((from, to, lane)).or_default() += frame.len() as u64;
             let delay = state.delays.get(&(from, to)).copied().unwrap_or_default();
+            let arrives = state.leaves_at(from, to, lane, frame.len(), now) + delay;
             let last_due = state.last_due.get(&(from, to, lane)).copied();
-            let due = last_due.map_or(now + delay, |last| last.max(now + delay));
+            let due = last_due.map_or(arrives, |last| last.max(arrives));
             if due > now {
                 state.last_due.insert((from, to, lane), due);
                 let number = state.sent;
@@ -149,6 +176,32 @@ impl Transport for MemoryTransport {
         // Without the lock: the inbox may well answer at once.
         inbox.receive(from, frame);
         Ok(())
+    }
+}
+
+impl State {
+    fn cut(&mut self, from: NodeId, to: NodeId) {
+        self.cut.insert((from, to));
+        self.delayed.retain(|Reverse(delayed)| (delayed.from, delayed.to) != (from, to));
+        self.free_at.remove(&(from, to));
+    }
+
+    /// When the last byte of a frame is on its way.
+    fn leaves_at(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        lane: Lane,
+        bytes: usize,
+        now: Instant,
+    ) -> Instant {
+        let Some(rate) = self.rates.get(&(from, to)).filter(|_| lane != Lane::Urgent) else {
+            return now;
+        };
+        let takes = Duration::from_secs_f64(bytes as f64 / *rate as f64);
+        let free_at = self.free_at.entry((from, to)).or_insert(now);
+        *free_at = (*free_at).max(now) + takes;
+        *free_at
     }
 }
 

@@ -27,8 +27,11 @@ use crate::log::{Disk, DiskFile, GroupId};
 use crate::replica::SnapshotRows;
 use crate::wire;
 
+mod files;
 mod stats;
 
+use files::index_in;
+pub(crate) use files::{heads, is_received, remove_all};
 pub use stats::SnapshotStats;
 
 const MAGIC: &[u8; 7] = b"PITONSS";
@@ -128,6 +131,11 @@ impl Snapshots {
             *snapshots.current.lock() = Some(file);
         }
         Ok(snapshots)
+    }
+
+    /// Lets go of the files; they stay.
+    pub(crate) fn close(&self) {
+        *self.current.lock() = None;
     }
 
     /// The newest complete snapshot.
@@ -296,45 +304,6 @@ impl Snapshots {
             tracing::warn!(path = %path.display(), %error, "old snapshot file stays");
         }
     }
-}
-
-/// Whose a snapshot is, where it stands, and its file.
-pub(crate) type Head = (GroupId, Mark, PathBuf);
-
-/// The heads of all snapshots in a directory, by group; nothing is written.
-///
-/// # Errors
-/// When one cannot be read, which is named.
-pub(crate) fn heads(disk: &dyn Disk, dir: &Path) -> Result<Vec<Head>, (GroupId, SnapshotError)> {
-    let names = match disk.list(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        names => names.map_err(|error| (GroupId(0), disk_error("list", dir)(error)))?,
-    };
-    let mut heads = Vec::new();
-    for name in names {
-        let Some((group, rest)) = name.split_once('-') else { continue };
-        let Some(group) = group.parse().ok().filter(|_| index_in(rest).is_some()) else { continue };
-        let (group, path) = (GroupId(group), dir.join(&name));
-        let read = || {
-            let file = disk.open(&path).map_err(disk_error("open", &path))?;
-            read_head(&*file, &path, group)
-        };
-        let (mark, _) = read().map_err(|error| (group, error))?;
-        heads.push((group, mark, path));
-    }
-    Ok(heads)
-}
-
-/// The index in a snapshot's name, which is what follows the group.
-fn index_in(name: &str) -> Option<u64> {
-    let index = name.strip_suffix(FINAL_SUFFIX)?;
-    index.strip_suffix(RECEIVED).unwrap_or(index).parse().ok()
-}
-
-/// Whether a snapshot of that name came from another node.
-pub(crate) fn is_received(path: &Path) -> bool {
-    let stem = path.file_stem().and_then(|stem| stem.to_str());
-    stem.is_some_and(|stem| stem.ends_with(RECEIVED))
 }
 
 /// A snapshot that is being received, part by part.

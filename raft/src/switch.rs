@@ -6,7 +6,7 @@
 mod session;
 mod transfer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,32 +15,47 @@ use bytes::Bytes;
 use openraft::raft::{AppendEntriesResponse, StreamAppendError};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::config::NodeId;
 use crate::error::TransportError;
 use crate::execution;
-use crate::frame::{Answer, Body, Frame, Request, SnapshotAnswer};
+use crate::frame::{Answer, Body, Frame, Request};
 use crate::log::{GroupId, Log};
 use crate::snapshot::Snapshots;
 use crate::transport::{Inbox, Lane, Transport};
-use crate::types::Raft;
+use crate::types::{AppendRequest, LogId, Raft, TypeConfig, term_of};
 
 use session::InboundSession;
 pub(crate) use session::{OpenSession, SessionAnswer};
-use transfer::{Transfers, install, take_part};
+use transfer::{Transfers, install};
+
+/// Bytes of entries that may be under way to one node, over all groups. On a link of 10 MB/s the
+/// oldest of them is answered within a leader's patience.
+const WINDOW_BYTES: usize = 8 << 20;
+/// How long who is asked for a lost peer waits for the same news.
+const LOST_PATIENCE: Duration = Duration::from_millis(100);
+/// Room in the window is given out by this many bytes.
+const WINDOW_UNIT: usize = 1024;
 
 /// A group that runs on this node, as its peers see it.
 pub(crate) struct Member {
     pub(crate) raft: Raft,
     pub(crate) snapshots: Arc<Snapshots>,
     log: Log,
+    /// A log that has not completed a sync for this long is of no use to a leader.
+    stall_limit: Duration,
     transfers: Transfers,
 }
 
 impl Member {
-    pub(crate) fn new(raft: Raft, snapshots: Arc<Snapshots>, log: Log) -> Member {
-        Member { raft, snapshots, log, transfers: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(
+        raft: Raft,
+        snapshots: Arc<Snapshots>,
+        log: Log,
+        stall_limit: Duration,
+    ) -> Member {
+        Member { raft, snapshots, log, stall_limit, transfers: Mutex::new(HashMap::new()) }
     }
 }
 
@@ -61,6 +76,10 @@ pub(crate) struct Switch {
     questions: Mutex<BTreeMap<u64, (NodeId, oneshot::Sender<Answer>)>>,
     sessions: Mutex<BTreeMap<u64, (NodeId, mpsc::UnboundedSender<SessionAnswer>)>>,
     inbound: Mutex<BTreeMap<(GroupId, NodeId), InboundSession>>,
+    /// Room for entries on the way to each node.
+    windows: Mutex<BTreeMap<NodeId, Arc<Semaphore>>>,
+    /// Nodes whose process is gone, as far as this one can see: nothing has come from them since.
+    lost: watch::Sender<BTreeSet<NodeId>>,
     next_number: AtomicU64,
 }
 
@@ -79,6 +98,8 @@ impl Switch {
             questions: Mutex::new(BTreeMap::new()),
             sessions: Mutex::new(BTreeMap::new()),
             inbound: Mutex::new(BTreeMap::new()),
+            windows: Mutex::new(BTreeMap::new()),
+            lost: watch::Sender::new(BTreeSet::new()),
             next_number: AtomicU64::new(first_number),
         })
     }
@@ -92,9 +113,19 @@ impl Switch {
         self.members.write().insert(group, member);
     }
 
+    /// Frames of this group are refused from now on.
+    pub(crate) fn remove(&self, group: GroupId) {
+        if let Some(member) = self.members.write().remove(&group) {
+            member.transfers.lock().clear();
+        }
+        self.inbound.lock().retain(|(of, _), _| *of != group);
+    }
+
     /// Frames of all groups are refused from now on.
     pub(crate) fn clear(&self) {
-        self.members.write().clear();
+        for (_, member) in self.members.write().drain() {
+            member.transfers.lock().clear();
+        }
         self.inbound.lock().clear();
         self.sessions.lock().clear();
         self.questions.lock().clear();
@@ -104,8 +135,80 @@ impl Switch {
         self.next_number.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn send(&self, to: NodeId, lane: Lane, frame: &Frame) -> Result<(), TransportError> {
-        self.transport.send(to, lane, frame.encode())
+    /// A node's process is gone, as far as this one can see.
+    pub(crate) fn lose(&self, peer: NodeId) {
+        self.lost.send_modify(|lost| {
+            lost.insert(peer);
+        });
+    }
+
+    pub(crate) fn is_lost(&self, peer: NodeId) -> bool {
+        self.lost.borrow().contains(&peer)
+    }
+
+    /// The same for one who asks, which may have heard of it first.
+    async fn is_lost_soon(&self, peer: NodeId) -> bool {
+        let mut lost = self.lost.subscribe();
+        let told = lost.wait_for(|lost| lost.contains(&peer));
+        tokio::time::timeout(LOST_PATIENCE, told).await.is_ok()
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Whether there is a connection to a node.
+    pub(crate) fn is_connected(&self, to: NodeId, lane: Lane) -> bool {
+        self.transport.is_connected(to, lane)
+    }
+
+    /// Waits for room on the way to a node; `None`: this node stops. Who waits longest is served
+    /// first.
+    pub(crate) fn room(
+        &self,
+        to: NodeId,
+        bytes: usize,
+    ) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
+        let all = WINDOW_BYTES / WINDOW_UNIT;
+        // What is larger than all there is goes alone.
+        let units = u32::try_from(bytes.div_ceil(WINDOW_UNIT).min(all)).unwrap_or(u32::MAX);
+        let mut windows = self.windows.lock();
+        let window = windows.entry(to).or_insert_with(|| Arc::new(Semaphore::new(all)));
+        let room = Arc::clone(window).acquire_many_owned(units);
+        async move { room.await.ok() }
+    }
+
+    fn send(&self, to: NodeId, lane: Lane, frame: &Frame) -> Result<(), TransportError> {
+        // Nothing is encoded for a node that is not there.
+        if !self.is_connected(to, lane) {
+            return Err(TransportError::Unreachable);
+        }
+        self.send_encoded(to, lane, frame.encode())
+    }
+
+    pub(crate) fn send_encoded(
+        &self,
+        to: NodeId,
+        lane: Lane,
+        frame: Bytes,
+    ) -> Result<(), TransportError> {
+        self.transport.send(to, lane, frame)
+    }
+
+    /// Sends a question; its answer can be waited for.
+    pub(crate) fn question(
+        self: &Arc<Self>,
+        to: NodeId,
+        lane: Lane,
+        group: GroupId,
+        request: Request,
+    ) -> Result<Question, TransportError> {
+        let number = self.number();
+        let (tx, answer) = oneshot::channel();
+        self.questions.lock().insert(number, (to, tx));
+        let question = Question { switch: self.clone(), number, answer };
+        let frame = Frame { group, number, body: Body::Request(request) };
+        self.send(to, lane, &frame).map(|()| question)
     }
 
     /// Asks a node and waits for its answer.
@@ -117,16 +220,12 @@ impl Switch {
         request: Request,
         limit: Duration,
     ) -> Result<Answer, Unanswered> {
-        let number = self.number();
-        let (tx, rx) = oneshot::channel();
-        self.questions.lock().insert(number, (to, tx));
-        let _question = Question { switch: self.clone(), number };
-        let frame = Frame { group, number, body: Body::Request(request) };
-        self.send(to, lane, &frame).map_err(|_| Unanswered::Unreachable)?;
-        match tokio::time::timeout(limit, rx).await {
-            Ok(Ok(Answer::Refused)) => Err(Unanswered::Refused),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(Unanswered::Unreachable),
+        let question = self.question(to, lane, group, request);
+        let question = question.map_err(|_| Unanswered::Unreachable)?;
+        match tokio::time::timeout(limit, question.answer()).await {
+            Ok(Some(Answer::Refused)) => Err(Unanswered::Refused),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(Unanswered::Unreachable),
             Err(_) => Err(Unanswered::Timeout),
         }
     }
@@ -142,16 +241,25 @@ impl Switch {
 
     async fn answer(self: Arc<Self>, from: NodeId, group: GroupId, number: u64, request: Request) {
         let lane = match &request {
-            Request::SnapshotPart { .. } | Request::SnapshotInstall { .. } => Lane::Bulk,
+            Request::SnapshotBegin { .. }
+            | Request::SnapshotPart { .. }
+            | Request::SnapshotInstall { .. } => Lane::Bulk,
             Request::Heartbeat(_)
             | Request::Vote(_)
             | Request::PreVote(_)
-            | Request::Transfer(_) => Lane::Urgent,
+            | Request::Transfer(_)
+            | Request::PeerLost { .. } => Lane::Urgent,
         };
         let is_trial = matches!(request, Request::PreVote(_));
-        let answer = match self.member(group) {
-            Some(member) => answer(member, from, request).await,
-            None => Answer::Refused,
+        let answer = match (self.member(group), request) {
+            (None, _) => Answer::Refused,
+            (Some(member), Request::SnapshotBegin { name }) => {
+                self.clone().begin_transfer(from, group, member, name).await
+            }
+            (Some(_), Request::PeerLost { peer }) => {
+                Answer::PeerLost(self.is_lost_soon(peer).await)
+            }
+            (Some(member), request) => answer(group, member, from, request).await,
         };
         let is_vote = matches!(&answer, Answer::Vote(vote) if vote.vote_granted) && !is_trial;
         self.reply(from, lane, &Frame { group, number, body: Body::Answer(answer) });
@@ -167,6 +275,11 @@ pub(crate) struct SwitchInbox(pub(crate) std::sync::Weak<Switch>);
 impl Inbox for SwitchInbox {
     fn receive(&self, from: NodeId, frame: Bytes) {
         let Some(switch) = self.0.upgrade() else { return };
+        if switch.is_lost(from) {
+            switch.lost.send_modify(|lost| {
+                lost.remove(&from);
+            });
+        }
         let Frame { group, number, body } = match Frame::decode(frame) {
             Ok(frame) => frame,
             Err(error) => {
@@ -187,6 +300,10 @@ impl Inbox for SwitchInbox {
                     let _ = answers.send((sequence, result));
                 }
             }
+            // These must not overtake each other.
+            Body::Request(Request::SnapshotPart { index, offset, part }) => {
+                switch.take_part(from, group, number, index, offset, part);
+            }
             Body::Request(request) => {
                 let runtime = switch.runtime.clone();
                 runtime.spawn(switch.answer(from, group, number, request));
@@ -204,10 +321,18 @@ impl Inbox for SwitchInbox {
     }
 }
 
-/// Forgets a question when nobody waits for its answer any more.
-struct Question {
+/// A question under way; forgotten when nobody waits for its answer any more.
+pub(crate) struct Question {
     switch: Arc<Switch>,
     number: u64,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl Question {
+    /// Its answer; `None`: there will be none.
+    pub(crate) async fn answer(mut self) -> Option<Answer> {
+        (&mut self.answer).await.ok()
+    }
 }
 
 impl Drop for Question {
@@ -216,28 +341,9 @@ impl Drop for Question {
     }
 }
 
-async fn answer(member: Arc<Member>, from: NodeId, request: Request) -> Answer {
+async fn answer(group: GroupId, member: Arc<Member>, from: NodeId, request: Request) -> Answer {
     match request {
-        Request::Heartbeat(request) => {
-            let prev = request.prev_log_id;
-            match member.raft.append_entries(request).await {
-                Ok(response) => match (response, prev) {
-                    (AppendEntriesResponse::HigherVote(vote), _) => {
-                        Answer::Append(Err(StreamAppendError::HigherVote(vote)))
-                    }
-                    (AppendEntriesResponse::Conflict, Some(prev)) => {
-                        Answer::Append(Err(StreamAppendError::Conflict(prev)))
-                    }
-                    (AppendEntriesResponse::PartialSuccess(matching), _) => {
-                        Answer::Append(Ok(matching))
-                    }
-                    (AppendEntriesResponse::Success | AppendEntriesResponse::Conflict, _) => {
-                        Answer::Append(Ok(prev))
-                    }
-                },
-                Err(_) => Answer::Refused,
-            }
-        }
+        Request::Heartbeat(request) => heartbeat(group, &member, request).await,
         Request::Vote(request) => {
             member.raft.vote(request).await.map_or(Answer::Refused, Answer::Vote)
         }
@@ -249,18 +355,61 @@ async fn answer(member: Arc<Member>, from: NodeId, request: Request) -> Answer {
             .handle_transfer_leader(request)
             .await
             .map_or(Answer::Refused, Answer::Transfer),
-        Request::SnapshotPart { transfer, offset, part } => {
-            blocking(move || take_part(&member, from, transfer, offset, &part)).await
+        Request::SnapshotInstall { name, vote } => {
+            Answer::Snapshot(install(&member, from, name, vote))
         }
-        Request::SnapshotInstall { transfer, bytes, vote } => {
-            blocking(move || install(member, from, transfer, bytes, vote)).await
+        // These are taken before.
+        Request::SnapshotBegin { .. } | Request::SnapshotPart { .. } | Request::PeerLost { .. } => {
+            Answer::Refused
         }
     }
 }
 
-async fn blocking(work: impl FnOnce() -> SnapshotAnswer + Send + 'static) -> Answer {
-    match execution::blocking(work).await {
-        Ok(answer) => Answer::Snapshot(answer),
-        Err(_) => Answer::Refused,
+/// Answers a heartbeat once this member follows the leader, without waiting for what its log has yet
+/// to write: openraft answers when all that it has accepted is durable, and a read-index round would
+/// wait for a disk that it does not need. The leader takes the answer for no more than that this
+/// member has voted for nobody since; what entries it has, the append session tells. While the log is
+/// stalled it waits all the same: a leader without a quorum of disks should know it.
+async fn heartbeat(group: GroupId, member: &Member, request: AppendRequest) -> Answer {
+    let (vote, prev) = (request.vote, request.prev_log_id);
+    let mut appended = std::pin::pin!(member.raft.append_entries(request));
+    // ORDER: it goes to openraft's core after the heartbeat, and so tells what that came to.
+    let follows = async {
+        let (tx, rx) = oneshot::channel();
+        let ask = member.raft.external_request(move |state| {
+            // Nobody waits, if the heartbeat was answered at once.
+            let _ = tx.send(*state.vote_ref() == vote);
+        });
+        ask.await.is_ok() && rx.await.unwrap_or(false)
+    };
+    let follows = tokio::select! {
+        biased;
+        response = &mut appended => return heartbeat_answer(response, prev),
+        follows = follows => follows,
+    };
+    let has_prev = prev.is_none_or(|prev| member.log.holds(group, prev.index, term_of(&prev)));
+    let goes_on = member.log.stalled_for() <= member.stall_limit;
+    if follows && has_prev && goes_on {
+        return Answer::Append(Ok(prev));
+    }
+    heartbeat_answer(appended.await, prev)
+}
+
+fn heartbeat_answer<E>(
+    response: Result<AppendEntriesResponse<TypeConfig>, E>,
+    prev: Option<LogId>,
+) -> Answer {
+    match (response, prev) {
+        (Err(_), _) => Answer::Refused,
+        (Ok(AppendEntriesResponse::HigherVote(vote)), _) => {
+            Answer::Append(Err(StreamAppendError::HigherVote(vote)))
+        }
+        (Ok(AppendEntriesResponse::Conflict), Some(prev)) => {
+            Answer::Append(Err(StreamAppendError::Conflict(prev)))
+        }
+        (Ok(AppendEntriesResponse::PartialSuccess(matching)), _) => Answer::Append(Ok(matching)),
+        (Ok(AppendEntriesResponse::Success | AppendEntriesResponse::Conflict), _) => {
+            Answer::Append(Ok(prev))
+        }
     }
 }

@@ -14,6 +14,13 @@ pub trait Transport: Send + Sync + 'static {
     /// Called once, when this node opens its groups: whom to hand what other nodes send.
     fn listen(&self, inbox: Arc<dyn Inbox>);
 
+    /// Whether there is a connection to `to`, so that nothing is made ready for a node that is not
+    /// there.
+    fn is_connected(&self, to: NodeId, lane: Lane) -> bool {
+        let _ = (to, lane);
+        true
+    }
+
     /// Queues a frame for `to`, never waiting. An error, or silence, means that it is lost.
     ///
     /// # Errors

@@ -130,6 +130,10 @@ impl Reader {
         if configs.is_empty() && nodes.is_empty() {
             return Ok(Membership::default());
         }
+        // With no set of voters every set of nodes would be a quorum. An empty set openraft refuses.
+        if configs.is_empty() {
+            return Err(self.error());
+        }
         Membership::new(configs, nodes).map_err(|_| self.error())
     }
 }

@@ -23,6 +23,7 @@ const GROUPS: [GroupId; 3] = [GroupId(0), GroupId(5), GroupId(6)];
 struct Model {
     vote: Option<Bytes>,
     purged: Option<u64>,
+    is_forgotten: bool,
     entries: BTreeMap<u64, EntryRecord>,
 }
 
@@ -78,7 +79,7 @@ fn model(log: &Log, group: GroupId) -> Model {
         purged.index
     });
     let entries = entries.into_iter().map(|entry| (entry.index, entry)).collect();
-    Model { vote: state.vote, purged, entries }
+    Model { vote: state.vote, purged, is_forgotten: state.is_forgotten, entries }
 }
 
 fn purge_name(index: u64) -> Bytes {
@@ -87,7 +88,11 @@ fn purge_name(index: u64) -> Bytes {
 
 impl Life {
     fn begin(log: Log, writer: ManualWriter) -> Life {
-        let history = |group| History { states: vec![model(&log, group)], ..History::default() };
+        let history = |group| History {
+            states: vec![model(&log, group)],
+            committed: log.state(group).committed.into_iter().collect(),
+            ..History::default()
+        };
         let histories = GROUPS.into_iter().map(|group| (group, history(group))).collect();
         Life { log, writer, histories }
     }
@@ -114,6 +119,7 @@ impl Life {
                 let entries: Vec<_> = (first..first + 1 + serial % 4).map(entry).collect();
                 let entry = |entry: &EntryRecord| (entry.index, entry.clone());
                 model.entries.extend(entries.iter().map(entry));
+                model.is_forgotten = false;
                 self.log.append(group, entries, done);
             }
             60..70 => {
@@ -132,10 +138,15 @@ impl Life {
                 let beyond = if serial.is_multiple_of(8) { 4 } else { 0 };
                 let through = (model.last() + beyond).saturating_sub(random.random_range(0..6));
                 if model.purged.is_none_or(|purged| purged <= through) {
-                    model.purged = Some(through);
+                    (model.purged, model.is_forgotten) = (Some(through), false);
                     model.entries = model.entries.split_off(&(through + 1));
                 }
                 self.log.purge(group, through, purge_name(through), done);
+            }
+            // Nothing of the group is left but its vote; what comes next may begin anywhere.
+            90..93 => {
+                model = Model { vote: model.vote, is_forgotten: true, ..Model::default() };
+                self.log.forget(group, done);
             }
             _ => {
                 let committed = Bytes::from(format!("committed {serial}"));
@@ -175,8 +186,7 @@ impl Life {
                 history.states[acknowledged]
             );
             let committed = reopened.state(*group).committed;
-            let began = self.log.state(*group).committed;
-            let known = |committed| history.committed.contains(committed) || began.is_some();
+            let known = |committed| history.committed.contains(committed);
             assert!(committed.iter().all(known), "seed {seed}: committed id was invented");
         }
     }

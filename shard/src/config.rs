@@ -45,6 +45,8 @@ pub struct ShardConfig {
     pub retention_batch: usize,
     /// How long a request waits for a shard's leader before UNAVAILABLE.
     pub leader_wait: Duration,
+    /// How long a call to another node waits for its answer, or longer if its caller says so.
+    pub call_wait: Duration,
     /// Pages of history and other short reads for callers that run at once, on all shards of this node.
     pub lookups_max: usize,
     /// Slices of lists and counts that run at once.
@@ -84,6 +86,7 @@ impl Default for ShardConfig {
             retention_interval: Duration::from_secs(10),
             retention_batch: 100,
             leader_wait: Duration::from_secs(5),
+            call_wait: Duration::from_secs(10),
             lookups_max: 4,
             scans_max: scans_max(),
             scan_slice_rows: 1_024,

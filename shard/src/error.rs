@@ -1,11 +1,12 @@
 //! Why a request came to nothing, split by what the caller can do about it.
 
 use piton_core::error::Rejection;
+use piton_core::id::ShardId;
 use piton_raft::NodeId;
 use serde::{Deserialize, Serialize};
 
 /// A request that was not carried out, or whose outcome is unknown.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error, Serialize, Deserialize)]
 pub enum ShardError {
     /// Refused for good; nothing was recorded unless the rejection says so.
     #[error(transparent)]
@@ -13,10 +14,19 @@ pub enum ShardError {
     /// No such namespace.
     #[error("Namespace {name} is not found.")]
     NamespaceNotFound { name: String },
-    /// No leader, or leadership moved: not carried out, or its outcome is unknown. The caller may
-    /// try again with the same request id.
+    /// Not carried out, since another node leads the shard, or none does.
+    #[error("this node does not lead shard {shard}")]
+    NotLeader {
+        shard: ShardId,
+        /// Who does, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// Not carried out for now; the caller may try again.
     #[error("{0}")]
     Unavailable(String),
+    /// Perhaps carried out, perhaps not. The caller may try again with the same request id.
+    #[error("{0}; whether the request was carried out is unknown")]
+    OutcomeUnknown(String),
     /// A bound on memory or work is reached; nothing was recorded.
     #[error("{0}")]
     Overloaded(String),
@@ -65,7 +75,12 @@ impl From<MetaError> for ShardError {
 impl ShardError {
     /// Whether trying again, perhaps elsewhere, may help.
     pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Overloaded(_))
+        self.is_passing() || matches!(self, Self::OutcomeUnknown(_) | Self::Overloaded(_))
+    }
+
+    /// Whether it was not carried out for a reason that passes once the shard has a leader.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::NotLeader { .. } | Self::Unavailable(_))
     }
 
     /// Whether the answer means that the addressed run does not exist or is closed.

@@ -1,6 +1,7 @@
 //! This crate's decoders, to be given hostile bytes: by its tests, and by the targets in
 //! `tests/fuzz`. See `piton_store::fuzzing` for what a decoder function is and how bytes go wrong.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use piton_raft::{CommittedEntry, Replica};
 use piton_store::{Mark, MemoryStore, Table};
 use prost::Message;
 
-use crate::message::TaskToken;
+use crate::message::{PeerAnswer, PeerRequest, TaskToken};
 use crate::meta::state::MetaReplica;
 use crate::replica::entry::{self, Entry};
 use crate::rows::codes::note_key;
@@ -49,6 +50,23 @@ pub fn token(bytes: &[u8]) {
         assert_eq!(TaskToken::decode(&token.encode()).expect("it was encoded"), token);
     }
     let _ = history::token_run(bytes);
+}
+
+/// A request of another node, and an answer.
+pub fn peer(bytes: &[u8]) {
+    if let Ok(request) = PeerRequest::decode(bytes) {
+        let again = PeerRequest::decode(&request.encode().expect("it was decoded"));
+        assert_same(&request, &again.expect("it was encoded"));
+    }
+    if let Ok(answer) = PeerAnswer::decode(bytes) {
+        assert_same(&answer, &PeerAnswer::decode(&answer.encode()).expect("it was encoded"));
+    }
+}
+
+fn assert_same<T: Clone + PartialEq + Debug>(one: &T, other: &T) {
+    // What holds a weight that is not a number does not even equal itself.
+    let is_itself = *one == one.clone();
+    assert!(one == other || !is_itself, "{one:?} became {other:?}");
 }
 
 /// A row's key, as each kind of it.

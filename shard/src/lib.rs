@@ -17,12 +17,12 @@ mod leader;
 mod message;
 mod meta;
 mod metrics;
+mod placement;
 mod read_threads;
 mod replica;
 mod room;
 mod route;
 mod rows;
-mod serve;
 mod workflow;
 
 pub use clock::{Clock, WallTime};
@@ -30,17 +30,20 @@ pub use config::ShardConfig;
 pub use error::{MetaError, ShardError};
 pub use ids::Ids;
 pub use message::{
-    ActivityToken, Answer, Call, CountReply, Delivery, HeldEvents, HistoryPage, HistoryPageReply,
-    MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, NoPeers, Offer, OfferedTask, Peer,
-    PollId, PollRequest, Poller, QueryToken, QueueCall, QueueKey, QueueType, ReadCall, Receipt,
-    TaskQueueView, TaskToken, Ticket, TokenError, WantedTasks, WorkflowCall, WorkflowTaskToken,
+    ActivityToken, Answer, Call, Carrier, ClusterSettings, CountReply, Delivery, FEATURE_LEVEL,
+    Forwarded, HeldEvents, HistoryPage, HistoryPageReply, MetaCall, MetaRequest, NamespaceUpdate,
+    NewNamespace, NoPeers, NodeAnswer, NodeCall, NodeRecord, NodeState, NodeStatus, Offer,
+    OfferedTask, Peer, PeerAnswer, PeerRequest, Placement, PollId, PollRequest, Poller, QueryToken,
+    QueueCall, QueueKey, QueueType, ReadCall, Receipt, ReplicaStatus, TaskQueueView, TaskToken,
+    Ticket, TokenError, Unanswered, WantedTasks, WirePeer, WorkflowCall, WorkflowTaskToken,
 };
 pub use meta::{
     META_GROUP, Meta, MetaState, Namespace, NamespaceAttributes, NamespaceState, Route,
     SearchAttributeTypes,
 };
 pub use metrics::ShardMetrics;
+pub use placement::serving::Serving;
 pub use room::Room;
 pub use route::cluster::{Cluster, Poll, WorkflowQuery};
 pub use route::host::{HostParts, ShardHost};
-pub use serve::Serving;
+pub use route::sightings::Sighting;

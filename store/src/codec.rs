@@ -28,6 +28,8 @@
 //! claim. It does not find flipped bits: checksums are the business of who stores or sends the
 //! bytes.
 
+use std::io;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -111,9 +113,10 @@ impl<T: Serialize> Kind<T> {
     /// When it is too large.
     pub fn encode(&self, value: &T) -> Result<Bytes, CodecError> {
         let kind = self.name;
-        let mut bytes = vec![self.version()];
-        bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
+        let mut out = Growing(vec![self.version()]);
+        bincode::serde::encode_into_std_write(value, &mut out, bincode::config::standard())
             .map_err(|source| CodecError::Encode { kind, source: Box::new(source) })?;
+        let Growing(bytes) = out;
         if bytes.len() > RECORD_BYTES_MAX {
             return Err(CodecError::TooLarge { kind, bytes: bytes.len() });
         }
@@ -172,6 +175,24 @@ impl Body<'_> {
             return Err(CodecError::Trailing { kind, bytes: bytes.len() - read });
         }
         Ok(value)
+    }
+}
+
+/// What is encoded so far. A large part gets some room behind it: what follows is short, and would have
+/// the whole moved to a place twice as large.
+struct Growing(Vec<u8>);
+
+impl io::Write for Growing {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        if part.len() > SMALL_BYTES {
+            self.0.reserve(part.len() + SMALL_BYTES);
+        }
+        self.0.extend_from_slice(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

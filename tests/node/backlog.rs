@@ -9,7 +9,7 @@ use piton_raft::NodeId;
 use piton_shard::{Answer, QueueCall, QueueKey, QueueType, ShardConfig};
 
 use crate::client::{Api, start_of};
-use crate::members::{Members, shard_config};
+use crate::members::{Members, forwarded, shard_config};
 use crate::members_client::key;
 use crate::worker::{ORDER, await_until, complete, insist};
 
@@ -66,7 +66,7 @@ async fn the_first_priority_goes_before_a_full_window_of_the_last() {
         let (owner, _) = members.cluster_of(members.leader_of(QUEUE).await);
         let shard = owner.shard_of(&key(&namespace, QUEUE));
         let call = QueueCall::Describe { queue: queue.clone() };
-        let Ok(Answer::Queue(view)) = owner.answer_peer(shard, call.into()).await else {
+        let Ok(Answer::Queue(view)) = owner.answer_peer(forwarded(shard, call)).await else {
             return None;
         };
         (view.backlog_count as usize == 3 * first).then_some(())

@@ -23,9 +23,12 @@ mod worker;
 
 mod backlog;
 mod build_ids;
+mod cluster_of_nodes;
 mod errands;
+mod forwarding;
 mod full_disk;
 mod golden_data;
+mod growing;
 mod held_task;
 mod in_memory;
 mod lost_files;

@@ -1,6 +1,6 @@
 //! Three nodes of one cluster in this process, without gRPC: shards, Raft and storage are real, the
-//! network and the disks are in memory, and what goes between shards are function calls. Nodes can
-//! be killed, cut off and started again.
+//! network and the disks are in memory, and what shards of different nodes say to each other goes
+//! through its bytes. Nodes can be killed, cut off and started again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,14 +9,15 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use piton_core::id::ShardId;
 use piton_core::time::Span;
 use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
-    Answer, Call, Clock, Cluster, Delivery, HostParts, Ids, META_GROUP, MetaCall, MetaError,
-    Namespace, NewNamespace, Peer, PollId, Receipt, Serving, ShardConfig, ShardError, ShardHost,
-    ShardMetrics, WallTime, WorkflowCall,
+    Call, Carrier, Clock, Cluster, FEATURE_LEVEL, Forwarded, HostParts, Ids, META_GROUP, Namespace,
+    NewNamespace, NodeRecord, NodeState, PeerAnswer, PeerRequest, Serving, ShardConfig, ShardError,
+    ShardHost, ShardMetrics, Unanswered, WallTime, WirePeer, WorkflowCall,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
 use prometheus_client::encoding::text::encode;
@@ -40,6 +41,12 @@ pub(crate) struct Links {
     unheard_answers: AtomicUsize,
     /// The next request for a run of another node panics where it is sent.
     has_bug: AtomicBool,
+    /// Requests to these nodes are neither carried out nor answered.
+    silent: RwLock<BTreeSet<NodeId>>,
+    /// The next start that is sent to the first of these is refused, and the other one named.
+    misdirected: RwLock<BTreeMap<NodeId, NodeId>>,
+    /// The nodes that starts were sent to.
+    started_at: RwLock<Vec<NodeId>>,
 }
 
 impl Links {
@@ -51,6 +58,11 @@ impl Links {
     }
 }
 
+/// A call as another node sends it on.
+pub(crate) fn forwarded(shard: ShardId, call: impl Into<Call>) -> Forwarded {
+    Forwarded { shard, timeout: Duration::from_secs(10), meta_version: 0, call: call.into() }
+}
+
 /// A node's way to the others.
 struct LinkedPeer {
     node: NodeId,
@@ -58,40 +70,40 @@ struct LinkedPeer {
 }
 
 #[async_trait]
-impl Peer for LinkedPeer {
-    async fn call(&self, node: NodeId, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
-        let unreachable = || ShardError::Unavailable(format!("node {node} cannot be reached"));
-        let (cluster, mut gone) = self.links.reach(self.node, node).ok_or_else(unreachable)?;
-        let is_of_run = matches!(call, Call::Workflow(WorkflowCall::Run { .. }));
+impl Carrier for LinkedPeer {
+    async fn ask(&self, node: NodeId, request: Bytes, _: Duration) -> Result<Bytes, Unanswered> {
+        let not_sent = || Unanswered::NotSent { node, why: "it is not there".to_owned() };
+        let (cluster, mut gone) = self.links.reach(self.node, node).ok_or_else(not_sent)?;
+        let call = match PeerRequest::decode(&request).unwrap() {
+            PeerRequest::Call(forwarded) => Some(forwarded.call),
+            PeerRequest::Deliver { .. } | PeerRequest::Node(_) => None,
+        };
+        if self.links.silent.read().unwrap().contains(&node) {
+            std::future::pending::<()>().await;
+        }
+        if matches!(call, Some(Call::Workflow(WorkflowCall::Start { .. }))) {
+            self.links.started_at.write().unwrap().push(node);
+            if let Some(leader) = self.links.misdirected.write().unwrap().remove(&node) {
+                let refusal = ShardError::NotLeader { shard: ShardId(0), leader: Some(leader) };
+                return Ok(PeerAnswer::Call(Err(refusal)).encode());
+            }
+        }
+        let is_of_run = matches!(call, Some(Call::Workflow(WorkflowCall::Run { .. })));
         if is_of_run && self.links.has_bug.swap(false, Ordering::SeqCst) {
             panic!("a bug that the test put here");
         }
         let answer = tokio::select! {
-            answer = cluster.answer_peer(shard, call) => answer,
+            answer = cluster.answer_bytes(&request) => answer,
             // A connection that breaks tells nothing about what became of the call.
-            _ = gone.wait_for(|gone| *gone) => Err(unreachable()),
-        };
-        if self.links.unheard.read().unwrap().contains(&node) {
-            self.links.unheard_answers.fetch_add(usize::from(is_of_run), Ordering::Relaxed);
-            return Err(unreachable());
-        }
-        answer
-    }
-
-    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt {
-        let reached = self.links.reach(self.node, node);
-        reached.map_or(Receipt::Unreachable, |(cluster, _)| cluster.accept_delivery(poll, delivery))
-    }
-
-    async fn meta(&self, node: NodeId, call: MetaCall) -> Result<u64, MetaError> {
-        let (cluster, mut gone) =
-            self.links.reach(self.node, node).ok_or(MetaError::NotLed { leader: None })?;
-        tokio::select! {
-            answer = cluster.meta().answer(call) => answer,
             _ = gone.wait_for(|gone| *gone) => {
-                Err(MetaError::Unavailable(format!("node {node} cannot be reached")))
+                return Err(Unanswered::Lost { node, why: "it went away".to_owned() });
             }
+        };
+        if call.is_some() && self.links.unheard.read().unwrap().contains(&node) {
+            self.links.unheard_answers.fetch_add(usize::from(is_of_run), Ordering::Relaxed);
+            return Err(Unanswered::Lost { node, why: "its answer was lost".to_owned() });
         }
+        Ok(answer)
     }
 }
 
@@ -101,6 +113,8 @@ struct Member {
     store: Arc<MemoryStore>,
     /// What its clock is set by; `None`: the system's.
     wall: Option<&'static WallTime>,
+    /// It has been started: what it has goes on, and nothing is founded any more.
+    has_past: bool,
     running: Option<RunningMember>,
 }
 
@@ -112,11 +126,13 @@ struct RunningMember {
     gone: watch::Sender<bool>,
 }
 
-/// Three nodes.
+/// The nodes of a cluster: three, or as many as join.
 pub(crate) struct Members {
     network: MemoryNetwork,
     links: Arc<Links>,
     config: ShardConfig,
+    seed: u64,
+    founders: BTreeSet<NodeId>,
     members: BTreeMap<NodeId, Member>,
 }
 
@@ -127,24 +143,76 @@ impl Members {
     }
 
     pub(crate) async fn start_with(seed: u64, config: ShardConfig) -> Self {
+        Self::found(seed, config, 3).await
+    }
+
+    /// Starts a cluster of one, which records what it has, as it grows.
+    pub(crate) async fn start_alone(seed: u64) -> Self {
+        let mut alone = Self::found(seed, shard_config(), 1).await;
+        alone.put_node(NodeId(1), "").await;
+        alone
+    }
+
+    async fn found(seed: u64, config: ShardConfig, nodes: u64) -> Self {
         println!("seed {seed}");
-        let member = |node: u64| {
-            let disk = FaultyDisk::new(seed.wrapping_mul(31).wrapping_add(node));
-            let store = Arc::new(MemoryStore::new());
-            (NodeId(node), Member { disk, store, wall: None, running: None })
-        };
         let mut started = Self {
             network: MemoryNetwork::new(),
             links: Arc::default(),
             config,
-            members: (1..=3).map(member).collect(),
+            seed,
+            founders: (1..=nodes).map(NodeId).collect(),
+            members: BTreeMap::new(),
         };
-        for node in started.nodes() {
+        for node in started.founders.clone() {
             started.start_node(node).await;
         }
         started.await_ready().await;
         started.bootstrap().await;
         started
+    }
+
+    /// Starts a new node and has it join the cluster.
+    pub(crate) async fn join(&mut self, node: NodeId, zone: &str) {
+        self.start_node(node).await;
+        self.put_node(node, zone).await;
+    }
+
+    async fn put_node(&mut self, node: NodeId, zone: &str) {
+        let (_, running) = self.running().next().unwrap();
+        let record = NodeRecord {
+            id: node,
+            peer_address: String::new(),
+            api_address: String::new(),
+            http_address: String::new(),
+            zone: zone.to_owned(),
+            state: NodeState::Up,
+            level: FEATURE_LEVEL,
+            joined: running.cluster.host().clock().now(),
+        };
+        running.cluster.meta().put_node(record).await.unwrap();
+    }
+
+    /// Waits until each shard is held by exactly these nodes, and each of them leads something.
+    pub(crate) async fn await_voters(&self, voters: &[u64]) {
+        let voters: BTreeSet<NodeId> = voters.iter().copied().map(NodeId).collect();
+        await_until(&format!("all is held by {voters:?}"), || async {
+            let statuses: Vec<_> = self.running().map(|(_, r)| r.cluster.status()).collect();
+            let leaders = statuses.iter().flat_map(|status| {
+                let serving = status.shards.values().filter(|shard| shard.serves);
+                serving.map(|shard| (status.node, shard))
+            });
+            let as_wanted = leaders.clone().filter(|(_, shard)| {
+                shard.voters == voters && shard.learners.is_empty() && !shard.is_changing
+            });
+            let lead: BTreeSet<NodeId> = leaders.map(|(node, _)| node).collect();
+            (as_wanted.count() == SHARDS as usize && lead == voters).then_some(())
+        })
+        .await;
+    }
+
+    /// The shards of which a node has a replica.
+    pub(crate) fn held_by(&self, node: NodeId) -> usize {
+        self.members[&node].running.as_ref().unwrap().cluster.status().shards.len()
     }
 
     pub(crate) fn nodes(&self) -> Vec<NodeId> {
@@ -153,7 +221,16 @@ impl Members {
 
     /// Starts a node that does not run, on what it has on its disk.
     pub(crate) async fn start_node(&mut self, node: NodeId) {
-        let members = self.members.keys().copied().collect();
+        let seed = self.seed;
+        let member = self.members.entry(node).or_insert_with(|| Member {
+            disk: FaultyDisk::new(seed.wrapping_mul(31).wrapping_add(node.0)),
+            store: Arc::new(MemoryStore::new()),
+            wall: None,
+            has_past: false,
+            running: None,
+        });
+        let is_founder = !member.has_past && self.founders.contains(&node);
+        member.has_past = true;
         let Member { disk, store, wall, .. } = &self.members[&node];
         let config = NodeConfig {
             node,
@@ -172,14 +249,14 @@ impl Members {
         let mut metrics = Registry::default();
         let parts = HostParts {
             node,
-            members,
+            founders: is_founder.then(|| self.founders.clone()),
             config: self.config.clone(),
             groups: groups.clone(),
             store: Arc::clone(store) as Arc<dyn Store>,
             clock: wall.map_or_else(Clock::start, Clock::start_on),
             ids: Ids::random(),
             metrics: ShardMetrics::register(&mut metrics),
-            peer: Arc::new(LinkedPeer { node, links: Arc::clone(&self.links) }),
+            peer: Arc::new(WirePeer(LinkedPeer { node, links: Arc::clone(&self.links) })),
         };
         let host = ShardHost::start(parts).await.unwrap();
         let cluster = Cluster::new(host);
@@ -315,6 +392,21 @@ impl Members {
     /// What other nodes ask of a node is carried out, and they never hear of it.
     pub(crate) fn lose_answers_of(&self, node: NodeId) {
         self.links.unheard.write().unwrap().insert(node);
+    }
+
+    /// A node takes requests of other nodes, and does nothing about them.
+    pub(crate) fn silence(&self, node: NodeId) {
+        self.links.silent.write().unwrap().insert(node);
+    }
+
+    /// The next start that is sent to a node is refused, and another one named as the leader.
+    pub(crate) fn misdirect(&self, node: NodeId, named: NodeId) {
+        self.links.misdirected.write().unwrap().insert(node, named);
+    }
+
+    /// The nodes that starts were sent to by others, in order.
+    pub(crate) fn started_at(&self) -> Vec<NodeId> {
+        self.links.started_at.read().unwrap().clone()
     }
 
     /// The next request that a node sends to a run of another one panics there.

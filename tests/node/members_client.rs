@@ -78,7 +78,9 @@ impl From<ShardError> for Refused {
             ) => Code::NotFound,
             ShardError::Rejected(_) | ShardError::BadToken(_) => Code::InvalidArgument,
             ShardError::NamespaceNotFound { .. } => Code::NotFound,
-            ShardError::Unavailable(_) => Code::Unavailable,
+            ShardError::NotLeader { .. }
+            | ShardError::Unavailable(_)
+            | ShardError::OutcomeUnknown(_) => Code::Unavailable,
             ShardError::Overloaded(_) => Code::ResourceExhausted,
             ShardError::DeadlineExceeded(_) => Code::DeadlineExceeded,
             // A fault of a node, which no test here provokes.

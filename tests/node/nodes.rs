@@ -13,6 +13,7 @@ use crate::client::{Api, GrpcClient};
 pub(crate) fn config(directory: Option<&Path>) -> Config {
     let mut config = Config::default();
     (config.listen.port, config.listen.http_port) = (0, 0);
+    (config.peer.port, config.cluster.bootstrap) = (0, true);
     config.shards.count = Some(2);
     config.admission.stop_ms_max = 500;
     config.data.ephemeral = directory.is_none();

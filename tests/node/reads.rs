@@ -16,7 +16,7 @@ use tonic::Code;
 
 use crate::checked_store::CheckedStore;
 use crate::client::{NAMESPACE, Service, execution, soon, start_of, within};
-use crate::members::Members;
+use crate::members::{Members, forwarded};
 use crate::members_client::key;
 use crate::metrics::{metrics, sum};
 use crate::nodes::{Running, config};
@@ -127,7 +127,8 @@ async fn a_scan_ends_when_the_time_that_came_with_it_is_over() {
     let count = async |timeout| {
         let filter = ListFilter::parse("").unwrap();
         let namespace = namespace.id.clone();
-        cluster.answer_peer(shard, ReadCall::Count { namespace, filter, timeout }.into()).await
+        let count = ReadCall::Count { namespace, filter, timeout };
+        cluster.answer_peer(forwarded(shard, count)).await
     };
     let late = count(Some(Duration::ZERO)).await;
     assert!(matches!(late, Err(ShardError::DeadlineExceeded(_))), "{late:?}");

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::client::{Api, execution, signal_of, start_of};
-use crate::members::{Members, shard_config};
+use crate::members::{Members, forwarded, shard_config};
 use crate::members_client::{key, poll};
 use crate::worker::{
     Ledger, ORDER, Worker, await_completed, await_orders, await_until, check_against, complete,
@@ -291,7 +291,7 @@ async fn a_leader_that_was_replaced_answers_nothing_of_its_own() {
         limit: 100,
         timeout: None,
     };
-    let listed = cluster.answer_peer(shard, list.into()).await;
+    let listed = cluster.answer_peer(forwarded(shard, list)).await;
     assert!(listed.is_err(), "{listed:?}");
     members.heal(old);
     members.stop().await;

@@ -1,11 +1,12 @@
 //! Values in filters: texts and numbers, read as what the attribute beside them is.
 
 use piton_proto::enums::WorkflowExecutionStatus;
+use serde::{Deserialize, Serialize};
 
 use super::{Attribute, Type, Value};
 
 /// A value to compare with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Literal {
     Text(String),
     Number(i128),

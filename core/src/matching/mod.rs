@@ -13,6 +13,8 @@ mod polls;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::ShardId;
 use crate::proto::common::WorkerVersionStamp;
 use crate::time::{Span, Timestamp};
@@ -22,7 +24,7 @@ use polls::Polls;
 
 /// Tasks that are equal before all others of their queue: within a class the oldest goes first.
 /// Ordered by priority first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Class {
     /// 1 (first) to 5.
     pub priority: u8,

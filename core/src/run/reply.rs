@@ -3,14 +3,16 @@
 use piton_proto::failure::Failure;
 use piton_proto::history::HistoryEvent;
 use piton_proto::workflowservice::PollActivityTaskQueueResponse;
+use serde::{Deserialize, Serialize};
 
 use crate::effect::QueueName;
 use crate::id::{EventId, RunId};
+use crate::message;
 use crate::run::Status;
 use crate::time::Timestamp;
 
 /// The answer to a request that was accepted.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     Done,
     /// The offered task is not there any more: drop the offer, keep the poll.
@@ -35,6 +37,7 @@ pub enum Reply {
     },
     /// The activity's failure is recorded, but for what was too large, each of which these stand for.
     ActivityFailed {
+        #[serde(with = "message::list")]
         left_out: Vec<Failure>,
     },
     /// The child's start is recorded: it may go on. Or this run is closed or never asked for the
@@ -43,7 +46,7 @@ pub enum Reply {
 }
 
 /// A workflow task as handed to a worker; the shell adds pages of history and the token.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartedTask {
     pub run_id: RunId,
     pub workflow_type: String,
@@ -58,6 +61,7 @@ pub struct StartedTask {
     pub history_from: EventId,
     pub history_end: EventId,
     /// Events after `end` that are not committed: the Started event, before it perhaps Scheduled.
+    #[serde(with = "message::list")]
     pub suffix: Vec<HistoryEvent>,
     pub scheduled_at: Timestamp,
     pub started_at: Timestamp,
@@ -68,11 +72,12 @@ pub struct StartedTask {
 }
 
 /// An activity task as handed to a worker; the shell adds the token.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActivityTask {
     pub scheduled: EventId,
     pub attempt: u32,
     pub stamp: u32,
     /// All but the token.
+    #[serde(with = "message::one")]
     pub response: Box<PollActivityTaskQueueResponse>,
 }

@@ -73,7 +73,7 @@ impl RunState {
         if !self.status.is_open() {
             return Ok(Decided::done(self));
         }
-        let sender = cancel.sender.as_ref().map(|(execution, _)| execution);
+        let sender = cancel.sender.as_ref().map(|(execution, _)| &execution.0);
         if cancel.child_only && !self.is_child_of(sender) {
             return Err(not_a_child());
         }
@@ -81,7 +81,7 @@ impl RunState {
             return Ok(Decided::done(self));
         }
         let (sender, initiated) = match cancel.sender {
-            Some((execution, initiated)) => (Some(execution), initiated.0),
+            Some((execution, initiated)) => (Some(execution.0), initiated.0),
             None => (None, 0),
         };
         let attributes = WorkflowExecutionCancelRequestedEventAttributes {

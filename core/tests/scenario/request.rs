@@ -2,6 +2,7 @@
 
 use piton_core::effect::{ChildOutcome, ChildResult, ErrandKey, ParentLink, TaskKey};
 use piton_core::id::EventId;
+use piton_core::message::Proto;
 use piton_core::proto::common::{
     Priority, RetryPolicy, WorkerVersionStamp, WorkflowExecution, WorkflowType,
 };
@@ -126,7 +127,8 @@ impl World {
                 reason: step.text_of("reason"),
                 identity: "client".into(),
                 first_run_id: step.text_of("first_run"),
-                sender: sender(step).map(|sender| (sender, EventId(step.number("initiated")))),
+                sender: sender(step)
+                    .map(|sender| (Proto(sender), EventId(step.number("initiated")))),
                 child_only: step.flag("child_only"),
                 ..CancelRequest::default()
             }),

@@ -93,4 +93,31 @@ fn what_cannot_be_right_is_refused_before_anything_is_opened() {
     assert!(refused(|c| c.admission.connection_streams_max = 0));
     assert!(refused(|c| c.listen.http_port = c.listen.port));
     assert!(refused(|c| c.namespaces.names.push(String::new())));
+    assert!(refused(|c| c.peer.certificate = "node.pem".into()));
+    assert!(refused(|c| c.peer.advertised = "nowhere".to_owned()));
+    assert!(refused(|c| c.peer.entries_queue_bytes_max = 1 << 20));
+    assert!(refused(|c| c.peer.calls_under_way_max = 0));
+    assert!(refused(|c| c.peer.calls_under_way_bytes_max = 1 << 20));
+    assert!(refused(|c| c.peer.handshakes_max = 0));
+}
+
+#[test]
+fn plaintext_between_nodes_is_refused_off_loopback() {
+    for (ip, is_refused) in
+        [("127.0.0.1", false), ("127.8.9.1", false), ("::1", false), ("::ffff:127.0.0.1", false)]
+            .into_iter()
+            .chain([("0.0.0.0", true), ("10.1.2.3", true), ("::", true)])
+    {
+        let mut config = Config::default();
+        config.peer.ip = ip.parse().unwrap();
+        let checked = config.check();
+        assert_eq!(checked.is_err(), is_refused, "{ip}");
+        if let Err(error) = checked {
+            assert!(error.to_string().contains("certificate, key and ca"), "{error}");
+        }
+        config.peer.certificate = "node.pem".into();
+        config.peer.key = "node.key".into();
+        config.peer.ca = "ca.pem".into();
+        config.check().unwrap();
+    }
 }

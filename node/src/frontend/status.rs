@@ -125,7 +125,10 @@ fn of_shard(error: ShardError) -> (Code, Option<Any>) {
     match error {
         ShardError::Rejected(rejection) => of_rejection(rejection),
         ShardError::NamespaceNotFound { name } => namespace_not_found(name),
-        ShardError::Unavailable(_) => (Code::Unavailable, None),
+        // The text says whether it was carried out.
+        ShardError::NotLeader { .. }
+        | ShardError::Unavailable(_)
+        | ShardError::OutcomeUnknown(_) => (Code::Unavailable, None),
         ShardError::Overloaded(_) => {
             exhausted(ResourceExhaustedCause::SystemOverloaded, ResourceExhaustedScope::System)
         }

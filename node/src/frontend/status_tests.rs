@@ -1,6 +1,6 @@
 //! Every refusal with its code and its detail, as clients see them.
 
-use piton_core::id::{RequestId, RunId};
+use piton_core::id::{RequestId, RunId, ShardId};
 use piton_proto::failure::Failure;
 
 use super::*;
@@ -93,6 +93,8 @@ fn every_other_refusal_has_its_code_and_detail() {
             "NamespaceNotFoundFailure",
         ),
         (ShardError::Unavailable(text()).into(), Code::Unavailable, ""),
+        (ShardError::OutcomeUnknown(text()).into(), Code::Unavailable, ""),
+        (ShardError::NotLeader { shard: ShardId(1), leader: None }.into(), Code::Unavailable, ""),
         (
             ShardError::Overloaded(text()).into(),
             Code::ResourceExhausted,

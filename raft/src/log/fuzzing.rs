@@ -128,7 +128,7 @@ impl<'a> Program<'a> {
     fn run(mut self) -> Vec<(u64, Vec<u8>)> {
         self.begin_batch();
         while let Some(step) = self.take(1).first().copied() {
-            match step % 15 {
+            match step % 16 {
                 kind @ 0..=9 => self.record(RecordKind::ALL[usize::from(kind)]),
                 10 => self.end_batch(None, None),
                 11 => {
@@ -139,6 +139,7 @@ impl<'a> Program<'a> {
                     let (records, bytes) = (self.number(), self.number());
                     self.end_batch(Some(records), Some(bytes));
                 }
+                14 => self.record(RecordKind::Forgotten),
                 13 => {
                     self.end_batch(None, None);
                     let number = SEGMENT + self.files.len() as u64;

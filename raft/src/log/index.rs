@@ -79,6 +79,8 @@ pub(super) struct GroupIndex {
     pub(super) vote: Option<Bytes>,
     pub(super) committed: Option<Bytes>,
     pub(super) purged: Option<Purged>,
+    /// Nothing has come since the group was forgotten.
+    pub(super) is_forgotten: bool,
     /// Index of the first slot.
     first: u64,
     // INVARIANT: slots are contiguous; the stored ones come before the waiting ones.
@@ -109,6 +111,7 @@ impl GroupIndex {
             vote: self.vote.clone(),
             committed: self.committed.clone(),
             purged: self.purged.clone(),
+            is_forgotten: self.is_forgotten,
             first: self.slots.front().map(|slot| id(self.first, slot)),
             last: self.slots.back().map(|slot| id(self.end() - 1, slot)),
         }
@@ -188,10 +191,11 @@ impl GroupIndex {
     /// Takes entries that [`GroupIndex::check_next`] passed; they get tickets from `ticket` on.
     /// Returns their bytes in memory.
     pub(super) fn append(&mut self, entries: &[EntryRecord], ticket: u64) -> usize {
-        if let Some(entry) = entries.first()
-            && self.slots.is_empty()
-        {
-            self.first = entry.index;
+        if let Some(entry) = entries.first() {
+            self.is_forgotten = false;
+            if self.slots.is_empty() {
+                self.first = entry.index;
+            }
         }
         let mut added = 0;
         for (entry, ticket) in entries.iter().zip(ticket..) {
@@ -236,7 +240,15 @@ impl GroupIndex {
             self.first += 1;
         }
         self.recent_bytes -= freed;
-        self.purged = Some(purged);
+        (self.purged, self.is_forgotten) = (Some(purged), false);
+        freed
+    }
+
+    /// Drops everything but the vote. Returns the entries' bytes in memory.
+    pub(super) fn forget(&mut self, removed: &mut Removed) -> usize {
+        let freed = self.truncate(0, removed);
+        (self.purged, self.committed, self.first) = (None, None, 0);
+        self.is_forgotten = true;
         freed
     }
 
@@ -328,6 +340,16 @@ impl GroupIndex {
             });
         }
         found
+    }
+
+    /// Bytes of the entries in `range`.
+    pub(super) fn bytes_in(&self, range: Range<u64>) -> u64 {
+        let position = |index: u64| {
+            let position = index.clamp(self.first, self.end()) - self.first;
+            usize::try_from(position).unwrap_or(self.slots.len())
+        };
+        let (start, end) = (position(range.start), position(range.end));
+        self.slots.range(start..end.max(start)).map(|slot| u64::from(slot.length)).sum()
     }
 
     /// Indices of entries that lie in a segment.

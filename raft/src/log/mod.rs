@@ -128,6 +128,8 @@ pub struct GroupLogState {
     pub vote: Option<Bytes>,
     pub committed: Option<Bytes>,
     pub purged: Option<Purged>,
+    /// The group was forgotten here, and nothing but votes has come since.
+    pub is_forgotten: bool,
     /// First entry after the purge point; `None`: there is none.
     pub first: Option<EntryId>,
     pub last: Option<EntryId>,
@@ -295,6 +297,12 @@ impl Log {
         self.shared.submit(group, Submitted::Purge(purged), Box::new(done));
     }
 
+    /// Drops everything of the group but its vote: a replica that comes back must not vote twice in
+    /// a term. The log may then begin anew, at any index. Durable at `done`.
+    pub fn forget(&self, group: GroupId, done: impl FnOnce(Result<(), LogError>) + Send + 'static) {
+        self.shared.submit(group, Submitted::Forget, Box::new(done));
+    }
+
     /// Calls `done` once everything submitted before is durable, the last committed ids too.
     pub fn sync(&self, done: impl FnOnce(Result<(), LogError>) + Send + 'static) {
         self.shared.submit(GroupId(0), Submitted::Sync, Box::new(done));
@@ -340,6 +348,27 @@ impl Log {
     /// Bytes of the group's entries that are not purged. Decides when a snapshot is due.
     pub fn bytes_since_purge(&self, group: GroupId) -> u64 {
         self.shared.state.lock().groups.get(&group).map_or(0, GroupIndex::live_bytes)
+    }
+
+    /// Whether the group's log has that entry, or had it and purged it.
+    pub fn holds(&self, group: GroupId, index: u64, term: u64) -> bool {
+        let state = self.shared.state.lock();
+        let Some(entries) = state.groups.get(&group) else { return false };
+        entries.purged.as_ref().is_some_and(|purged| index <= purged.index)
+            || entries.slot(index).is_some_and(|slot| slot.term == term)
+    }
+
+    /// Bytes of the group's entries with an index in `range`. Looks at each of them.
+    pub fn bytes_in(&self, group: GroupId, range: Range<u64>) -> u64 {
+        let state = self.shared.state.lock();
+        state.groups.get(&group).map_or(0, |index| index.bytes_in(range))
+    }
+
+    /// The groups that were forgotten here and have not come back.
+    pub fn forgotten(&self) -> Vec<GroupId> {
+        let state = self.shared.state.lock();
+        let forgotten = state.groups.iter().filter(|(_, index)| index.is_forgotten);
+        forgotten.map(|(group, _)| *group).collect()
     }
 
     /// How long the oldest unfinished request has waited for the disk; zero when nothing waits.

@@ -53,10 +53,12 @@ pub(super) enum RecordKind {
     Freed,
     /// Index of a segment, in its last batch; see `segment::SegmentIndex`.
     Footer,
+    /// Nothing of the group is left but its vote.
+    Forgotten,
 }
 
 impl RecordKind {
-    pub(super) const ALL: [RecordKind; 10] = [
+    pub(super) const ALL: [RecordKind; 11] = [
         RecordKind::Batch,
         RecordKind::Head,
         RecordKind::Entry,
@@ -67,6 +69,7 @@ impl RecordKind {
         RecordKind::Truncate,
         RecordKind::Freed,
         RecordKind::Footer,
+        RecordKind::Forgotten,
     ];
 
     pub(super) fn to_byte(self) -> u8 {
@@ -81,6 +84,7 @@ impl RecordKind {
             RecordKind::Truncate => 8,
             RecordKind::Freed => 9,
             RecordKind::Footer => 10,
+            RecordKind::Forgotten => 11,
         }
     }
 
@@ -100,7 +104,8 @@ impl RecordKind {
             | RecordKind::Purge
             | RecordKind::Truncate
             | RecordKind::Freed
-            | RecordKind::Footer => 1,
+            | RecordKind::Footer
+            | RecordKind::Forgotten => 1,
         }
     }
 }

@@ -303,7 +303,16 @@ impl Found {
         self.torn_bytes = torn_bytes(contents.number, &bytes, at, number + 1);
         let end = last.as_ref().map_or(at, |(start, _)| *start);
         let tail = last.map_or(Vec::new(), |(_, batch)| batch.records);
-        self.tail = tail.iter().filter_map(to_copy).collect();
+        for record in &tail {
+            let group = record.header.group;
+            if record.header.kind == RecordKind::Forgotten {
+                // The heads say the rest, and must not be contradicted by what came before.
+                self.tail.retain(|earlier| earlier.group != group);
+                let (kind, payload) = (RecordKind::Truncate, Bytes::new());
+                self.tail.push(TailRecord { kind, group, index: 0, term: 0, payload });
+            }
+            self.tail.extend(to_copy(record));
+        }
         let Contents { number, file, .. } = contents;
         self.older.push(Older { number, file, end, index });
         Ok(head.previous.filter(|earlier| earlier.segment < number))
@@ -313,7 +322,13 @@ impl Found {
     fn observe(&mut self, records: &[Record<'_>]) {
         for Record { header, payload, .. } in records {
             let group = header.group;
-            let head = || GroupHead { group, vote: None, purged: None, committed: None };
+            let none = || GroupHead {
+                group,
+                vote: None,
+                purged: None,
+                committed: None,
+                is_forgotten: false,
+            };
             let bytes = Bytes::copy_from_slice(if header.kind == RecordKind::Footer {
                 &[]
             } else {
@@ -321,22 +336,30 @@ impl Found {
             });
             match header.kind {
                 RecordKind::Vote => {
-                    self.heads.entry(group).or_insert_with(head).vote = Some(bytes);
+                    self.heads.entry(group).or_insert_with(none).vote = Some(bytes);
                 }
                 RecordKind::Committed => {
-                    self.heads.entry(group).or_insert_with(head).committed = Some(bytes);
+                    self.heads.entry(group).or_insert_with(none).committed = Some(bytes);
                 }
                 RecordKind::Purge => {
-                    let purged = &mut self.heads.entry(group).or_insert_with(head).purged;
-                    if purged.as_ref().is_none_or(|earlier| earlier.index <= header.index) {
-                        *purged = Some(Purged { index: header.index, bytes });
+                    let head = self.heads.entry(group).or_insert_with(none);
+                    if head.purged.as_ref().is_none_or(|earlier| earlier.index <= header.index) {
+                        head.purged = Some(Purged { index: header.index, bytes });
+                    }
+                    head.is_forgotten = false;
+                }
+                RecordKind::Forgotten => {
+                    let head = self.heads.entry(group).or_insert_with(none);
+                    (head.purged, head.committed, head.is_forgotten) = (None, None, true);
+                }
+                RecordKind::Entry | RecordKind::RewrittenEntry => {
+                    if let Some(head) = self.heads.get_mut(&group) {
+                        head.is_forgotten = false;
                     }
                 }
                 RecordKind::Freed => self.first_live = self.first_live.max(header.index),
                 RecordKind::Batch
                 | RecordKind::Head
-                | RecordKind::Entry
-                | RecordKind::RewrittenEntry
                 | RecordKind::Truncate
                 | RecordKind::Footer => {}
             }
@@ -437,7 +460,8 @@ fn to_copy(record: &Record<'_>) -> Option<TailRecord> {
         | RecordKind::Committed
         | RecordKind::Purge
         | RecordKind::Freed
-        | RecordKind::Footer => None,
+        | RecordKind::Footer
+        | RecordKind::Forgotten => None,
     }
 }
 
@@ -508,11 +532,12 @@ impl Entries {
         heads: impl IntoIterator<Item = GroupHead>,
     ) -> Result<BTreeMap<GroupId, GroupIndex>, LogError> {
         let mut groups = BTreeMap::new();
-        for GroupHead { group, vote, purged, committed } in heads {
+        for GroupHead { group, vote, purged, committed, is_forgotten } in heads {
             let slots = self.groups.remove(&group).unwrap_or_default();
             let next = purged.as_ref().map(|purged| purged.index.saturating_add(1));
             let mut index = contiguous(dir, group, next, slots)?;
             (index.vote, index.purged, index.committed) = (vote, purged, committed);
+            index.is_forgotten = is_forgotten;
             index.mark_all_synced();
             groups.insert(group, index);
         }

@@ -4,7 +4,7 @@
 //! ```text
 //! segment = opening batch, batch*, [footer batch], old or zero bytes
 //! batch   = Batch record, record*          (one write, one sync; then the next batch)
-//! opening = Batch, Head, every group's Vote, Purge, Committed, then records as in any batch
+//! opening = Batch, Head, every group's Vote, Forgotten, Purge, Committed, then records as in any batch
 //! ```
 //!
 //! A segment is filled under a name that recovery ignores and renamed once its opening batch is
@@ -267,6 +267,7 @@ impl SegmentIndex {
                 },
             ),
             RecordKind::Truncate => self.truncate(header.group, header.index),
+            RecordKind::Forgotten => self.truncate(header.group, 0),
             RecordKind::Batch
             | RecordKind::Head
             | RecordKind::Vote

@@ -35,6 +35,8 @@ pub(super) enum Submitted {
         from: u64,
     },
     Purge(Purged),
+    /// Drops all but the vote.
+    Forget,
     /// Nothing: tells when everything before is durable.
     Sync,
 }
@@ -68,12 +70,14 @@ pub(super) struct Rewrite {
     pub(super) bytes: Option<Bytes>,
 }
 
-/// Vote, purge point and committed id of a group, for the head of a segment.
+/// What a segment's head says of a group: all but its entries.
 pub(super) struct GroupHead {
     pub(super) group: GroupId,
     pub(super) vote: Option<Bytes>,
     pub(super) purged: Option<Purged>,
     pub(super) committed: Option<Bytes>,
+    /// Nothing has come since the group was forgotten.
+    pub(super) is_forgotten: bool,
 }
 
 pub(super) struct State {
@@ -308,6 +312,11 @@ impl State {
                 forgotten = index.purge(purged.clone(), &mut removed);
                 Submitted::Purge(purged)
             }
+            Submitted::Forget => {
+                forgotten = index.forget(&mut removed);
+                self.committed_changed.remove(&group);
+                Submitted::Forget
+            }
             Submitted::Sync => Submitted::Sync,
         };
         self.recent_bytes -= forgotten;
@@ -375,6 +384,7 @@ impl State {
             vote: index.vote.clone(),
             purged: index.purged.clone(),
             committed: index.committed.clone(),
+            is_forgotten: index.is_forgotten,
         };
         self.groups.iter().map(head).collect()
     }
@@ -441,7 +451,7 @@ fn check_size(group: GroupId, submitted: &Submitted) -> Result<usize, LogError> 
         }
         Submitted::Vote(bytes) => check(bytes),
         Submitted::Purge(purged) => check(&purged.bytes),
-        Submitted::Truncate { .. } => Ok(HEADER_BYTES),
+        Submitted::Truncate { .. } | Submitted::Forget => Ok(HEADER_BYTES),
         Submitted::Sync => Ok(0),
     }
 }

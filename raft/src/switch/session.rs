@@ -23,7 +23,7 @@ pub(super) struct InboundSession {
 /// What comes back in an append session: the sequence number, and `None` when it is over.
 pub(crate) type SessionAnswer = (u64, Option<AppendResult>);
 
-/// An append session of this node's leadership; ends when dropped.
+/// An append session of this node's leadership; its answers come until it is dropped.
 pub(crate) struct OpenSession {
     switch: Arc<Switch>,
     pub(crate) number: u64,

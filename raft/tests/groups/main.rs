@@ -1,6 +1,10 @@
 //! Groups as the shard crate sees them: alone, and three of them connected in memory.
 
 mod cluster;
+mod held;
+mod leave;
+mod members;
 mod single;
 mod speed;
 mod support;
+mod transfer;

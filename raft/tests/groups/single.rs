@@ -99,7 +99,7 @@ async fn state_beyond_the_log_is_refused_and_left_as_it_is() {
     cluster.nodes[0].ledger.set_kept(Book { mark: Some(mark), lines: lines.clone() });
     let node = &cluster.nodes[0];
     let groups = open(node.id, node.dir(), cluster.network.transport(node.id), tuning());
-    let started = groups.start(GROUP, &members(&[1]), node.ledger.replica()).await;
+    let started = groups.bootstrap_with(GROUP, &members(&[1]), node.ledger.replica()).await;
     let Err(RaftError::Misfit(misfit)) = started else { panic!("{:?}", started.err()) };
     assert_eq!((misfit.known, misfit.last), (last + 100, Some(last)));
     assert_eq!(node.ledger.clears(), 0);
@@ -122,7 +122,7 @@ async fn purged_log_without_its_snapshot_is_refused() {
     std::fs::remove_file(file).expect("remove the snapshot");
     let node = &cluster.nodes[0];
     let groups = open(node.id, node.dir(), cluster.network.transport(node.id), tuning());
-    let started = groups.start(GROUP, &members(&[1]), node.ledger.replica()).await;
+    let started = groups.bootstrap_with(GROUP, &members(&[1]), node.ledger.replica()).await;
     assert!(matches!(started, Err(RaftError::SnapshotMissing { .. })), "{:?}", started.err());
 }
 
@@ -145,7 +145,7 @@ async fn corrupt_snapshot_is_refused_by_name() {
         damaged[offset] ^= 0x10;
         std::fs::write(&path, damaged).expect("write");
         node.ledger.lose();
-        let started = groups.start(GROUP, &members(&[1]), node.ledger.replica()).await;
+        let started = groups.bootstrap_with(GROUP, &members(&[1]), node.ledger.replica()).await;
         let Err(RaftError::Snapshot { source, .. }) = started else {
             panic!("a flip at {offset} went unnoticed");
         };
@@ -154,11 +154,11 @@ async fn corrupt_snapshot_is_refused_by_name() {
     for length in [0, 3, whole.len() / 2, whole.len() - 1] {
         std::fs::write(&path, &whole[..length]).expect("write");
         node.ledger.lose();
-        let started = groups.start(GROUP, &members(&[1]), node.ledger.replica()).await;
+        let started = groups.bootstrap_with(GROUP, &members(&[1]), node.ledger.replica()).await;
         assert!(matches!(started, Err(RaftError::Snapshot { .. })), "cut to {length}");
     }
     std::fs::write(&path, &whole).expect("write");
-    groups.start(GROUP, &members(&[1]), node.ledger.replica()).await.expect("start");
+    groups.bootstrap_with(GROUP, &members(&[1]), node.ledger.replica()).await.expect("start");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,7 +203,7 @@ async fn seventeen_groups_serve_within_a_second() {
     let mut started = Vec::new();
     for id in 0..17 {
         let ledger = Ledger::default();
-        let group = groups.start(GroupId(id), &members(&[1]), ledger.replica()).await;
+        let group = groups.bootstrap_with(GroupId(id), &members(&[1]), ledger.replica()).await;
         started.push(group.expect("start"));
     }
     await_until("all serve", || started.iter().all(|group| group.leadership().borrow().serving))
@@ -228,7 +228,7 @@ async fn sole_voter_reads_without_a_round_and_sees_its_writes() {
 async fn group_is_started_once() {
     let cluster = Cluster::start(1, tuning()).await;
     let (groups, _) = cluster.nodes[0].running.as_ref().expect("runs");
-    let again = groups.start(GROUP, &members(&[1]), Ledger::default().replica()).await;
+    let again = groups.bootstrap_with(GROUP, &members(&[1]), Ledger::default().replica()).await;
     assert!(matches!(again, Err(RaftError::AlreadyStarted { group: GROUP })));
 }
 
@@ -238,7 +238,8 @@ async fn failing_replica_stops_its_group_and_no_other() {
         let cluster = Cluster::start(1, tuning()).await;
         cluster.await_leader(&[0]).await;
         let (groups, group) = cluster.nodes[0].running.as_ref().expect("runs");
-        let other = groups.start(GroupId(9), &members(&[1]), Ledger::default().replica()).await;
+        let other =
+            groups.bootstrap_with(GroupId(9), &members(&[1]), Ledger::default().replica()).await;
         let other = other.expect("start");
         await_until("it serves", || other.leadership().borrow().serving).await;
         if panics {
@@ -294,7 +295,7 @@ async fn one_snapshot_is_taken_at_a_time() {
     cluster.await_leader(&[0]).await;
     let (groups, group) = cluster.nodes[0].running.as_ref().expect("runs");
     let (ledger, other_ledger) = (&cluster.nodes[0].ledger, Ledger::default());
-    let other = groups.start(GroupId(9), &members(&[1]), other_ledger.replica()).await;
+    let other = groups.bootstrap_with(GroupId(9), &members(&[1]), other_ledger.replica()).await;
     let other = other.expect("start");
     await_until("it serves", || other.leadership().borrow().serving).await;
     let reading = Arc::new(Reading::default());

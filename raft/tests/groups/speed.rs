@@ -72,7 +72,7 @@ async fn proposals_per_second() {
             let mut started = Vec::new();
             for group in 0..16 {
                 let replica = Ledger::default().replica();
-                let group = groups.start(GroupId(group), &members(&ids), replica).await;
+                let group = groups.bootstrap_with(GroupId(group), &members(&ids), replica).await;
                 started.push(group.expect("start"));
             }
             leading.push(started);

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use piton_raft::log::{DiskFile, RealDisk};
 use piton_raft::{
-    CommittedEntry, Disk, Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Replica,
-    ReplicaError, SnapshotError, SnapshotRows, Transport, Tuning,
+    ChangeError, CommittedEntry, Disk, Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId,
+    Removed, Replica, ReplicaError, SNAPSHOT_DIRECTORY, SnapshotError, SnapshotRows, Transport,
+    Tuning,
 };
 use piton_store::{Mark, Row};
 
@@ -34,6 +35,7 @@ struct Shared {
     /// Fail with an error, or panic, when this payload is applied.
     fails_on: Option<Bytes>,
     panics_on: Option<Bytes>,
+    fails_to_clear: bool,
     reading: Option<Arc<Reading>>,
 }
 
@@ -128,6 +130,11 @@ impl Ledger {
         self.shared.lock().fails_on = Some(Bytes::copy_from_slice(payload.as_bytes()));
     }
 
+    /// As if the process ended before its rows are gone.
+    pub(crate) fn fail_to_clear(&self, fails: bool) {
+        self.shared.lock().fails_to_clear = fails;
+    }
+
     pub(crate) fn count_reading(&self, reading: &Arc<Reading>) {
         self.shared.lock().reading = Some(reading.clone());
     }
@@ -217,6 +224,9 @@ impl Replica for LedgerReplica {
 
     fn clear(&mut self) -> Result<(), ReplicaError> {
         let mut shared = self.shared.lock();
+        if shared.fails_to_clear {
+            return Err(ReplicaError::new("clear its rows", "told to fail"));
+        }
         shared.live = Book::default();
         shared.kept = Book::default();
         shared.clears += 1;
@@ -264,37 +274,53 @@ pub(crate) fn tuning() -> Tuning {
 /// The real disk, whose syncs can be made to hang.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HangingDisk {
-    hangs: Arc<(Mutex<bool>, Condvar)>,
+    hangs: Arc<(Mutex<Hangs>, Condvar)>,
+}
+
+/// What hangs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hangs {
+    #[default]
+    Nothing,
+    Everything,
+    Snapshots,
 }
 
 impl HangingDisk {
     pub(crate) fn hang(&self) {
-        *self.hangs.0.lock() = true;
+        *self.hangs.0.lock() = Hangs::Everything;
+    }
+
+    /// Only what is synced in the snapshots' directory hangs.
+    pub(crate) fn hang_snapshots(&self) {
+        *self.hangs.0.lock() = Hangs::Snapshots;
     }
 
     pub(crate) fn go_on(&self) {
-        *self.hangs.0.lock() = false;
+        *self.hangs.0.lock() = Hangs::Nothing;
         self.hangs.1.notify_all();
     }
 
-    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(HangingFile { disk: self.clone(), file })
+    fn file(&self, path: &Path, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        let is_snapshot = path.parent().is_some_and(|dir| dir.ends_with(SNAPSHOT_DIRECTORY));
+        Arc::new(HangingFile { disk: self.clone(), is_snapshot, file })
     }
 }
 
 #[derive(Debug)]
 struct HangingFile {
     disk: HangingDisk,
+    is_snapshot: bool,
     file: Arc<dyn DiskFile>,
 }
 
 impl Disk for HangingDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        RealDisk.create(path).map(|file| self.file(file))
+        RealDisk.create(path).map(|file| self.file(path, file))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        RealDisk.open(path).map(|file| self.file(file))
+        RealDisk.open(path).map(|file| self.file(path, file))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -330,7 +356,9 @@ impl DiskFile for HangingFile {
     fn sync(&self) -> io::Result<()> {
         let (hangs, changed) = &*self.disk.hangs;
         let mut hangs = hangs.lock();
-        while *hangs {
+        let waits =
+            |hangs| hangs == Hangs::Everything || hangs == Hangs::Snapshots && self.is_snapshot;
+        while waits(*hangs) {
             changed.wait(&mut hangs);
         }
         drop(hangs);
@@ -401,10 +429,19 @@ pub(crate) struct Cluster {
     pub(crate) network: MemoryNetwork,
     pub(crate) nodes: Vec<Node>,
     pub(crate) tuning: Tuning,
+    /// How many of the nodes, from the first, found the group. Growing to them one by one would cost
+    /// each test some changes of the members that it is not about.
+    founders: u64,
 }
 
 impl Cluster {
+    /// All nodes found the group together.
     pub(crate) async fn start(count: u64, tuning: Tuning) -> Cluster {
+        Cluster::start_founded_by(count, count, tuning).await
+    }
+
+    /// The first nodes found the group; the others wait for a leader to fill them.
+    pub(crate) async fn start_founded_by(founders: u64, count: u64, tuning: Tuning) -> Cluster {
         let nodes = (1..=count)
             .map(|id| Node {
                 id: NodeId(id),
@@ -414,7 +451,7 @@ impl Cluster {
                 dir: tempfile::tempdir().expect("make a directory"),
             })
             .collect();
-        let mut cluster = Cluster { network: MemoryNetwork::new(), nodes, tuning };
+        let mut cluster = Cluster { network: MemoryNetwork::new(), nodes, tuning, founders };
         for index in 0..cluster.nodes.len() {
             cluster.start_node(index).await;
         }
@@ -422,13 +459,17 @@ impl Cluster {
     }
 
     pub(crate) async fn start_node(&mut self, index: usize) {
-        let count = self.nodes.len() as u64;
-        let members = members(&(1..=count).collect::<Vec<_>>());
+        let founders = members(&(1..=self.founders).collect::<Vec<_>>());
         let node = &mut self.nodes[index];
         let transport = self.network.transport(node.id);
         let (disk, dir) = (Arc::new(node.disk.clone()), node.dir.path());
         let groups = open_on(disk, node.id, dir, transport, self.tuning.clone());
-        let group = groups.start(GROUP, &members, node.ledger.replica()).await;
+        let replica = node.ledger.replica();
+        let group = if founders.contains(&node.id) {
+            groups.bootstrap_with(GROUP, &founders, replica).await
+        } else {
+            groups.start(GROUP, replica).await
+        };
         node.running = Some((groups, group.expect("start the group")));
     }
 
@@ -450,6 +491,24 @@ impl Cluster {
         })
         .await;
         found.expect("found")
+    }
+
+    /// Changes the voters at whoever leads, until it is done: a learner needs a moment to catch up.
+    pub(crate) async fn set_voters(&self, voters: &[u64], removed: Removed) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let leader = self.await_leader(&self.running()).await;
+            match self.nodes[leader].group().set_voters(members(voters), removed).await {
+                Ok(()) => return,
+                Err(
+                    ChangeError::NotLeader { .. }
+                    | ChangeError::Lags { .. }
+                    | ChangeError::InProgress,
+                ) => {}
+                Err(error) => panic!("{error}"),
+            }
+            assert!(Instant::now() < deadline, "the voters are not {voters:?}");
+        }
     }
 
     pub(crate) fn running(&self) -> Vec<usize> {

@@ -80,6 +80,6 @@ pub(crate) async fn propose<E: Entity>(
             *entity.position() = Position(base.0 + 1);
             Ok(())
         }
-        Outcome::Failed(why) => Err(ShardError::Unavailable(why)),
+        Outcome::Failed(why) => Err(ShardError::OutcomeUnknown(why)),
     }
 }

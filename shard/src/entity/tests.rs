@@ -198,7 +198,7 @@ pub(crate) async fn leading_shard_on(disk: FaultyDisk, tuning: Tuning) -> Arc<Sh
     let groups = tokio::task::spawn_blocking(move || Groups::open(config));
     let parts = HostParts {
         node,
-        members: [node].into(),
+        founders: Some([node].into()),
         config: ShardConfig { shards: 1, ..ShardConfig::default() },
         groups: groups.await.expect("it ends").expect("a new log opens"),
         store: Arc::new(MemoryStore::new()),
@@ -208,7 +208,9 @@ pub(crate) async fn leading_shard_on(disk: FaultyDisk, tuning: Tuning) -> Arc<Sh
         peer: Arc::new(NoPeers),
     };
     let host = ShardHost::start(parts).await.expect("a new node starts");
-    let (id, group) = (ShardId(0), host.group(ShardId(0)).clone());
+    let id = ShardId(0);
+    let replica = host.replica(id).expect("it was founded here");
+    let group = replica.group.clone();
     let mut leadership = group.leadership();
     let serving = leadership.wait_for(|now| now.serving).await;
     let term = serving.expect("the group runs").term;
@@ -216,7 +218,7 @@ pub(crate) async fn leading_shard_on(disk: FaultyDisk, tuning: Tuning) -> Arc<Sh
     let owned = group.propose(encode_range(&SlotRange { version: 1, slots })).await;
     owned.expect("it leads");
     let cluster = Cluster::new(host);
-    Arc::new(ShardRuntime::new(&cluster, id, term, workflow::actor::start))
+    Arc::new(ShardRuntime::new(&cluster, (id, &replica), term, workflow::actor::start))
 }
 
 /// The counters of one shard.

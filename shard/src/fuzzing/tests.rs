@@ -10,7 +10,8 @@ use piton_store::{KeyRange, Order, Write};
 
 use super::*;
 use crate::message::token::TASK_TOKEN;
-use crate::message::{ActivityToken, QueryToken, WorkflowTaskToken};
+use crate::message::wire::samples;
+use crate::message::{ActivityToken, ClusterSettings, Placement, QueryToken, WorkflowTaskToken};
 use crate::meta::state::{META_COMMAND, MetaChange, MetaCommand, Namespace, NamespaceState, Route};
 use crate::replica::entry::{TransitionRecord, Verdict};
 use crate::replica::tests::TestShard;
@@ -50,7 +51,7 @@ fn an_entry_survives_hostile_bytes() {
     attack("an entry", samples, held, entry);
 }
 
-fn meta_commands() -> [MetaCommand; 4] {
+fn meta_commands() -> [MetaCommand; 7] {
     let namespace = Namespace {
         id: "id".into(),
         name: "orders".into(),
@@ -72,6 +73,13 @@ fn meta_commands() -> [MetaCommand; 4] {
             Route { shard: ShardId(1), slots: 0..8_192 },
             Route { shard: ShardId(2), slots: 8_192..SLOTS },
         ]),
+        MetaChange::Node(samples::node_record()),
+        MetaChange::Placement(Placement {
+            shard: ShardId(3),
+            version: 4,
+            voters: samples::nodes(),
+        }),
+        MetaChange::Settings(ClusterSettings::default()),
     ];
     changes.map(|change| MetaCommand { expected: 0, change })
 }
@@ -114,6 +122,14 @@ fn tokens() -> [TaskToken; 3] {
 #[test]
 fn a_token_survives_hostile_bytes() {
     attack("a token", tokens().map(|token| token.encode()).to_vec(), held, token);
+}
+
+#[test]
+fn what_another_node_says_survives_hostile_bytes() {
+    let requests = samples::peer_requests().into_iter();
+    let requests = requests.map(|request| request.encode().expect("short").to_vec());
+    let answers = samples::peer_answers().into_iter().map(|answer| answer.encode().to_vec());
+    attack("what another node says", requests.chain(answers).collect(), held, peer);
 }
 
 #[test]
@@ -163,7 +179,7 @@ fn logs_and_tokens_are_encoded_as_ever() {
     }
     let verdicts = [Verdict::Applied, Verdict::WrongTerm, Verdict::Moved, Verdict::SlotNotHere];
     golden.bytes("verdicts", &entry::encode_verdicts(&verdicts));
-    let names = ["namespace", "attributes", "limits", "routes"];
+    let names = ["namespace", "attributes", "limits", "routes", "node", "placement", "settings"];
     for (name, command) in names.iter().zip(meta_commands()) {
         golden.record(&META_COMMAND, &format!(", {name}"), &command);
     }

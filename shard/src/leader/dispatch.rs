@@ -77,10 +77,12 @@ impl ShardLeader for ShardRuntime {
     }
 
     fn unanswered(&self) -> ShardError {
-        if self.is_stopped() {
-            return self.gone();
-        }
-        ShardError::Unavailable("the workflow's actor ended before it answered".into())
+        let text = if self.is_stopped() {
+            format!("shard {} has changed its leader", self.id)
+        } else {
+            "the workflow's actor ended before it answered".to_owned()
+        };
+        ShardError::OutcomeUnknown(text)
     }
 
     fn queue_depths(&self) -> Vec<QueueDepth> {

@@ -71,7 +71,7 @@ impl ShardRuntime {
     /// (D8).
     pub(crate) fn follow_owner(self: &Arc<Self>, owner: ShardId) {
         let shard = Arc::downgrade(self);
-        let mut leadership = self.cluster.host().group(owner).leadership();
+        let mut leadership = self.cluster.host().leaders().watch(owner);
         let mut term = leadership.borrow_and_update().term;
         tokio::spawn(async move {
             while leadership.changed().await.is_ok() {

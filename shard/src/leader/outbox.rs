@@ -10,6 +10,7 @@ use futures::FutureExt;
 use piton_core::effect::{Errand, ErrandKey, ParentLink};
 use piton_core::error::Rejection;
 use piton_core::id::{EventId, NamespaceId, RunId, WorkflowId, WorkflowKey};
+use piton_core::message::Proto;
 use piton_core::proto::common::WorkflowExecution;
 use piton_core::proto::history::{
     RequestCancelExternalWorkflowExecutionInitiatedEventAttributes,
@@ -213,7 +214,7 @@ impl Sender {
             reason: attributes.reason.clone(),
             identity: SERVER_IDENTITY.to_owned(),
             request_id: self.request_id(initiated),
-            sender: Some((self.execution(), initiated)),
+            sender: Some((Proto(self.execution()), initiated)),
             child_only: attributes.child_workflow_only,
             ..Default::default()
         };
@@ -338,7 +339,7 @@ fn close_child(first_run: &RunId, terminate: bool, parent: WorkflowExecution) ->
         identity: SERVER_IDENTITY.to_owned(),
         request_id: format!("{}:close", parent.run_id),
         first_run_id,
-        sender: Some((parent, EventId(0))),
+        sender: Some((Proto(parent), EventId(0))),
         ..Default::default()
     })
 }

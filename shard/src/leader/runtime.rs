@@ -18,6 +18,7 @@ use crate::leader::wakeups::Wakeups;
 use crate::metrics::ShardMetrics;
 use crate::replica::proposer::Proposer;
 use crate::route::cluster::Cluster;
+use crate::route::host::LocalReplica;
 use crate::rows::WorkflowRows;
 use crate::rows::keys::EntityKind;
 
@@ -52,12 +53,12 @@ pub(crate) struct ShardRuntime {
 impl ShardRuntime {
     pub(crate) fn new(
         cluster: &Cluster,
-        id: ShardId,
+        (id, replica): (ShardId, &LocalReplica),
         term: u64,
         start_workflow: StartWorkflow,
     ) -> Self {
         let host = cluster.host();
-        let (group, metrics) = (host.group(id).clone(), host.metrics().clone());
+        let (group, metrics) = (replica.group.clone(), host.metrics().clone());
         let checkpoints = host.checkpoints().clone();
         let proposer = Proposer::start(group.clone(), host.config(), checkpoints, metrics.clone());
         let workflows_max = host.config().in_memory_max / host.shard_ids().count().max(1);
@@ -65,7 +66,7 @@ impl ShardRuntime {
         Self {
             id,
             term,
-            rows: host.rows(id),
+            rows: replica.rows.clone(),
             cluster: cluster.clone(),
             config: Arc::clone(host.config()),
             clock: host.clock(),
@@ -105,7 +106,9 @@ impl ShardRuntime {
     }
 
     pub(crate) fn gone(&self) -> ShardError {
-        ShardError::Unavailable(format!("shard {} has changed its leader", self.id))
+        let leader = self.group.leadership().borrow().leader;
+        let leader = leader.filter(|&leader| leader != self.cluster.host().node());
+        ShardError::NotLeader { shard: self.id, leader }
     }
 
     /// A number that no other workflow task or query of this term has.

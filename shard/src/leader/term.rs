@@ -16,7 +16,7 @@ use crate::leader::runtime::{ShardRuntime, StartWorkflow};
 use crate::leader::timers::TimerActor;
 use crate::replica::entry::encode_range;
 use crate::route::cluster::Cluster;
-use crate::route::host::ShardHost;
+use crate::route::host::LocalReplica;
 use crate::rows::range::SlotRange;
 
 /// Wait before a shard's first entry is proposed again.
@@ -33,6 +33,7 @@ pub(crate) enum ShardMessage {
 
 pub(crate) struct ShardState {
     pub(crate) id: ShardId,
+    pub(crate) replica: Arc<LocalReplica>,
     pub(crate) cluster: Cluster,
     pub(crate) start_workflow: StartWorkflow,
     pub(crate) serving: Option<Arc<ShardRuntime>>,
@@ -48,7 +49,7 @@ impl Actor for ShardActor {
         myself: ActorRef<ShardMessage>,
         state: ShardState,
     ) -> Result<ShardState, ActorProcessingErr> {
-        let mut leadership = state.cluster.host().group(state.id).leadership();
+        let mut leadership = state.replica.group.leadership();
         let watcher = myself.clone();
         tokio::spawn(async move {
             loop {
@@ -118,16 +119,16 @@ impl ShardState {
             tracing::debug!(shard = %self.id, term = old.term, "laid down leadership");
         }
         if let Some(term) = serves {
-            while let Err(error) = own_slots(&host, self.id).await {
+            while let Err(error) = own_slots(&self.replica, self.id, host.config().shards).await {
                 tracing::warn!(shard = %self.id, %error, "cannot take up leadership");
-                if *host.group(self.id).leadership().borrow() != now {
+                if *self.replica.group.leadership().borrow() != now {
                     // It has moved again, or the node is stopping; the next change is followed.
                     return;
                 }
                 tokio::time::sleep(TAKE_UP_PAUSE).await;
             }
-            let runtime =
-                take_up(ShardRuntime::new(&self.cluster, self.id, term, self.start_workflow));
+            let of = (self.id, &*self.replica);
+            let runtime = take_up(ShardRuntime::new(&self.cluster, of, term, self.start_workflow));
             self.serving = Some(Arc::clone(&runtime));
             host.set_serving(self.id, Some(runtime));
             tracing::debug!(shard = %self.id, term, "took up leadership");
@@ -136,13 +137,13 @@ impl ShardState {
 }
 
 /// A new shard's first entry gives it its slots (D1); no transition is applied before.
-async fn own_slots(host: &ShardHost, id: ShardId) -> Result<(), ShardError> {
-    if host.rows(id).range().map_err(unreadable)?.is_some() {
+async fn own_slots(replica: &LocalReplica, id: ShardId, shards: u32) -> Result<(), ShardError> {
+    if replica.rows.range().map_err(unreadable)?.is_some() {
         return Ok(());
     }
-    let slots = placement::initial_range(id, host.config().shards);
+    let slots = placement::initial_range(id, shards);
     let entry = encode_range(&SlotRange { version: 1, slots });
-    let committed = host.group(id).propose(entry).await;
+    let committed = replica.group.propose(entry).await;
     committed.map(|_| ()).map_err(|e| ShardError::Unavailable(e.to_string()))
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::list_filter::ListFilter;
+use piton_core::message;
 use piton_core::proto::command::command::Attributes;
 use piton_core::proto::enums::QueryRejectCondition;
 use piton_core::proto::query::WorkflowQuery;
@@ -13,13 +14,14 @@ use piton_core::proto::workflowservice::{
 };
 use piton_core::request::{RunRequest, StartRequest};
 use piton_raft::NodeId;
+use serde::{Deserialize, Serialize};
 
 use crate::message::delivery::PollId;
 use crate::message::queue::{Offer, OfferedTask, PollRequest, QueueKey, Ticket, WantedTasks};
 use crate::message::{QueryToken, WorkflowTaskToken};
 
 /// A request to the leader of a shard.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(clippy::large_enum_variant, reason = "most are calls to a workflow, the largest")]
 pub enum Call {
     /// To a workflow of the shard.
@@ -33,7 +35,7 @@ pub enum Call {
 }
 
 /// A call to a workflow's actor.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum WorkflowCall {
     Start {
         key: WorkflowKey,
@@ -46,18 +48,22 @@ pub enum WorkflowCall {
     },
     CompleteWorkflowTask {
         token: WorkflowTaskToken,
+        #[serde(with = "message::one")]
         answer: Box<RespondWorkflowTaskCompletedRequest>,
     },
     Query {
         key: WorkflowKey,
         run_id: Option<RunId>,
+        #[serde(with = "message::one")]
         query: WorkflowQuery,
+        #[serde(with = "message::number")]
         reject: QueryRejectCondition,
         /// How long its caller waits.
         timeout: Duration,
     },
     AnswerQuery {
         token: QueryToken,
+        #[serde(with = "message::one")]
         answer: Box<RespondQueryTaskCompletedRequest>,
     },
     Describe {
@@ -91,7 +97,7 @@ impl WorkflowCall {
 }
 
 /// A call to a task queue's matching actor.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum QueueCall {
     /// A task seeks a worker.
     Offer(Offer),
@@ -122,7 +128,7 @@ pub enum QueueCall {
 }
 
 /// A call that a shard answers from its rows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ReadCall {
     History {
         key: WorkflowKey,
@@ -132,6 +138,7 @@ pub enum ReadCall {
     List {
         namespace: NamespaceId,
         filter: ListFilter,
+        #[serde(with = "serde_bytes")]
         after: Option<Vec<u8>>,
         limit: usize,
         /// How long its caller waits; `None`: it does not say.
@@ -150,8 +157,9 @@ pub enum ReadCall {
 }
 
 /// Which part of a history is asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HistoryPage {
+    #[serde(with = "serde_bytes")]
     pub token: Vec<u8>,
     pub max_events: usize,
     /// Hold the call this long until there is something new; `None`: answer at once.
@@ -166,7 +174,7 @@ pub struct HistoryPage {
 /// Whether a page that ends at the history's end goes on with the events of the workflow task that a
 /// worker holds, which are written with its answer. They are gone if the workflow's actor goes, so
 /// a page that waits for more never has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HeldEvents {
     Hidden,
     /// The Started event of a first attempt: the official server writes it when it hands the task out.

@@ -1,10 +1,13 @@
 //! What is asked of the meta group's leader.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use piton_core::id::NamespaceId;
+use piton_core::id::{NamespaceId, ShardId};
 use piton_core::time::{Span, Timestamp};
+use piton_raft::NodeId;
 use serde::{Deserialize, Serialize};
+
+use crate::message::nodes::{ClusterSettings, NodeRecord, NodeState};
 
 /// A call to the leader of the meta group. Its answer is a version: whoever sees that one or a later one
 /// sees what was asked for.
@@ -48,6 +51,19 @@ pub enum MetaRequest {
     BootstrapRoutes {
         shards: u32,
     },
+    /// Makes it a node of the cluster, or says where one that is has moved to. Its state is left as it is.
+    PutNode(NodeRecord),
+    SetNodeState {
+        node: NodeId,
+        state: NodeState,
+    },
+    /// Puts a shard elsewhere, if its placement is still of this version; 0: if it has none.
+    Place {
+        shard: ShardId,
+        expected: u64,
+        voters: BTreeSet<NodeId>,
+    },
+    SetCluster(ClusterSettings),
 }
 
 /// A namespace to be registered.

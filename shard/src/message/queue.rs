@@ -3,14 +3,16 @@
 use piton_core::effect::{QueueName, TaskKey};
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::matching::{Class, Poll};
+use piton_core::message;
 use piton_core::proto::common::WorkerVersionStamp;
 use piton_core::time::Timestamp;
 use piton_raft::NodeId;
+use serde::{Deserialize, Serialize};
 
 use crate::message::delivery::PollId;
 
 /// Workflow, activity or Nexus tasks. Nothing offers Nexus tasks yet: their polls wait and end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum QueueType {
     Workflow,
     Activity,
@@ -18,7 +20,7 @@ pub enum QueueType {
 }
 
 /// Names a task queue in the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct QueueKey {
     pub namespace: NamespaceId,
     pub queue: QueueName,
@@ -26,14 +28,14 @@ pub struct QueueKey {
 }
 
 /// What is offered to a queue: a task that stands in a row, or a query that stands nowhere.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum OfferedTask {
     Task(TaskKey),
     Query(u64),
 }
 
 /// A task seeks a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     pub queue: QueueKey,
     /// The shard that the task stands in.
@@ -51,7 +53,7 @@ pub struct Offer {
 }
 
 /// A queue has room for more of a shard's tasks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WantedTasks {
     pub queue: QueueKey,
     /// `None`: for tasks of every class.
@@ -64,7 +66,7 @@ pub struct WantedTasks {
 pub(crate) type PollName = (NodeId, PollId);
 
 /// A worker seeks a task.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PollRequest {
     pub queue: QueueKey,
     pub node: NodeId,
@@ -72,21 +74,23 @@ pub struct PollRequest {
     pub identity: String,
     pub worker_instance_key: String,
     /// What the worker says of its build.
+    #[serde(with = "message::optional")]
     pub worker_version: Option<WorkerVersionStamp>,
 }
 
 /// An offer met a poll.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ticket {
     pub offer: Offer,
     pub node: NodeId,
     pub poll: PollId,
     pub identity: String,
+    #[serde(with = "message::optional")]
     pub worker_version: Option<WorkerVersionStamp>,
 }
 
 /// What is known of a task queue.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskQueueView {
     pub pollers: Vec<Poller>,
     pub backlog_count: u64,
@@ -97,7 +101,7 @@ pub struct TaskQueueView {
 }
 
 /// A worker seen polling.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Poller {
     pub identity: String,
     pub last_access: Timestamp,

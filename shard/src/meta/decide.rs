@@ -1,7 +1,7 @@
 //! What a change of the meta state comes to: pure functions of the state and what was asked.
 //! `None`: it is as asked already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use piton_core::id::{NamespaceId, ShardId};
@@ -10,8 +10,10 @@ use piton_core::placement::{SLOTS, initial_range};
 use piton_core::proto::enums::IndexedValueType;
 use piton_core::search_attribute::is_reserved;
 use piton_core::time::Span;
+use piton_raft::NodeId;
 
 use crate::error::MetaError;
+use crate::message::{ClusterSettings, NodeRecord, NodeState, Placement};
 use crate::message::{MetaRequest, NamespaceUpdate, NewNamespace};
 use crate::meta::state::SearchAttributeTypes;
 use crate::meta::state::{MetaChange, MetaState, Namespace, NamespaceState, Route};
@@ -33,6 +35,10 @@ pub(crate) fn decide(state: &MetaState, request: &MetaRequest) -> Decision {
         }
         MetaRequest::SetLimits(set) => set_limits(state, set),
         MetaRequest::BootstrapRoutes { shards } => bootstrap_routes(state, *shards),
+        MetaRequest::PutNode(node) => put_node(state, node),
+        MetaRequest::SetNodeState { node, state: to } => set_node_state(state, *node, *to),
+        MetaRequest::Place { shard, expected, voters } => place(state, *shard, *expected, voters),
+        MetaRequest::SetCluster(settings) => set_cluster(state, settings),
     }
 }
 
@@ -165,4 +171,90 @@ fn bootstrap_routes(state: &MetaState, shards: u32) -> Decision {
     }
     let route = |n| Route { shard: ShardId(n), slots: initial_range(ShardId(n), shards) };
     Ok(Some(MetaChange::Routes((0..shards).map(route).collect())))
+}
+
+fn put_node(state: &MetaState, node: &NodeRecord) -> Decision {
+    let Some(before) = state.node(node.id) else {
+        return Ok(Some(MetaChange::Node(node.clone())));
+    };
+    if before.state == NodeState::Removed {
+        return Err(MetaError::Invalid(format!(
+            "Node {} was removed from this cluster. It comes back with an empty data directory, as \
+             another node.",
+            node.id
+        )));
+    }
+    let after = NodeRecord { state: before.state, joined: before.joined, ..node.clone() };
+    Ok((after != **before).then_some(MetaChange::Node(after)))
+}
+
+fn set_node_state(state: &MetaState, node: NodeId, to: NodeState) -> Decision {
+    let before = known_node(state, node)?;
+    if before.state == to {
+        return Ok(None);
+    }
+    if before.state == NodeState::Removed {
+        return Err(MetaError::Invalid(format!("Node {node} was removed from this cluster.")));
+    }
+    if to == NodeState::Removed {
+        let holds = |placement: &&Arc<Placement>| placement.voters.contains(&node);
+        if let Some(placement) = state.placements().find(holds) {
+            let shard = placement.shard;
+            let text = format!("Node {node} cannot be removed while it is to hold shard {shard}.");
+            return Err(MetaError::Invalid(text));
+        }
+    }
+    let mut after = NodeRecord::clone(before);
+    after.state = to;
+    Ok(Some(MetaChange::Node(after)))
+}
+
+fn known_node(state: &MetaState, node: NodeId) -> Result<&Arc<NodeRecord>, MetaError> {
+    let unknown = || MetaError::Invalid(format!("There is no node {node} in this cluster."));
+    state.node(node).ok_or_else(unknown)
+}
+
+fn place(state: &MetaState, shard: ShardId, expected: u64, voters: &BTreeSet<NodeId>) -> Decision {
+    let before = state.placement(shard);
+    let version = before.map_or(0, |placement| placement.version);
+    if version != expected {
+        let text = format!("Shard {shard} was placed anew meanwhile: version {version}.");
+        return Err(MetaError::Invalid(text));
+    }
+    if voters.is_empty() {
+        return Err(MetaError::Invalid(format!("Shard {shard} must be held by some node.")));
+    }
+    for node in voters {
+        let known = known_node(state, *node)?;
+        // A first placement says where the shard is already.
+        let is_new = before.is_some_and(|placement| !placement.voters.contains(node));
+        if is_new && !known.state.takes_replicas() {
+            let text = format!("Node {node} is {}: it takes no more.", known.state.name());
+            return Err(MetaError::Invalid(text));
+        }
+    }
+    if before.is_some_and(|placement| placement.voters == *voters) {
+        return Ok(None);
+    }
+    let voters = voters.clone();
+    Ok(Some(MetaChange::Placement(Placement { shard, version: version + 1, voters })))
+}
+
+fn set_cluster(state: &MetaState, settings: &ClusterSettings) -> Decision {
+    let before = state.settings();
+    if settings.replicas.is_multiple_of(2) {
+        let text = "A shard has an odd number of replicas: an even one outlives no more losses.";
+        return Err(MetaError::Invalid(text.to_owned()));
+    }
+    if settings.level < before.level {
+        let text = format!("The feature level is {} and never falls.", before.level);
+        return Err(MetaError::Invalid(text));
+    }
+    let mut nodes = state.nodes().filter(|node| node.state.is_member());
+    if let Some(node) = nodes.find(|node| node.level < settings.level) {
+        let (id, known, asked) = (node.id, node.level, settings.level);
+        let text = format!("Node {id} knows feature levels up to {known}, not {asked}.");
+        return Err(MetaError::Invalid(text));
+    }
+    Ok((*settings != **before).then(|| MetaChange::Settings(settings.clone())))
 }

@@ -7,7 +7,7 @@ pub(crate) mod decide;
 pub(crate) mod search_attribute;
 pub(crate) mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::MetaError;
 use crate::ids::Ids;
-use crate::message::{MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, Peer};
+use crate::message::{
+    ClusterSettings, MetaCall, MetaRequest, NamespaceUpdate, NewNamespace, NodeAnswer, NodeCall,
+    NodeRecord, NodeState, Peer,
+};
 pub use crate::meta::search_attribute::NamespaceAttributes;
 use crate::meta::state::{META_COMMAND, MetaCommand};
 pub use crate::meta::state::{MetaState, Namespace, NamespaceState, Route, SearchAttributeTypes};
@@ -258,6 +261,39 @@ impl Meta {
         Ok(Arc::clone(self.state().routes()))
     }
 
+    /// Makes it a node of the cluster, or says where one that is has moved to.
+    ///
+    /// # Errors
+    /// [`MetaError::Invalid`] for one that was removed, [`MetaError::Unavailable`].
+    pub async fn put_node(&self, node: NodeRecord) -> Result<(), MetaError> {
+        self.change(MetaRequest::PutNode(node)).await
+    }
+
+    /// # Errors
+    /// [`MetaError::Invalid`] for a node that is none or cannot be that now, [`MetaError::Unavailable`].
+    pub async fn set_node_state(&self, node: NodeId, state: NodeState) -> Result<(), MetaError> {
+        self.change(MetaRequest::SetNodeState { node, state }).await
+    }
+
+    /// Records where a shard is to be, if its placement is still of version `expected`; 0: has none.
+    ///
+    /// # Errors
+    /// [`MetaError::Invalid`] where it is not, or these cannot hold it; [`MetaError::Unavailable`].
+    pub async fn place(
+        &self,
+        shard: ShardId,
+        expected: u64,
+        voters: BTreeSet<NodeId>,
+    ) -> Result<(), MetaError> {
+        self.change(MetaRequest::Place { shard, expected, voters }).await
+    }
+
+    /// # Errors
+    /// [`MetaError::Invalid`] where nodes contradict, [`MetaError::Unavailable`].
+    pub async fn set_cluster(&self, settings: ClusterSettings) -> Result<(), MetaError> {
+        self.change(MetaRequest::SetCluster(settings)).await
+    }
+
     /// Has the leader decide and commit, and returns when that is seen here.
     async fn change(&self, request: MetaRequest) -> Result<(), MetaError> {
         let version = self.ask_leader(MetaCall::Change(request)).await?;
@@ -274,8 +310,12 @@ impl Meta {
             let answered = match now.leader {
                 _ if now.serving => self.answer(call.clone()).await,
                 Some(leader) if leader != self.node => {
-                    let asked = self.peer.meta(leader, call.clone());
-                    timeout_at(until, asked).await.unwrap_or_else(|_| Err(no_answer(leader)))
+                    let asked = self.peer.node(leader, NodeCall::Meta(call.clone()));
+                    match timeout_at(until, asked).await {
+                        Ok(Ok(NodeAnswer::Version(version))) => Ok(version),
+                        Ok(Err(error)) => Err(error),
+                        Ok(Ok(NodeAnswer::Done)) | Err(_) => Err(no_answer(leader)),
+                    }
                 }
                 _ => Err(MetaError::NotLed { leader: None }),
             };

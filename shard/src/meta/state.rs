@@ -1,5 +1,5 @@
-//! The meta group's state: namespaces, search attributes, limits, routes; and the replica that
-//! applies commands to it. A command carries values decided on the leader and the version they
+//! The meta group's state: namespaces, search attributes, limits, routes, nodes and what they are to
+//! hold; and the replica that applies commands to it. A command carries values decided on the leader and the version they
 //! were decided on, so every replica does the same.
 
 use std::collections::BTreeMap;
@@ -12,12 +12,13 @@ use piton_core::limits::Limits;
 use piton_core::placement::Slot;
 use piton_core::proto::enums::IndexedValueType;
 use piton_core::time::{Span, Timestamp};
-use piton_raft::{CommittedEntry, Replica, ReplicaError, SnapshotError, SnapshotRows};
+use piton_raft::{CommittedEntry, NodeId, Replica, ReplicaError, SnapshotError, SnapshotRows};
 use piton_store::codec::{CodecError, Kind};
 use piton_store::{KeyRange, Mark, Order, Row, Table, Write};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::message::{ClusterSettings, NodeRecord, Placement};
 use crate::replica::entry::{Verdict, encode_verdicts};
 use crate::replica::{restore, snapshot};
 use crate::rows::end_of;
@@ -65,6 +66,9 @@ pub struct MetaState {
     limits_set: BTreeMap<String, u64>,
     limits: Arc<Limits>,
     routes: Arc<Vec<Route>>,
+    nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
+    placements: BTreeMap<ShardId, Arc<Placement>>,
+    settings: Arc<ClusterSettings>,
 }
 
 /// A command of the meta group.
@@ -87,6 +91,9 @@ pub(crate) enum MetaChange {
     /// All limits that are set.
     Limits(BTreeMap<String, u64>),
     Routes(Vec<Route>),
+    Node(NodeRecord),
+    Placement(Placement),
+    Settings(ClusterSettings),
 }
 
 /// Entries of the meta group's log. A namespace lies in them as it lies in its row.
@@ -95,6 +102,9 @@ const NAMESPACE: Kind<Namespace> = Kind::new("a namespace", &[]);
 const ATTRIBUTES: Kind<BTreeMap<String, i32>> = Kind::new("search attributes", &[]);
 const LIMITS: Kind<BTreeMap<String, u64>> = Kind::new("limits", &[]);
 const ROUTES: Kind<Vec<Route>> = Kind::new("routes", &[]);
+const NODE: Kind<NodeRecord> = Kind::new("a node", &[]);
+const PLACEMENT: Kind<Placement> = Kind::new("a placement", &[]);
+const SETTINGS: Kind<ClusterSettings> = Kind::new("the cluster's settings", &[]);
 const VERSION: Kind<u64> = Kind::new("the meta state's version", &[]);
 
 impl MetaState {
@@ -135,7 +145,29 @@ impl MetaState {
         route.slots.contains(&slot.0).then_some(route.shard)
     }
 
-    fn put(&mut self, change: MetaChange) {
+    /// Every node that is or was one of the cluster.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeRecord>> {
+        self.nodes.values()
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&Arc<NodeRecord>> {
+        self.nodes.get(&id)
+    }
+
+    /// Where every shard is to be, as far as that was decided.
+    pub fn placements(&self) -> impl Iterator<Item = &Arc<Placement>> {
+        self.placements.values()
+    }
+
+    pub fn placement(&self, shard: ShardId) -> Option<&Arc<Placement>> {
+        self.placements.get(&shard)
+    }
+
+    pub fn settings(&self) -> &Arc<ClusterSettings> {
+        &self.settings
+    }
+
+    pub(crate) fn put(&mut self, change: MetaChange) {
         match change {
             MetaChange::Namespace(namespace) => {
                 let id = namespace.id.clone();
@@ -163,6 +195,13 @@ impl MetaState {
                 routes.sort_by_key(|route| route.slots.start);
                 self.routes = Arc::new(routes);
             }
+            MetaChange::Node(node) => {
+                self.nodes.insert(node.id, Arc::new(node));
+            }
+            MetaChange::Placement(placement) => {
+                self.placements.insert(placement.shard, Arc::new(placement));
+            }
+            MetaChange::Settings(settings) => self.settings = Arc::new(settings),
         }
     }
 }
@@ -178,6 +217,11 @@ impl MetaChange {
             }
             Self::Limits(set) => (keys::limits(), LIMITS.encode(set)?),
             Self::Routes(routes) => (keys::routes(), ROUTES.encode(routes)?),
+            Self::Node(node) => (keys::node(node.id.0), NODE.encode(node)?),
+            Self::Placement(placement) => {
+                (keys::placement(placement.shard.0), PLACEMENT.encode(placement)?)
+            }
+            Self::Settings(settings) => (keys::settings(), SETTINGS.encode(settings)?),
         };
         Ok(Write::put(key, value))
     }
@@ -288,6 +332,15 @@ fn read_state(table: &Table) -> Result<MetaState, ReplicaError> {
     }
     if let Some(routes) = read(table, &ROUTES, &keys::routes())? {
         state.put(MetaChange::Routes(routes));
+    }
+    for row in read_prefix(table, &keys::nodes())? {
+        state.put(MetaChange::Node(decode(&NODE, &row.value)?));
+    }
+    for row in read_prefix(table, &keys::placements())? {
+        state.put(MetaChange::Placement(decode(&PLACEMENT, &row.value)?));
+    }
+    if let Some(settings) = read(table, &SETTINGS, &keys::settings())? {
+        state.put(MetaChange::Settings(settings));
     }
     Ok(state)
 }

@@ -105,6 +105,11 @@ impl Checkpoints {
         self.shared.tables.lock().push(table);
     }
 
+    /// A group is gone from this node.
+    pub(crate) fn remove(&self, group: GroupId) {
+        self.shared.tables.lock().retain(|table| table.group() != group.0);
+    }
+
     /// Whether so much waits for the store that new requests must be refused.
     pub(crate) fn is_admission_slowed(&self) -> bool {
         self.shared.is_admission_slowed.load(Ordering::Relaxed)

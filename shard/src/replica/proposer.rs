@@ -132,5 +132,5 @@ fn outcome_of(verdict: Verdict) -> Outcome {
 }
 
 fn describe(error: &ProposeError) -> String {
-    format!("the outcome is unknown: {error}")
+    format!("the commit has failed: {error}")
 }

@@ -205,7 +205,7 @@ impl Cluster {
     // wait at the queue as well, and the next task that it meets there would be nobody's.
     async fn register_poll(&self, request: PollRequest) {
         let shard = self.shard_of_queue(&request.queue);
-        let mut leadership = self.host().group(shard).leadership();
+        let mut leadership = self.host().leaders().watch(shard);
         let term = leadership.borrow_and_update().term;
         let renewal = self.host().config().poll_renewal;
         if self.ask(shard, QueueCall::Poll(request).into()).await.is_err() {
@@ -436,7 +436,7 @@ impl Cluster {
         let node = self.host().node();
         self.meta().is_led(node)
             && self.host().shard_ids().all(|shard| {
-                let leader = self.host().group(shard).leadership().borrow().leader;
+                let leader = self.host().leaders().leader(shard);
                 leader.is_some_and(|l| l != node) || self.host().serving(shard).is_some()
             })
     }
@@ -482,7 +482,8 @@ impl Cluster {
     fn count_backlog(&self, queue: &mut QueueDepth) {
         let (mut depth, mut oldest) = (0, None);
         for shard in self.host().shard_ids().filter(|&shard| self.host().serving(shard).is_some()) {
-            match self.host().rows(shard).backlog(&queue.queue) {
+            let Some(replica) = self.host().replica(shard) else { continue };
+            match replica.rows.backlog(&queue.queue) {
                 Ok((count, first)) => {
                     depth += count;
                     oldest = [oldest, first].into_iter().flatten().min();

@@ -1,9 +1,11 @@
 //! This node's way into the cluster: finds the leader of what a request is for, here or elsewhere.
 //! Step 2 of a request's way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use piton_core::effect::QueueName;
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::limits::Limits;
@@ -14,18 +16,34 @@ use piton_core::time::Span;
 use piton_raft::NodeId;
 use tokio::time::Instant;
 
-use crate::error::ShardError;
+use crate::error::{MetaError, ShardError};
 use crate::message::{
-    Answer, Call, Delivery, Offer, PollId, QueueCall, QueueKey, Receipt, Ticket, WorkflowCall,
+    Answer, Call, Delivery, Forwarded, NodeAnswer, NodeCall, NodeStatus, Offer, PeerAnswer,
+    PeerRequest, PollId, QueueCall, QueueKey, ReadCall, Receipt, Ticket, WorkflowCall,
 };
 use crate::meta::Meta;
 use crate::route::host::ShardHost;
+use crate::route::leaders::Leader;
+use crate::route::sightings::Sighting;
 
 /// How long to wait before a call that another node did not take is sent again.
 const SEND_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often a request that waits for a shard's leader looks again.
 const LEADER_LOOK: Duration = Duration::from_millis(5);
+
+/// Whether a call that another node did not answer, or refused, is sent again.
+fn may_send_again(call: &Call, error: &ShardError) -> bool {
+    let is_unknown = matches!(error, ShardError::OutcomeUnknown(_));
+    error.is_passing() || is_unknown && call.is_safe_to_repeat()
+}
+
+/// What is to be said of a call that failed more than once: if it was perhaps carried out the first time,
+/// no later refusal says that it was not.
+fn worse(before: ShardError, later: ShardError) -> ShardError {
+    let was_unknown = matches!(before, ShardError::OutcomeUnknown(_));
+    if was_unknown && later.is_retriable() { before } else { later }
+}
 
 /// A worker's poll.
 #[derive(Clone, Debug)]
@@ -88,43 +106,156 @@ impl Cluster {
     }
 
     /// Asks the leader of a shard: here, or at most one hop away. Waits for a leader if there is
-    /// none.
+    /// none. A call that another node has certainly not carried out, or may carry out twice, is sent
+    /// again, to whoever leads by then.
     pub(crate) async fn ask(&self, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
         if let Some(leader) = self.host.serving(shard) {
             return leader.answer(call).await;
         }
-        let mut leadership = self.host.group(shard).leadership();
-        let until = Instant::now() + self.host.config().leader_wait;
+        let mut leadership = self.host.leaders().watch(shard);
+        let began = Instant::now();
+        let until = began + self.host.config().leader_wait;
+        let mut error = ShardError::Unavailable(format!("shard {shard} has no leader"));
+        // Whom the last refusal named: it may know of a newer leader than this node does.
+        let (mut named, mut followed) = (None, false);
         loop {
             if let Some(leader) = self.host.serving(shard) {
-                return leader.answer(call).await;
+                let answer = leader.answer(call.after(began.elapsed())).await;
+                return answer.map_err(|later| worse(error, later));
             }
-            let leader = leadership.borrow_and_update().leader;
-            if let Some(leader) = leader.filter(|&l| l != self.host.node()) {
-                return self.host.peer().call(leader, shard, call).await;
+            let known = leadership.borrow_and_update().leader;
+            let leader = named.take().or(known).filter(|&leader| leader != self.host.node());
+            if let Some(leader) = leader {
+                let refusal = match self.forward(leader, shard, &call, began).await {
+                    Err(refusal) if may_send_again(&call, &refusal) => refusal,
+                    settled => return settled.map_err(|later| worse(error, later)),
+                };
+                if let ShardError::NotLeader { leader: Some(other), .. } = refusal {
+                    named = Some(other).filter(|&other| other != leader);
+                }
+                error = worse(error, refusal);
+                if named.is_some() && !std::mem::replace(&mut followed, true) {
+                    continue;
+                }
             }
             // Leadership shows before the duties are taken up, so a change is not all to wait for.
             let change = leadership.changed();
-            let soon = Instant::now() + LEADER_LOOK;
+            let pause = if leader.is_none() { LEADER_LOOK } else { SEND_PAUSE };
+            let soon = Instant::now() + pause;
             let has_stopped = tokio::time::timeout_at(soon.min(until), change).await;
             if has_stopped.is_ok_and(|changed| changed.is_err()) {
-                return Err(ShardError::Unavailable(format!("shard {shard} has stopped here")));
+                let stopped = ShardError::Unavailable(format!("shard {shard} has stopped here"));
+                return Err(worse(error, stopped));
             }
             if Instant::now() >= until {
-                return Err(ShardError::Unavailable(format!("shard {shard} has no leader")));
+                return Err(error);
             }
         }
     }
 
-    /// Answers a call that another node sent here.
+    /// Sends a call to another node, and waits as long as its caller does.
+    async fn forward(
+        &self,
+        leader: NodeId,
+        shard: ShardId,
+        call: &Call,
+        began: Instant,
+    ) -> Result<Answer, ShardError> {
+        let call = call.clone().after(began.elapsed());
+        let longest = self.host.config().call_wait;
+        let timeout = match (&call, call.patience()) {
+            // It is held for as long, and then answered.
+            (Call::Read(ReadCall::History { .. }), Some(wait)) => wait + longest,
+            (_, patience) => patience.unwrap_or(longest.saturating_sub(began.elapsed())),
+        };
+        let meta_version = self.meta().state().version;
+        self.host.peer().call(leader, Forwarded { shard, timeout, meta_version, call }).await
+    }
+
+    /// Answers what another node asks, as bytes.
+    pub async fn answer_bytes(&self, request: &[u8]) -> Bytes {
+        let answer = match PeerRequest::decode(request) {
+            Ok(PeerRequest::Call(call)) => PeerAnswer::Call(self.answer_peer(call).await),
+            Ok(PeerRequest::Deliver { poll, delivery }) => {
+                PeerAnswer::Deliver(self.accept_delivery(poll, delivery))
+            }
+            Ok(PeerRequest::Node(call)) => PeerAnswer::Node(self.answer_node(call).await),
+            Err(error) => PeerAnswer::not_understood(&error),
+        };
+        answer.encode()
+    }
+
+    /// Answers a call that another node sent here. Nobody waits for the answer any more when its
+    /// timeout is over.
     ///
     /// # Errors
-    /// What the shard answers; `Unavailable` when this node does not lead it.
-    pub async fn answer_peer(&self, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
-        match self.host.serving(shard) {
-            Some(leader) => leader.answer(call).await,
-            None => Err(ShardError::Unavailable(format!("this node does not lead shard {shard}"))),
+    /// What the shard answers; `NotLeader` when this node does not lead it.
+    // INVARIANT: a call makes one hop. Two nodes that each think that the other leads would send it to
+    // and fro.
+    pub async fn answer_peer(&self, forwarded: Forwarded) -> Result<Answer, ShardError> {
+        let Forwarded { shard, timeout, meta_version, call } = forwarded;
+        if !self.host.has(shard) {
+            return Err(ShardError::Unavailable(format!("this node has no shard {shard}")));
         }
+        let Some(serving) = self.host.serving(shard) else {
+            let leader = self.host.leaders().leader(shard);
+            let leader = leader.filter(|&leader| leader != self.host.node());
+            return Err(ShardError::NotLeader { shard, leader });
+        };
+        let answered = tokio::time::timeout(timeout, async {
+            // What its sender knows of namespaces the call relies on.
+            self.meta().see(meta_version).await?;
+            serving.answer(call).await
+        });
+        answered.await.unwrap_or_else(|_| {
+            let text = format!("it took longer than {} ms", timeout.as_millis());
+            Err(ShardError::OutcomeUnknown(text))
+        })
+    }
+
+    /// Answers what another node, or this one, asks of this node.
+    ///
+    /// # Errors
+    /// See [`MetaError`].
+    pub async fn answer_node(&self, call: NodeCall) -> Result<NodeAnswer, MetaError> {
+        match call {
+            NodeCall::Meta(call) => self.meta().answer(call).await.map(NodeAnswer::Version),
+            NodeCall::Status(status) => {
+                self.hear(*status);
+                Ok(NodeAnswer::Done)
+            }
+            NodeCall::Lead { shard, to } => {
+                if let Some(replica) = self.host.replica(shard) {
+                    replica.group.transfer_leader(to).await;
+                }
+                Ok(NodeAnswer::Done)
+            }
+        }
+    }
+
+    pub(crate) async fn ask_node(
+        &self,
+        node: NodeId,
+        call: NodeCall,
+    ) -> Result<NodeAnswer, MetaError> {
+        if node == self.host.node() {
+            return self.answer_node(call).await;
+        }
+        self.host.peer().node(node, call).await
+    }
+
+    /// A node has said how it is: with it comes who leads.
+    pub(crate) fn hear(&self, status: NodeStatus) {
+        for (shard, replica) in status.shards.iter().filter(|(_, replica)| replica.serves) {
+            let now = Leader { term: replica.term, leader: Some(status.node) };
+            self.host.leaders().hear(*shard, now);
+        }
+        self.host.sightings().hear(status);
+    }
+
+    /// What the nodes of the cluster said of themselves last.
+    pub fn sightings(&self) -> BTreeMap<NodeId, Sighting> {
+        self.host.sightings().all()
     }
 
     /// Hands a task that another node sent to one of this node's polls.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use piton_core::id::ShardId;
 use piton_core::placement;
-use piton_raft::{Group, GroupId, Groups, NodeId};
+use piton_raft::{Group, GroupId, Groups, Leadership, NodeId, RaftError, Replica};
 use piton_store::{Store, Table, with_causes};
 use tokio::sync::watch;
 
@@ -21,14 +21,18 @@ use crate::metrics::ShardMetrics;
 use crate::read_threads::ReadThreads;
 use crate::replica::ShardReplica;
 use crate::replica::checkpoint::{CheckpointConfig, Checkpoints};
+use crate::route::leaders::{Leader, Leaders};
 use crate::route::polls::Polls;
 use crate::route::shard_leader::ShardLeader;
+use crate::route::sightings::Sightings;
 use crate::rows::WorkflowRows;
 
 /// What a host is made of; the composition root brings it.
 pub struct HostParts {
     pub node: NodeId,
-    pub members: BTreeSet<NodeId>,
+    /// Who founds a new cluster: this node, or in tests several at once. `None`: what this node has goes
+    /// on, and what it is to have besides comes from others.
+    pub founders: Option<BTreeSet<NodeId>>,
     pub config: ShardConfig,
     pub groups: Groups,
     pub store: Arc<dyn Store>,
@@ -45,7 +49,13 @@ pub struct ShardHost {
     config: Arc<ShardConfig>,
     clock: Clock,
     groups: Groups,
-    shards: Vec<Shard>,
+    store: Arc<dyn Store>,
+    /// One for each shard of the cluster, by its number.
+    places: Vec<ShardPlace>,
+    leaders: Arc<Leaders>,
+    sightings: Sightings,
+    /// Counts up when a leadership is taken up or laid down here.
+    duties: watch::Sender<u64>,
     meta: Meta,
     ids: Ids,
     polls: Polls,
@@ -55,67 +65,138 @@ pub struct ShardHost {
     peer: Arc<dyn Peer>,
 }
 
-struct Shard {
-    group: Group,
-    rows: WorkflowRows,
+/// What this node has of a shard.
+#[derive(Default)]
+struct ShardPlace {
+    replica: RwLock<Option<Arc<LocalReplica>>>,
     serving: RwLock<Option<Arc<dyn ShardLeader>>>,
 }
 
+/// A replica of a shard on this node.
+pub(crate) struct LocalReplica {
+    pub(crate) group: Group,
+    pub(crate) rows: WorkflowRows,
+}
+
 /// The Raft group of a shard; group 0 is the meta group.
-fn group_of(shard: ShardId) -> GroupId {
+pub(crate) fn group_of(shard: ShardId) -> GroupId {
     GroupId(shard.0 + 1)
 }
 
+fn failed(what: &str) -> impl Fn(&dyn std::error::Error) -> ShardError + use<> {
+    let what = what.to_owned();
+    move |error| ShardError::Internal(format!("{what}: {}", with_causes(error)))
+}
+
 impl ShardHost {
-    /// Starts the replicas of the meta group and of every shard. Leads nothing until
+    /// Starts the replicas that this node has: of the meta group and of shards. Leads nothing until
     /// [`crate::Cluster::serve`].
     ///
     /// # Errors
     /// When the log or the store cannot be used.
     pub async fn start(parts: HostParts) -> Result<Arc<Self>, ShardError> {
-        let HostParts { node, members, config, groups, store, clock, ids, metrics, peer } = parts;
-        let failed = |what: &str| {
-            let what = what.to_owned();
-            move |e: &dyn std::error::Error| {
-                ShardError::Internal(format!("{what}: {}", with_causes(e)))
-            }
-        };
+        let HostParts { node, founders, config, groups, store, clock, ids, metrics, peer } = parts;
         let checkpoints = start_checkpoints(&config, &groups, &metrics)?;
-        let open = |id: GroupId| {
-            Table::open(Arc::clone(&store), id.0).map_err(|e| failed("open a group's state")(&e))
-        };
-        let table = open(META_GROUP)?;
+        let table = Table::open(Arc::clone(&store), META_GROUP.0);
+        let table = table.map_err(|e| failed("open the meta group's state")(&e))?;
         checkpoints.add(table.clone());
         let (replica, view) =
             MetaReplica::open(table).map_err(|e| failed("open the meta state")(&e))?;
-        let started = groups.start(META_GROUP, &members, Box::new(replica)).await;
+        let started = start_group(&groups, META_GROUP, founders.as_ref(), Box::new(replica)).await;
         let meta_group = started.map_err(|e| failed("start the meta group")(&e))?;
-        let mut shards = Vec::new();
-        for id in (0..config.shards).map(ShardId) {
-            let table = open(group_of(id))?;
-            checkpoints.add(table.clone());
-            let rows = WorkflowRows::new(table);
-            let replica =
-                ShardReplica::open(rows.clone()).map_err(|e| failed("open a shard's state")(&e))?;
-            let replica = replica.slowed_by(checkpoints.clone());
-            let started = groups.start(group_of(id), &members, Box::new(replica)).await;
-            let group = started.map_err(|e| failed("start a shard's group")(&e))?;
-            shards.push(Shard { group, rows, serving: RwLock::new(None) });
-        }
-        Ok(Arc::new(Self {
+        let host = Arc::new(Self {
             node,
             reads: ReadThreads::new(config.lookups_max, config.scans_max),
+            places: (0..config.shards).map(|_| ShardPlace::default()).collect(),
+            leaders: Arc::new(Leaders::new(config.shards)),
+            sightings: Sightings::default(),
+            duties: watch::Sender::new(0),
             config: Arc::new(config),
             clock,
             groups,
-            shards,
+            store,
             meta: Meta::new(node, meta_group, view, ids.clone(), Arc::clone(&peer)),
             polls: Polls::new(&ids),
             ids,
             checkpoints,
             metrics,
             peer,
-        }))
+        });
+        for shard in host.shard_ids() {
+            if founders.is_some() || host.groups.holds(group_of(shard)) {
+                host.open(shard, founders.as_ref()).await?;
+            }
+        }
+        Ok(host)
+    }
+
+    /// Starts this node's replica of a shard, unless it runs. One that holds nothing yet waits to be
+    /// filled, unless it is founded here.
+    ///
+    /// # Errors
+    /// When the log or the store cannot be used.
+    pub(crate) async fn open(
+        &self,
+        shard: ShardId,
+        founders: Option<&BTreeSet<NodeId>>,
+    ) -> Result<(), ShardError> {
+        if self.replica(shard).is_some() {
+            return Ok(());
+        }
+        let group = group_of(shard);
+        let table = Table::open(Arc::clone(&self.store), group.0);
+        let table = table.map_err(|e| failed("open a shard's state")(&e))?;
+        let rows = WorkflowRows::new(table.clone());
+        let replica =
+            ShardReplica::open(rows.clone()).map_err(|e| failed("open a shard's state")(&e))?;
+        let replica = Box::new(replica.slowed_by(self.checkpoints.clone()));
+        self.checkpoints.add(table);
+        let started = start_group(&self.groups, group, founders, replica).await;
+        let group = started.map_err(|e| failed("start a shard's group")(&e))?;
+        self.follow_leadership(shard, &group);
+        *self.places[shard.0 as usize].replica.write() =
+            Some(Arc::new(LocalReplica { group, rows }));
+        Ok(())
+    }
+
+    /// Stops this node's replica of a shard, which is no member of it any more, and forgets what it
+    /// held, but for its vote.
+    ///
+    /// # Errors
+    /// When log, store or snapshots cannot be used. Then it may be closed again.
+    pub(crate) async fn close(&self, shard: ShardId) -> Result<(), ShardError> {
+        let group = group_of(shard);
+        let closed = self.places[shard.0 as usize].replica.write().take();
+        self.groups.stop(group).await;
+        let rows = match closed {
+            // ORDER: the same table, so that no checkpoint of it comes behind its end.
+            Some(replica) => replica.rows.clone(),
+            None => {
+                let table = Table::open(Arc::clone(&self.store), group.0);
+                WorkflowRows::new(table.map_err(|e| failed("open a shard's state")(&e))?)
+            }
+        };
+        let replica = ShardReplica::open(rows);
+        let replica = replica.map_err(|e| failed("open a shard's state")(&e))?;
+        let forgotten = self.groups.forget(group, Box::new(replica)).await;
+        forgotten.map_err(|e| failed("forget a shard")(&e))?;
+        self.checkpoints.remove(group);
+        Ok(())
+    }
+
+    fn follow_leadership(&self, shard: ShardId, group: &Group) {
+        let (mut leadership, leaders) = (group.leadership(), Arc::downgrade(&self.leaders));
+        tokio::spawn(async move {
+            loop {
+                let Leadership { term, leader, .. } = *leadership.borrow_and_update();
+                let Some(leaders) = leaders.upgrade() else { return };
+                leaders.hear(shard, Leader { term, leader });
+                drop(leaders);
+                if leadership.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     pub fn node(&self) -> NodeId {
@@ -172,33 +253,57 @@ impl ShardHost {
         &self.polls
     }
 
+    /// All shards of the cluster.
     pub(crate) fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {
-        (0..self.shards.len() as u32).map(ShardId)
+        (0..self.places.len() as u32).map(ShardId)
+    }
+
+    pub(crate) fn has(&self, shard: ShardId) -> bool {
+        (shard.0 as usize) < self.places.len()
     }
 
     pub(crate) fn shard_of_slot(&self, slot: placement::Slot) -> ShardId {
-        placement::initial_shard(slot, self.shards.len() as u32)
+        placement::initial_shard(slot, self.places.len() as u32)
     }
 
-    pub(crate) fn group(&self, shard: ShardId) -> &Group {
-        &self.shard(shard).group
+    pub(crate) fn sightings(&self) -> &Sightings {
+        &self.sightings
     }
 
-    pub(crate) fn rows(&self, shard: ShardId) -> WorkflowRows {
-        self.shard(shard).rows.clone()
+    /// Changes when a leadership is taken up or laid down here.
+    pub(crate) fn duties(&self) -> watch::Receiver<u64> {
+        self.duties.subscribe()
+    }
+
+    pub(crate) fn leaders(&self) -> &Leaders {
+        &self.leaders
+    }
+
+    /// This node's replica of a shard, if it has one.
+    pub(crate) fn replica(&self, shard: ShardId) -> Option<Arc<LocalReplica>> {
+        self.places[shard.0 as usize].replica.read().clone()
     }
 
     /// The leader of a shard, if it is this node.
     pub(crate) fn serving(&self, shard: ShardId) -> Option<Arc<dyn ShardLeader>> {
-        self.shard(shard).serving.read().clone()
+        self.places[shard.0 as usize].serving.read().clone()
     }
 
     pub(crate) fn set_serving(&self, shard: ShardId, leader: Option<Arc<dyn ShardLeader>>) {
-        *self.shard(shard).serving.write() = leader;
+        *self.places[shard.0 as usize].serving.write() = leader;
+        self.duties.send_modify(|count| *count += 1);
     }
+}
 
-    fn shard(&self, shard: ShardId) -> &Shard {
-        &self.shards[shard.0 as usize]
+async fn start_group(
+    groups: &Groups,
+    id: GroupId,
+    founders: Option<&BTreeSet<NodeId>>,
+    replica: Box<dyn Replica>,
+) -> Result<Group, RaftError> {
+    match founders {
+        Some(founders) => groups.bootstrap_with(id, founders, replica).await,
+        None => groups.start(id, replica).await,
     }
 }
 

@@ -43,7 +43,9 @@ impl From<ShardError> for Failure {
             ShardError::Rejected(_)
             | ShardError::NamespaceNotFound { .. }
             | ShardError::BadToken(_) => Self::Refused(text),
-            ShardError::Unavailable(_)
+            ShardError::NotLeader { .. }
+            | ShardError::Unavailable(_)
+            | ShardError::OutcomeUnknown(_)
             | ShardError::DeadlineExceeded(_)
             | ShardError::Internal(_) => Self::Unknown(text),
         }

@@ -2,13 +2,12 @@
 //! delays and repeats them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use piton_core::id::ShardId;
+use bytes::Bytes;
 use piton_raft::NodeId;
-use piton_shard::{
-    Answer, Call, Cluster, Delivery, MetaCall, MetaError, Peer, PollId, Receipt, ShardError,
-};
+use piton_shard::{Carrier, Cluster, PeerAnswer, Unanswered};
 use tokio::time::sleep_until;
 
 use crate::life::Life;
@@ -29,77 +28,43 @@ impl LifePeer {
 }
 
 #[async_trait]
-impl Peer for LifePeer {
-    async fn call(&self, node: NodeId, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
-        let unreachable = || ShardError::Unavailable(format!("node {node} cannot be reached"));
+impl Carrier for LifePeer {
+    async fn ask(&self, node: NodeId, request: Bytes, _: Duration) -> Result<Bytes, Unanswered> {
+        let lost = |why: &str| Err(Unanswered::Lost { node, why: why.to_owned() });
         let network = self.world.network();
         let way = network.way(self.life.node, node);
         sleep_until(way.at).await;
-        let (there, cluster) = self.reach(node).filter(|_| way.arrives).ok_or_else(unreachable)?;
-        let again = call.clone();
+        if !way.arrives {
+            return lost("the request was lost");
+        }
+        let Some((there, cluster)) = self.reach(node) else {
+            return Err(Unanswered::NotSent { node, why: "it does not run".to_owned() });
+        };
         let answer = tokio::select! {
             biased;
-            // A connection that breaks tells nothing about what became of the call.
-            () = there.over() => return Err(unreachable()),
-            () = self.life.over() => return Err(unreachable()),
-            answer = cluster.answer_peer(shard, call) => answer,
+            // A connection that breaks tells nothing about what became of the request.
+            () = there.over() => return lost("it has ended"),
+            () = self.life.over() => return lost("this node has ended"),
+            answer = cluster.answer_bytes(&request) => answer,
         };
-        // What was carried out may come again. What was refused may not: done later, it would do what
-        // its sender knows not to have been done, which nothing in the API guards against.
-        if let Some(again_at) = way.again_at.filter(|_| answer.is_ok()) {
+        // A call that was carried out may come again. What was refused may not: done later, it would do
+        // what its sender knows not to have been done, which nothing in the API guards against.
+        let is_done = matches!(PeerAnswer::decode(&answer), Ok(PeerAnswer::Call(Ok(_))));
+        if let Some(again_at) = way.again_at.filter(|_| is_done) {
             let there = Arc::clone(&there);
             tokio::spawn(async move {
                 sleep_until(again_at).await;
                 if there.is_alive() {
                     // Nobody waits for the second answer.
-                    let _ = cluster.answer_peer(shard, again).await;
+                    let _ = cluster.answer_bytes(&request).await;
                 }
             });
         }
         let back = network.way(node, self.life.node);
         sleep_until(back.at).await;
         if !back.arrives || !self.life.is_alive() || !there.is_alive() {
-            return Err(unreachable());
+            return lost("the answer was lost");
         }
-        answer
-    }
-
-    async fn deliver(&self, node: NodeId, poll: PollId, delivery: Delivery) -> Receipt {
-        let network = self.world.network();
-        let way = network.way(self.life.node, node);
-        sleep_until(way.at).await;
-        let Some((there, cluster)) = self.reach(node).filter(|_| way.arrives) else {
-            return Receipt::Unreachable;
-        };
-        let receipt = cluster.accept_delivery(poll, delivery);
-        let back = network.way(node, self.life.node);
-        sleep_until(back.at).await;
-        if back.arrives && there.is_alive() && self.life.is_alive() {
-            receipt
-        } else {
-            Receipt::Unreachable
-        }
-    }
-
-    async fn meta(&self, node: NodeId, call: MetaCall) -> Result<u64, MetaError> {
-        let unheard = || MetaError::Unavailable(format!("node {node} does not answer"));
-        let network = self.world.network();
-        let way = network.way(self.life.node, node);
-        sleep_until(way.at).await;
-        let reached = self.reach(node).filter(|_| way.arrives);
-        let (there, cluster) = reached.ok_or(MetaError::NotLed { leader: None })?;
-        let answer = tokio::select! {
-            biased;
-            () = there.over() => return Err(unheard()),
-            () = self.life.over() => return Err(unheard()),
-            answer = cluster.meta().answer(call) => answer,
-        };
-        let back = network.way(node, self.life.node);
-        sleep_until(back.at).await;
-        if back.arrives && self.life.is_alive() && there.is_alive() {
-            answer
-        } else {
-            Err(unheard())
-        }
+        Ok(answer)
     }
 }

@@ -13,7 +13,7 @@ use piton_raft::log::{FaultyDisk, LogConfig};
 use piton_raft::{Execution, Group, GroupId, Groups, NodeConfig, NodeId, Tuning};
 use piton_shard::{
     Clock, Cluster, HostParts, Ids, META_GROUP, NewNamespace, Serving, ShardConfig, ShardHost,
-    ShardMetrics, WallTime,
+    ShardMetrics, WallTime, WirePeer,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store, Watched};
 use prometheus_client::registry::Registry;
@@ -304,7 +304,7 @@ impl World {
     ) -> anyhow::Result<(Cluster, Serving)> {
         let parts = HostParts {
             node: life.node,
-            members: self.nodes().into_iter().collect(),
+            founders: Some(self.nodes().into_iter().collect()),
             config: ShardConfig {
                 shards: SHARDS,
                 checkpoint_interval: Duration::from_millis(200),
@@ -317,7 +317,7 @@ impl World {
             clock,
             ids: Ids::seeded(seed),
             metrics: ShardMetrics::register(&mut Registry::default()),
-            peer: Arc::new(LifePeer { life: Arc::clone(life), world: self.clone() }),
+            peer: Arc::new(WirePeer(LifePeer { life: Arc::clone(life), world: self.clone() })),
         };
         let host = ShardHost::start(parts).await?;
         let cluster = Cluster::new(host);

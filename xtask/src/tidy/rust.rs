@@ -17,6 +17,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("bincode", &["store/src/codec.rs"]),
     ("tonic", &["node/", "proto/", "tests/", "client/"]),
     ("axum", &["node/"]),
+    ("rustls", &["node/src/peer/"]),
+    ("tokio_rustls", &["node/src/peer/"]),
     ("prometheus_client", &["node/", "shard/src/metrics.rs", "tests/"]),
     ("anyhow", &["node/src/main.rs", "xtask/", "tests/"]),
 ];

@@ -6,7 +6,7 @@ const ROOT: &str = "shard/src/";
 
 /// From top to bottom.
 const WINGS: &[&str] =
-    &["workflow", "entity", "leader", "route", "meta", "replica", "rows", "message"];
+    &["placement", "workflow", "entity", "leader", "route", "meta", "replica", "rows", "message"];
 
 /// Files at the root that put the wings together. All others there lie below every wing.
 const ABOVE_ALL: &[&str] = &["lib.rs", "serve.rs", "fuzzing.rs"];

@@ -232,6 +232,10 @@ impl Writer {
                 let purge = bare(RecordKind::Purge, group, purged.index);
                 builder.push(Content { payload: &purged.bytes, ..purge });
             }
+            Submitted::Forget => {
+                builder.push(bare(RecordKind::Forgotten, group, 0));
+                self.current.index.truncate(group, 0);
+            }
             Submitted::Sync => {}
         }
     }

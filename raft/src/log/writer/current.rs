@@ -186,9 +186,12 @@ pub(in crate::log) fn push_heads<'a>(
 ) {
     let payload = head.encode();
     builder.push(Content { payload: &payload, ..bare(RecordKind::Head, GroupId(0), 0) });
-    for GroupHead { group, vote, purged, committed } in heads {
+    for GroupHead { group, vote, purged, committed, is_forgotten } in heads {
         if let Some(vote) = vote {
             builder.push(Content { payload: vote, ..bare(RecordKind::Vote, *group, 0) });
+        }
+        if *is_forgotten {
+            builder.push(bare(RecordKind::Forgotten, *group, 0));
         }
         if let Some(purged) = purged {
             let purge = bare(RecordKind::Purge, *group, purged.index);

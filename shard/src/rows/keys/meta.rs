@@ -7,6 +7,9 @@ use super::parts::{build, parse, put_text, take_tag, take_text};
 const NAMESPACE: u8 = b'n';
 const ATTRIBUTES: u8 = b'a';
 
+const NODE: u8 = b'N';
+const PLACEMENT: u8 = b'p';
+
 /// How many commands were applied.
 pub(crate) fn version() -> Bytes {
     Bytes::from_static(b"v")
@@ -18,6 +21,34 @@ pub(crate) fn limits() -> Bytes {
 
 pub(crate) fn routes() -> Bytes {
     Bytes::from_static(b"s")
+}
+
+pub(crate) fn settings() -> Bytes {
+    Bytes::from_static(b"c")
+}
+
+/// What all nodes begin with.
+pub(crate) fn nodes() -> Bytes {
+    Bytes::from_static(&[NODE])
+}
+
+pub(crate) fn node(id: u64) -> Bytes {
+    build(|key| {
+        key.put_u8(NODE);
+        key.put_u64(id);
+    })
+}
+
+/// What all placements begin with.
+pub(crate) fn placements() -> Bytes {
+    Bytes::from_static(&[PLACEMENT])
+}
+
+pub(crate) fn placement(shard: u32) -> Bytes {
+    build(|key| {
+        key.put_u8(PLACEMENT);
+        key.put_u32(shard);
+    })
 }
 
 /// What all namespaces begin with.

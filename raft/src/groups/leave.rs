@@ -1,0 +1,118 @@
+//! A group that leaves this node: stopped, and then forgotten but for its vote.
+//!
+//! ORDER: the log forgets first, durably. From then on the group is gone, whatever a crash leaves of
+//! its state and its snapshots: a start takes neither for a log that lacks something (`fit`), and
+//! clears both before the group may begin anew.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::{Groups, Inner, SNAPSHOT_DIRECTORY};
+use crate::error::{RaftError, ReplicaError};
+use crate::execution::{blocking, failpoint};
+use crate::log::{GroupId, LogError};
+use crate::replica::Replica;
+use crate::replica_thread::ReplicaThread;
+use crate::snapshot;
+
+impl Groups {
+    /// Stops a group on this node alone; the others go on. What was acknowledged stays, and the group
+    /// may be started again. Does nothing if it does not run here.
+    pub async fn stop(&self, group: GroupId) {
+        let stopped = {
+            let mut groups = self.inner.groups.lock();
+            // Nobody may start it before it has ended.
+            let slot = groups.get_mut(&group).filter(|slot| slot.is_some());
+            slot.and_then(Option::take)
+        };
+        let Some(stopped) = stopped else { return };
+        let inner = Arc::clone(&self.inner);
+        // On Raft's runtime, so that a caller who goes away leaves nothing half stopped.
+        let ended = self.inner.handle.spawn(async move {
+            inner.switch.remove(group);
+            stopped.running().stop().await;
+            inner.groups.lock().remove(&group);
+        });
+        if ended.await.is_err() {
+            tracing::warn!(%group, "group did not stop in order");
+        }
+    }
+
+    /// Forgets a group that does not run here: its entries, its snapshots, and, through `replica`, its
+    /// state. The vote stays: a replica that comes back under this node's id must not vote twice in a
+    /// term. A crash at any moment is harmless: either the group is still there, or it can be
+    /// forgotten again.
+    ///
+    /// The node must be no voter of the group any more: it acknowledged what it forgets.
+    ///
+    /// # Errors
+    /// [`RaftError::Running`], or when log, state or snapshots cannot be used.
+    pub async fn forget(&self, group: GroupId, replica: Box<dyn Replica>) -> Result<(), RaftError> {
+        {
+            let mut groups = self.inner.groups.lock();
+            if groups.contains_key(&group) {
+                return Err(RaftError::Running { group });
+            }
+            groups.insert(group, None);
+        }
+        let inner = Arc::clone(&self.inner);
+        let forgotten = self.inner.handle.spawn(async move {
+            let forgotten = inner.forget(group, replica).await;
+            inner.groups.lock().remove(&group);
+            forgotten
+        });
+        forgotten
+            .await
+            .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }))
+    }
+
+    /// Groups of which a crash left the state after the log had forgotten them: forget them again.
+    pub fn half_forgotten(&self) -> &[GroupId] {
+        &self.inner.half_forgotten
+    }
+}
+
+impl Inner {
+    async fn forget(&self, group: GroupId, replica: Box<dyn Replica>) -> Result<(), RaftError> {
+        if !self.log.state(group).is_forgotten {
+            let (tx, rx) = oneshot::channel();
+            self.log.forget(group, move |result| {
+                // The receiver is gone only if the node stops.
+                let _ = tx.send(result);
+            });
+            let forgotten = rx.await.unwrap_or(Err(LogError::Closed));
+            forgotten.map_err(|source| RaftError::Log { group, source })?;
+        }
+        failpoint(self.node, group, "log has forgotten");
+        let replica = self.start_replica(group, replica)?;
+        let cleared = self.clear_forgotten(group, &replica).await;
+        let stopped = blocking(move || replica.stop()).await;
+        cleared?;
+        stopped.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })
+    }
+
+    /// Clears what is left of a forgotten group beside the log.
+    pub(super) async fn clear_forgotten(
+        &self,
+        group: GroupId,
+        replica: &ReplicaThread,
+    ) -> Result<(), RaftError> {
+        let cleared = replica.call(|replica| match replica.applied() {
+            Some(_) => replica.clear(),
+            None => Ok(()),
+        });
+        let cleared = cleared.await.and_then(|cleared| cleared);
+        cleared.map_err(|source| RaftError::Replica { group, source })?;
+        failpoint(self.node, group, "forgotten state cleared");
+        let (disk, dir) = (self.disk.clone(), self.dir.join(SNAPSHOT_DIRECTORY));
+        let removed = blocking(move || snapshot::remove_all(&*disk, &dir, group)).await;
+        let removed = removed.map_err(|error| {
+            let source = ReplicaError::new("remove the snapshots of a forgotten group", error);
+            RaftError::Replica { group, source }
+        })?;
+        removed.map_err(|source| RaftError::Snapshot { group, source })?;
+        failpoint(self.node, group, "forgotten snapshots removed");
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! Which node holds what: the meta group's leader decides it (`plan`), shards' leaders and nodes bring it
+//! about.
+
+mod announce;
+mod keeper;
+pub(crate) mod plan;
+pub(crate) mod serving;
+mod steward;

@@ -1,0 +1,95 @@
+//! The shards' actors of a node that serves: one for each replica here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex as SyncMutex;
+use piton_core::id::ShardId;
+use tokio::sync::Mutex;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::error::ShardError;
+use crate::leader::term::{ShardActor, ShardMessage, ShardState};
+use crate::placement::steward::Steward;
+use crate::placement::{announce, keeper};
+use crate::route::cluster::Cluster;
+use crate::workflow::actor;
+
+/// What serves on a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Serving {
+    cluster: Cluster,
+    /// `None` when it has been stopped.
+    actors: Arc<Mutex<Option<BTreeMap<ShardId, RunningShard>>>>,
+    /// What keeps the cluster in order from this node.
+    tasks: Arc<SyncMutex<JoinSet<()>>>,
+}
+
+type RunningShard = (ractor::ActorRef<ShardMessage>, JoinHandle<()>);
+
+impl Cluster {
+    /// Takes up the duties of the shards that this node leads, now and from now on.
+    ///
+    /// # Errors
+    /// When an actor cannot be started.
+    pub async fn serve(&self) -> Result<Serving, ShardError> {
+        let actors = Arc::new(Mutex::new(Some(BTreeMap::new())));
+        let serving = Serving { cluster: self.clone(), actors, tasks: Arc::default() };
+        for shard in self.host().shard_ids() {
+            serving.take_up(shard).await?;
+        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(announce::run(self.clone()));
+        tasks.spawn(keeper::run(self.clone()));
+        tasks.spawn(Steward::new(self.clone(), serving.clone()).run());
+        *serving.tasks.lock() = tasks;
+        Ok(serving)
+    }
+}
+
+impl Serving {
+    /// Takes up the duties of a shard whenever this node leads it. Does nothing where it has no
+    /// replica of it, or has taken them up.
+    ///
+    /// # Errors
+    /// When the actor cannot be started.
+    pub(crate) async fn take_up(&self, shard: ShardId) -> Result<(), ShardError> {
+        let mut actors = self.actors.lock().await;
+        let Some(actors) = actors.as_mut().filter(|actors| !actors.contains_key(&shard)) else {
+            return Ok(());
+        };
+        let Some(replica) = self.cluster.host().replica(shard) else { return Ok(()) };
+        let cluster = self.cluster.clone();
+        let start_workflow = actor::start;
+        let state = ShardState { id: shard, replica, cluster, start_workflow, serving: None };
+        let started = ractor::Actor::spawn(None, ShardActor, state).await;
+        let started = started
+            .map_err(|error| ShardError::Internal(format!("start shard {shard}: {error}")))?;
+        actors.insert(shard, started);
+        Ok(())
+    }
+
+    /// Lays down the duties of one shard.
+    pub(crate) async fn lay_down(&self, shard: ShardId) {
+        let stopped = self.actors.lock().await.as_mut().and_then(|actors| actors.remove(&shard));
+        if let Some((actor, stopped)) = stopped {
+            actor.stop(None);
+            // An actor that panicked has stopped too.
+            let _ = stopped.await;
+        }
+    }
+
+    /// Lays down all duties: actors stop, polls are answered, nothing is decided any more.
+    pub async fn stop(self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.shutdown().await;
+        let actors = self.actors.lock().await.take().unwrap_or_default();
+        for (actor, _) in actors.values() {
+            actor.stop(None);
+        }
+        for (_, stopped) in actors.into_values() {
+            // An actor that panicked has stopped too.
+            let _ = stopped.await;
+        }
+    }
+}
