@@ -12,6 +12,7 @@ mod identity;
 mod log_metrics;
 mod membership;
 mod node;
+pub mod operator;
 pub mod peer;
 mod process_metrics;
 mod storage;

@@ -1,19 +1,26 @@
 //! The binary `piton`: flags and variables to a configuration, a node, and an orderly end.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::builder::BoolishValueParser;
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use piton_core::limits::Limits;
-use piton_node::config::{Config, LogFormat, StoreEngine};
+use clap::{CommandFactory, Parser, Subcommand};
+use piton_node::config::Config;
 use piton_node::{Devices, Failure, Node, init_tracing};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+
+use crate::cluster_command::ClusterCommand;
+use crate::dev_cluster::AskedPorts;
+use crate::flags::{Flags, long_help};
+use crate::signals::Signals;
 
 mod allocator;
+mod cluster_command;
+mod dev_cluster;
+mod flags;
+mod signals;
+mod table;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,6 +28,8 @@ Examples:
       A cluster of one on 127.0.0.1:7233, data in ./piton-data.
   piton dev --ephemeral --port 7300 --http-port 8300
       Another one beside it, gone when it ends.
+  piton dev --nodes 3
+      A cluster of three on 127.0.0.1:7233, 7234 and 7235; kill one, and the others go on.
   piton dev --namespace orders --search-attribute Customer=Keyword
       Also has the namespace `orders`; all namespaces know the attribute.
   piton dev --limit signals_max=20000 --limit history_events_max=100000
@@ -42,18 +51,34 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs a cluster of one, for development: same code, same storage, same guarantees.
+    /// Runs a cluster of one or more nodes on this machine, for development: same code, same storage,
+    /// same guarantees.
     #[command(after_long_help = long_help())]
-    Dev(Flags),
+    Dev {
+        /// Nodes, each a process of its own; ports count up from that of the first.
+        #[arg(long, value_name = "COUNT", env = "PITON_NODES", value_parser = clap::value_parser!(u32).range(1..=9))]
+        nodes: Option<u32>,
+        /// Start a node of the cluster that runs on --data-dir again, by its number, and wait until it is
+        /// ready.
+        #[arg(long, value_name = "NUMBER", conflicts_with = "nodes")]
+        restart_node: Option<u32>,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// Runs a node from a configuration file.
     #[command(after_long_help = long_help())]
     Server {
         /// TOML; deploy/piton.toml has every key.
         #[arg(long, value_name = "FILE", env = "PITON_CONFIG")]
         config: Option<PathBuf>,
+        /// Stop when standard input ends; for whoever starts this as a part of itself.
+        #[arg(long, hide = true)]
+        on_leash: bool,
         #[command(flatten)]
         flags: Flags,
     },
+    /// Says how a cluster is, and has things moved in it.
+    Cluster(ClusterCommand),
     /// Looks after the data directory of a node that does not run.
     #[command(subcommand)]
     Data(DataCommand),
@@ -86,158 +111,6 @@ Example:
       Accepts it; a damaged log is kept beside the new one.
 ";
 
-#[derive(Args)]
-struct Flags {
-    /// Address to listen on [default: 127.0.0.1].
-    #[arg(long, env = "PITON_IP", value_parser = read_ip)]
-    ip: Option<IpAddr>,
-    /// Port of the API; 0 takes any free one [default: 7233].
-    #[arg(long, env = "PITON_PORT")]
-    port: Option<u16>,
-    /// Port of /metrics, /healthz and /readyz; 0 takes any free one [default: 8233].
-    #[arg(long, env = "PITON_HTTP_PORT")]
-    http_port: Option<u16>,
-    /// Where everything is kept [default: ./piton-data].
-    #[arg(long, value_name = "DIR", env = "PITON_DATA_DIR")]
-    data_dir: Option<PathBuf>,
-    /// Keep everything in a temporary directory that is removed at exit.
-    #[arg(
-        long,
-        env = "PITON_EPHEMERAL",
-        value_name = "YES",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        value_parser = BoolishValueParser::new()
-    )]
-    ephemeral: Option<bool>,
-    /// Port for other nodes; 0 takes any free one [default: 7234; of `dev`: any].
-    #[arg(long, env = "PITON_PEER_PORT")]
-    peer_port: Option<u16>,
-    /// Address for other nodes to connect to; other than loopback it takes certificates [default:
-    /// 127.0.0.1].
-    #[arg(long, env = "PITON_PEER_IP", value_parser = read_ip)]
-    peer_ip: Option<IpAddr>,
-    /// With an empty data directory: join the cluster of this node, by host:port of its peer port; may be
-    /// repeated.
-    #[arg(long, value_name = "HOST:PORT", env = "PITON_JOIN", value_delimiter = ',')]
-    join: Vec<String>,
-    /// With an empty data directory: found a new cluster. `dev` does so unless it joins one.
-    #[arg(
-        long,
-        env = "PITON_BOOTSTRAP",
-        value_name = "YES",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        value_parser = BoolishValueParser::new()
-    )]
-    bootstrap: Option<bool>,
-    /// What fails together with this node: replicas of a shard are spread over zones.
-    #[arg(long, value_name = "NAME", env = "PITON_ZONE")]
-    zone: Option<String>,
-    /// Namespace to register besides `default`; may be repeated.
-    #[arg(long, value_name = "NAME", env = "PITON_NAMESPACE", value_delimiter = ',')]
-    namespace: Vec<String>,
-    /// Search attribute to add to the namespaces named at start; may be repeated.
-    #[arg(long, value_name = "NAME=TYPE", env = "PITON_SEARCH_ATTRIBUTE", value_delimiter = ',')]
-    search_attribute: Vec<String>,
-    /// Limit of the API to set; may be repeated. The cluster keeps it. All are listed below.
-    #[arg(long, value_name = "KEY=VALUE", env = "PITON_LIMIT", value_delimiter = ',')]
-    limit: Vec<String>,
-    /// How long a workflow with nothing to do stays in memory; 0: not at all [default: 10000].
-    #[arg(long, value_name = "MS", env = "PITON_IDLE_MS")]
-    idle_ms: Option<u64>,
-    /// Workflows kept in memory; beyond it the longest unused leave early [default: 4096].
-    #[arg(long, value_name = "COUNT", env = "PITON_IN_MEMORY_MAX")]
-    in_memory_max: Option<u64>,
-    /// Rows kept in memory before they must be in the store [default: 67108864].
-    #[arg(long, value_name = "BYTES", env = "PITON_TABLE_BYTES")]
-    table_bytes: Option<u64>,
-    /// Log of one shard that makes a snapshot of it due, after which the log is freed [default: 67108864].
-    #[arg(long, value_name = "BYTES", env = "PITON_SNAPSHOT_LOG_BYTES")]
-    snapshot_log_bytes: Option<u64>,
-    /// What keeps the store; one that another engine made is rebuilt from the log [default: redb].
-    #[arg(long, value_name = "ENGINE", env = "PITON_STORE")]
-    store: Option<StoreEngine>,
-    /// Shards of a cluster that is first started [default: one for each core, at most 16].
-    #[arg(long, value_name = "COUNT", env = "PITON_SHARDS")]
-    shards: Option<u32>,
-    /// What is logged, such as `info` or `warn,piton_shard=debug` [default: info; of `dev`: warn].
-    #[arg(long, value_name = "FILTER", env = "PITON_LOG")]
-    log: Option<String>,
-    /// How it is logged [default: text].
-    #[arg(long, value_name = "FORMAT", env = "PITON_LOG_FORMAT")]
-    log_format: Option<LogFormat>,
-}
-
-fn long_help() -> String {
-    let mut text = format!("{EXAMPLES}\nLimits for --limit, with their defaults (bytes, ms):\n");
-    for (name, default, what) in Limits::ALL {
-        text.push_str(&format!("  {name:<34} {default:>11}  {}\n", what.trim()));
-    }
-    text
-}
-
-impl Flags {
-    fn overlay(self, config: &mut Config) -> anyhow::Result<()> {
-        fn set<T>(place: &mut T, given: Option<T>) {
-            if let Some(given) = given {
-                *place = given;
-            }
-        }
-        set(&mut config.listen.ip, self.ip);
-        set(&mut config.listen.port, self.port);
-        set(&mut config.listen.http_port, self.http_port);
-        match (self.ephemeral, self.data_dir) {
-            (Some(true), Some(_)) => anyhow::bail!(
-                "--data-dir keeps what --ephemeral removes: give one of them (or PITON_DATA_DIR, \
-                 PITON_EPHEMERAL)"
-            ),
-            // A directory that is named here is meant to be used, whatever a file says.
-            (ephemeral, Some(directory)) => {
-                config.data.directory = directory;
-                config.data.ephemeral = ephemeral.unwrap_or(false);
-            }
-            (ephemeral, None) => set(&mut config.data.ephemeral, ephemeral),
-        }
-        set(&mut config.peer.port, self.peer_port);
-        set(&mut config.peer.ip, self.peer_ip);
-        set(&mut config.cluster.zone, self.zone);
-        if !self.join.is_empty() {
-            config.cluster.join = self.join;
-            // What a command founds by default, it does not where it is told to join.
-            config.cluster.bootstrap = false;
-        }
-        set(&mut config.cluster.bootstrap, self.bootstrap);
-        set(&mut config.data.table_bytes, self.table_bytes);
-        set(&mut config.data.snapshot_log_bytes, self.snapshot_log_bytes);
-        set(&mut config.data.store, self.store);
-        set(&mut config.shards.idle_ms, self.idle_ms);
-        set(&mut config.shards.in_memory_max, self.in_memory_max);
-        config.shards.count = self.shards.or(config.shards.count);
-        set(&mut config.log.filter, self.log);
-        set(&mut config.log.format, self.log_format);
-        self.namespace.into_iter().for_each(|name| config.add_namespace(name));
-        for given in &self.search_attribute {
-            config.add_search_attribute(given).context("--search-attribute")?;
-        }
-        for given in &self.limit {
-            config.set_limit(given).context("--limit")?;
-        }
-        config.check()?;
-        Ok(())
-    }
-}
-
-/// An address, or the one name that every machine knows.
-fn read_ip(text: &str) -> Result<IpAddr, String> {
-    if text.eq_ignore_ascii_case("localhost") {
-        return Ok(Ipv4Addr::LOCALHOST.into());
-    }
-    text.parse().map_err(|_| "an IP address, or localhost, is expected".to_owned())
-}
-
 /// Variables that look as if they were meant for us and mean nothing, each with the one that comes
 /// closest.
 fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<(String, Option<String>)> {
@@ -269,52 +142,84 @@ fn warn_of_unknown_variables() {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // `{:#}` prints the whole chain of causes on one line.
-            let _ = writeln!(std::io::stderr(), "piton: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run(Cli::parse()).unwrap_or_else(|error| {
+        // `{:#}` prints the whole chain of causes on one line.
+        table::log(&format!("piton: {error:#}\n"));
+        ExitCode::FAILURE
+    })
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
-    let (mut config, flags) = match cli.command {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
         Command::Data(DataCommand::AcceptLoss { data_dir, yes }) => {
             let data_dir = data_dir.unwrap_or_else(|| Config::default().data.directory);
             let said = piton_node::accept_loss(&data_dir, yes)?;
-            return std::io::stdout().write_all(said.as_bytes()).context("say what is lost");
+            std::io::stdout().write_all(said.as_bytes()).context("say what is lost")?;
         }
-        Command::Dev(flags) => (dev_config(), flags),
-        Command::Server { config: Some(path), flags } => (Config::read(&path)?, flags),
-        Command::Server { config: None, flags } => (Config::default(), flags),
-    };
+        Command::Cluster(command) => {
+            return runtime()?.block_on(cluster_command::run(command));
+        }
+        Command::Dev { restart_node: Some(node), flags, .. } => {
+            let config = prepare(dev_config(), flags)?;
+            runtime()?.block_on(dev_cluster::restart_node(node, &config.data.directory))?;
+            table::say(&format!("Node {node} is ready.\n"));
+        }
+        Command::Dev { nodes: Some(nodes), flags, .. } if nodes > 1 => {
+            let asked =
+                AskedPorts { api: flags.port(), http: flags.http_port(), peer: flags.peer_port() };
+            let config = prepare(dev_config(), flags)?;
+            runtime()?.block_on(dev_cluster::run(nodes, config, asked))?;
+        }
+        Command::Dev { flags, .. } => {
+            let config = prepare(dev_config(), flags)?;
+            if !config.data.ephemeral {
+                dev_cluster::refuse_single_node(&config.data.directory)?;
+            }
+            runtime()?.block_on(run_node(config, false))?;
+        }
+        Command::Server { config, on_leash, flags } => {
+            let config = config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+            let config = prepare(config, flags)?;
+            runtime()?.block_on(run_node(config, on_leash))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a command that runs nodes does first.
+fn prepare(mut config: Config, flags: Flags) -> anyhow::Result<Config> {
     flags.overlay(&mut config)?;
     init_tracing(&config.log);
     warn_of_unknown_variables();
     piton_node::raise_file_handle_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .thread_name("piton")
-        .enable_all()
-        .on_thread_park(allocator::give_back)
-        .build()
-        .context("start the runtime")?;
-    runtime.block_on(run_node(config))
+    Ok(config)
 }
 
-async fn run_node(config: Config) -> anyhow::Result<()> {
+fn runtime() -> anyhow::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.thread_name("piton").enable_all().on_thread_park(allocator::give_back);
+    builder.build().context("start the runtime")
+}
+
+/// `on_leash`: for whoever reads one line on standard output when it is ready, and closes standard input
+/// to have it stop.
+async fn run_node(config: Config, on_leash: bool) -> anyhow::Result<()> {
     // Asked for before anything is opened, so that no signal is missed while starting.
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut signals = Signals::listen()?;
+    if on_leash {
+        signals = signals.on_leash()?;
+    }
     let devices = Devices { on_idle: allocator::give_back, ..Devices::default() };
     let mut node = tokio::select! {
         node = Node::start_on(config, devices) => node?,
         // What is half open is durable anyway.
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
+        () = signals.asked_to_stop() => return Ok(()),
     };
-    say_ready(&node);
+    if on_leash {
+        table::say("ready\n");
+    } else {
+        say_ready(&node);
+    }
     loop {
         tokio::select! {
             failure = node.failed() => match failure {
@@ -331,16 +236,16 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
                     tracing::warn!("the store is rebuilt");
                 }
             },
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            () = signals.asked_to_stop() => break,
         }
     }
-    let _ = writeln!(std::io::stdout(), "Stopping.");
+    if !on_leash {
+        table::say("Stopping.\n");
+    }
     tokio::select! {
         () = node.stop() => {}
         // Asked twice: what is acknowledged is durable, so there is nothing to wait for.
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = signals.asked_to_stop() => {}
     }
     Ok(())
 }
@@ -378,8 +283,7 @@ Ctrl-C stops.
         data = node.data_directory().display(),
         namespaces = node.namespaces().join(", "),
     );
-    // Nobody may be reading; that is no reason to stop.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    table::say(&text);
 }
 
 #[cfg(test)]
@@ -389,7 +293,7 @@ mod tests {
     fn parse(arguments: &[&str]) -> anyhow::Result<Config> {
         let cli = Cli::try_parse_from([&["piton"], arguments].concat())?;
         let mut config = Config::default();
-        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command else {
+        let (Command::Dev { flags, .. } | Command::Server { flags, .. }) = cli.command else {
             panic!("it runs no node");
         };
         flags.overlay(&mut config)?;
@@ -452,7 +356,7 @@ mod tests {
         let mut file = Config::default();
         file.data.ephemeral = true;
         let cli = Cli::try_parse_from(["piton", "dev", "--data-dir", "here"]).unwrap();
-        let (Command::Dev(flags) | Command::Server { flags, .. }) = cli.command else {
+        let (Command::Dev { flags, .. } | Command::Server { flags, .. }) = cli.command else {
             panic!("it runs no node");
         };
         flags.overlay(&mut file).unwrap();

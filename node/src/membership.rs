@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError};
 use crate::identity::Identity;
+use crate::operator::{self, OperatorAnswer, OperatorCall};
 use crate::peer::{Answerer, AskError, PeerAddress, PeerNet, Stranger, TlsError};
 
 /// How long one member may take to let this node in.
@@ -38,9 +39,24 @@ pub enum JoinError {
     Refused(String),
 }
 
+/// What somebody may ask who is no member.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Knock {
+    /// A node wants to be let in.
+    Join(JoinRequest),
+    Operate(OperatorCall),
+}
+
+/// What it is answered with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum KnockAnswer {
+    Joined(JoinAnswer),
+    Operated(OperatorAnswer),
+}
+
 /// What a node that wants to join says of itself.
 #[derive(Debug, Serialize, Deserialize)]
-struct JoinRequest {
+pub(crate) struct JoinRequest {
     record: NodeRecord,
 }
 
@@ -54,10 +70,10 @@ pub(crate) struct Welcome {
 }
 
 /// Words for who is not let in.
-type JoinAnswer = Result<Welcome, String>;
+pub(crate) type JoinAnswer = Result<Welcome, String>;
 
-const JOIN_REQUEST: Kind<JoinRequest> = Kind::new("a request to join", &[]);
-const JOIN_ANSWER: Kind<JoinAnswer> = Kind::new("an answer to a request to join", &[]);
+pub(crate) const KNOCK: Kind<Knock> = Kind::new("a request of who is no member", &[]);
+pub(crate) const KNOCK_ANSWER: Kind<KnockAnswer> = Kind::new("an answer to who is no member", &[]);
 
 /// Asks the members that are named in the configuration to be let in, until one of them does.
 ///
@@ -67,14 +83,17 @@ pub(crate) async fn join(config: &Config, record: &NodeRecord) -> Result<Welcome
     let addresses = config.cluster.join.iter().map(|address| address.parse());
     let addresses: Vec<PeerAddress> = addresses.collect::<Result<_, ConfigError>>()?;
     let stranger = Stranger::new(&config.peer, record.id, FEATURE_LEVEL)?;
-    let request = JOIN_REQUEST.encode(&JoinRequest { record: record.clone() });
+    let request = KNOCK.encode(&Knock::Join(JoinRequest { record: record.clone() }));
     let request = request.map_err(|error| JoinError::Refused(error.to_string()))?;
     loop {
         for address in &addresses {
-            match stranger.join(address, request.clone(), JOIN_WAIT).await {
-                Ok(answer) => match JOIN_ANSWER.decode(&answer) {
-                    Ok(Ok(welcome)) => return Ok(welcome),
-                    Ok(Err(why)) => return Err(JoinError::Refused(why)),
+            match stranger.ask(address, request.clone(), JOIN_WAIT).await {
+                Ok(answer) => match KNOCK_ANSWER.decode(&answer) {
+                    Ok(KnockAnswer::Joined(Ok(welcome))) => return Ok(welcome),
+                    Ok(KnockAnswer::Joined(Err(why))) => return Err(JoinError::Refused(why)),
+                    Ok(KnockAnswer::Operated(_)) => {
+                        return Err(JoinError::Refused("it answers something else".to_owned()));
+                    }
                     Err(error) => return Err(JoinError::Refused(error.to_string())),
                 },
                 Err(error) => tracing::warn!(%address, %error, "cannot join through this node yet"),
@@ -124,16 +143,23 @@ impl Answerer for Answers {
         let (cluster, cluster_id) = (self.cluster.clone(), self.cluster_id.clone());
         let shards = self.shards;
         Box::pin(async move {
-            let answer: JoinAnswer = match JOIN_REQUEST.decode(&request) {
-                Ok(JoinRequest { record }) if record.id == from => let_in(&cluster, record)
-                    .await
-                    .map(|peers| Welcome { cluster_id, shards, peers }),
-                Ok(JoinRequest { record }) => {
-                    Err(format!("node {from} asks for node {}", record.id))
+            let answer = match KNOCK.decode(&request) {
+                Ok(Knock::Join(JoinRequest { record })) if record.id == from => {
+                    KnockAnswer::Joined(let_in(&cluster, record).await.map(|peers| Welcome {
+                        cluster_id,
+                        shards,
+                        peers,
+                    }))
                 }
-                Err(error) => Err(error.to_string()),
+                Ok(Knock::Join(JoinRequest { record })) => {
+                    KnockAnswer::Joined(Err(format!("node {from} asks for node {}", record.id)))
+                }
+                Ok(Knock::Operate(call)) => {
+                    KnockAnswer::Operated(operator::answer(&cluster, &cluster_id, call).await)
+                }
+                Err(error) => KnockAnswer::Joined(Err(error.to_string())),
             };
-            JOIN_ANSWER.encode(&answer).unwrap_or_default()
+            KNOCK_ANSWER.encode(&answer).unwrap_or_default()
         })
     }
 }

@@ -32,7 +32,8 @@ impl From<u64> for NodeId {
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        // As in every file and table: what is said of a node can be looked for everywhere.
+        write!(f, "{:016x}", self.0)
     }
 }
 

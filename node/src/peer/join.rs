@@ -47,7 +47,7 @@ impl Stranger {
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn join(
+    pub async fn ask(
         &self,
         address: &PeerAddress,
         request: Bytes,
@@ -57,7 +57,8 @@ impl Stranger {
             return Err(AskError::NotSent(NotSent::TooLong));
         }
         let mut is_asked = false;
-        let joined = tokio::time::timeout(limit, self.ask(address, request, &mut is_asked)).await;
+        let joined =
+            tokio::time::timeout(limit, self.ask_once(address, request, &mut is_asked)).await;
         joined.unwrap_or_else(|_| {
             Err(if is_asked {
                 AskError::Unknown(Unknown::Timeout)
@@ -67,7 +68,7 @@ impl Stranger {
         })
     }
 
-    async fn ask(
+    async fn ask_once(
         &self,
         address: &PeerAddress,
         request: Bytes,

@@ -233,15 +233,27 @@ impl Cluster {
         }
     }
 
-    pub(crate) async fn ask_node(
-        &self,
-        node: NodeId,
-        call: NodeCall,
-    ) -> Result<NodeAnswer, MetaError> {
+    /// Asks a node something that is not about its shards, this one among them.
+    ///
+    /// # Errors
+    /// What it answers; see [`MetaError`].
+    pub async fn ask_node(&self, node: NodeId, call: NodeCall) -> Result<NodeAnswer, MetaError> {
         if node == self.host.node() {
             return self.answer_node(call).await;
         }
         self.host.peer().node(node, call).await
+    }
+
+    /// Takes a snapshot of this node's replica of a shard, and says up to which index it holds.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be taken.
+    pub async fn snapshot(&self, shard: ShardId) -> Result<u64, ShardError> {
+        let replica = self.host.replica(shard);
+        let replica = replica
+            .ok_or_else(|| ShardError::Unavailable(format!("this node has no shard {shard}")))?;
+        let taken = replica.group.snapshot_now().await;
+        taken.map_err(|error| ShardError::Unavailable(error.to_string()))
     }
 
     /// A node has said how it is: with it comes who leads.

@@ -1,0 +1,218 @@
+//! How what a cluster says is written.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use piton_core::id::ShardId;
+use piton_node::operator::{ClusterReport, NodeReport, OperatorClient, ReplicaRole, ShardReport};
+use serde_json::json;
+
+use crate::cluster_command::Output;
+use crate::table;
+
+/// A node that was heard of so lately is there.
+const HEARD_MS: u64 = 5_000;
+/// Entries on their way are not missing.
+const BEHIND_MAX: u64 = 1_000;
+/// How often `--watch` asks.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+/// The exit code of `status --check`.
+const MISSING: u8 = 5;
+/// Clears the terminal and begins at its top, as any terminal of this century understands.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+pub(super) fn status(report: &ClusterReport, output: Output, check: bool) -> ExitCode {
+    match output {
+        Output::Table => table::say(&status_text(report)),
+        Output::Json => say_json(report),
+    }
+    if check && !missing(report).is_empty() { ExitCode::from(MISSING) } else { ExitCode::SUCCESS }
+}
+
+/// Asks and writes until this process is told to stop.
+pub(super) async fn watch(client: &OperatorClient) -> anyhow::Result<ExitCode> {
+    loop {
+        let text = match client.report().await {
+            Ok(report) => status_text(&report),
+            Err(error) => format!("{error}\n"),
+        };
+        table::say(&format!("{CLEAR}{text}"));
+        tokio::time::sleep(WATCH_PAUSE).await;
+    }
+}
+
+fn say_json(value: &impl serde::Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => table::say(&format!("{text}\n")),
+        Err(error) => table::log(&format!("piton: {error}\n")),
+    }
+}
+
+pub(super) fn members(report: &ClusterReport, output: Output) -> ExitCode {
+    match output {
+        Output::Table => table::say(&nodes_text(report)),
+        Output::Json => say_json(&report.nodes),
+    }
+    ExitCode::SUCCESS
+}
+
+pub(super) fn snapshots(taken: &BTreeMap<ShardId, u64>, output: Output) -> ExitCode {
+    match output {
+        Output::Table => {
+            let header = ["Shard", "Index of its snapshot"];
+            let rows = taken.iter().map(|(shard, index)| [shard.to_string(), index.to_string()]);
+            table::say(&table::indented(&header, rows));
+        }
+        Output::Json => say_json(&json!({ "snapshots": taken })),
+    }
+    ExitCode::SUCCESS
+}
+
+pub(super) fn rebalancing(report: &ClusterReport, output: Output) -> ExitCode {
+    match output {
+        Output::Table => table::say(&format!("Rebalancing is {}.\n", rebalancing_word(report))),
+        Output::Json => say_json(&json!({ "is_paused": report.is_rebalancing_paused })),
+    }
+    ExitCode::SUCCESS
+}
+
+fn rebalancing_word(report: &ClusterReport) -> &'static str {
+    if report.is_rebalancing_paused { "paused" } else { "on" }
+}
+
+fn status_text(report: &ClusterReport) -> String {
+    let missing = missing(report);
+    let health = if missing.is_empty() {
+        "All nodes are there, and every shard has its leader and its replicas.\n".to_owned()
+    } else {
+        missing.iter().map(|what| format!("! {what}\n")).collect()
+    };
+    format!(
+        "Cluster {}, feature level {}, {} replicas of each shard, rebalancing {}; told by {}.\n{health}\n\
+         {}\n{}",
+        report.cluster,
+        report.level,
+        report.replicas,
+        rebalancing_word(report),
+        short(&report.told_by),
+        nodes_text(report),
+        shards_text(report),
+    )
+}
+
+/// The first digits of an id, which tell any two nodes of a cluster apart.
+fn short(id: &str) -> &str {
+    id.get(..8).unwrap_or(id)
+}
+
+fn heard(node: &NodeReport) -> String {
+    match node.silent_ms {
+        None => "never".to_owned(),
+        Some(ms) if ms < HEARD_MS => "now".to_owned(),
+        Some(ms) => format!("{} s ago", ms / 1000),
+    }
+}
+
+fn nodes_text(report: &ClusterReport) -> String {
+    let header =
+        ["Node", "State", "Heard", "Leads", "Replicas", "API", "Peers", "Zone", "Release", "Level"];
+    let nodes = report.nodes.iter().filter(|node| node.state != "removed");
+    let rows = nodes.map(|node| {
+        let meta = if node.leads_meta { " + meta" } else { "" };
+        [
+            short(&node.id).to_owned(),
+            node.state.clone(),
+            heard(node),
+            format!("{}{meta}", node.leads),
+            node.holds.to_string(),
+            node.api.clone(),
+            node.peer.clone(),
+            node.zone.clone(),
+            node.release.clone().unwrap_or_default(),
+            node.level.to_string(),
+        ]
+    });
+    table::indented(&header, rows)
+}
+
+fn shards_text(report: &ClusterReport) -> String {
+    let header = ["Shard", "Leader", "Term", "Committed", "Applied", "Snapshot", "Others (behind)"];
+    let rows = [&report.meta].into_iter().chain(&report.shards).map(|shard| {
+        let leader = shard.leader.as_deref().map_or("none", short);
+        [
+            shard.name.clone(),
+            leader.to_owned(),
+            shard.term.to_string(),
+            shard.committed_index.to_string(),
+            shard.applied_index.to_string(),
+            shard.snapshot_index.to_string(),
+            others(shard),
+        ]
+    });
+    table::indented(&header, rows)
+}
+
+fn others(shard: &ShardReport) -> String {
+    let others = shard.members.iter().filter(|member| member.role != ReplicaRole::Leader);
+    let texts = others.map(|member| {
+        let behind = member.behind.map_or_else(|| "?".to_owned(), |behind| behind.to_string());
+        let filled = if member.role == ReplicaRole::Learner { ", being filled" } else { "" };
+        format!("{} ({behind}{filled})", short(&member.node))
+    });
+    texts.collect::<Vec<_>>().join(" ")
+}
+
+/// What is not as it is to be, in words.
+fn missing(report: &ClusterReport) -> Vec<String> {
+    let members = report.nodes.iter().filter(|node| node.state != "removed");
+    let silent = members.filter(|node| node.silent_ms.is_none_or(|ms| ms >= HEARD_MS));
+    let nodes = silent.map(|node| format!("node {} is not heard of", short(&node.id)));
+    let groups = [&report.meta].into_iter().chain(&report.shards);
+    let shards = groups.filter_map(|shard| {
+        let name = match shard.name.as_str() {
+            "meta" => "the meta group".to_owned(),
+            number => format!("shard {number}"),
+        };
+        match &shard.leader {
+            None => Some(format!("{name} has no leader")),
+            Some(_) if shard.is_whole(BEHIND_MAX) => None,
+            Some(_) => Some(format!("replicas of {name} are missing, behind or being moved")),
+        }
+    });
+    nodes.chain(shards).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster_command::tests::sample;
+
+    #[test]
+    fn a_status_says_who_leads_and_how_far_others_are() {
+        let text = status_text(&sample());
+        assert!(text.contains("All nodes are there"), "{text}");
+        for line in [
+            "  00000000  up     now    1 + meta  1         127.0.0.1:7134  127.0.0.1:7234",
+            "  0      00000000  3     40         40       12        00000000 (7)",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let mut report = sample();
+        report.nodes[1].silent_ms = Some(7_500);
+        report.shards[0].leader = None;
+        report.meta.members[1].behind = Some(5_000);
+        let wanted = [
+            "node 00000000 is not heard of",
+            "replicas of the meta group are missing, behind or being moved",
+            "shard 0 has no leader",
+        ];
+        assert_eq!(missing(&report), wanted);
+        assert!(status_text(&report).contains("7 s ago"));
+        assert_eq!(missing(&sample()), Vec::<String>::new());
+    }
+}

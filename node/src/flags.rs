@@ -1,0 +1,181 @@
+//! The flags of a command that runs a node.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use clap::builder::BoolishValueParser;
+use piton_core::limits::Limits;
+use piton_node::config::{Config, LogFormat, StoreEngine};
+
+use crate::EXAMPLES;
+
+/// What a node can be told on the command line, or by variables.
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// Address to listen on [default: 127.0.0.1].
+    #[arg(long, env = "PITON_IP", value_parser = read_ip)]
+    ip: Option<IpAddr>,
+    /// Port of the API; 0 takes any free one [default: 7233].
+    #[arg(long, env = "PITON_PORT")]
+    port: Option<u16>,
+    /// Port of /metrics, /healthz and /readyz; 0 takes any free one [default: 8233].
+    #[arg(long, env = "PITON_HTTP_PORT")]
+    http_port: Option<u16>,
+    /// Where everything is kept [default: ./piton-data].
+    #[arg(long, value_name = "DIR", env = "PITON_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Keep everything in a temporary directory that is removed at exit.
+    #[arg(
+        long,
+        env = "PITON_EPHEMERAL",
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new()
+    )]
+    ephemeral: Option<bool>,
+    /// Port for other nodes; 0 takes any free one [default: 7234; of `dev`: any].
+    #[arg(long, env = "PITON_PEER_PORT")]
+    peer_port: Option<u16>,
+    /// Address for other nodes to connect to; other than loopback it takes certificates [default:
+    /// 127.0.0.1].
+    #[arg(long, env = "PITON_PEER_IP", value_parser = read_ip)]
+    peer_ip: Option<IpAddr>,
+    /// With an empty data directory: join the cluster of this node, by host:port of its peer port; may be
+    /// repeated.
+    #[arg(long, value_name = "HOST:PORT", env = "PITON_JOIN", value_delimiter = ',')]
+    join: Vec<String>,
+    /// With an empty data directory: found a new cluster. `dev` does so unless it joins one.
+    #[arg(
+        long,
+        env = "PITON_BOOTSTRAP",
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new()
+    )]
+    bootstrap: Option<bool>,
+    /// What fails together with this node: replicas of a shard are spread over zones.
+    #[arg(long, value_name = "NAME", env = "PITON_ZONE")]
+    zone: Option<String>,
+    /// Namespace to register besides `default`; may be repeated.
+    #[arg(long, value_name = "NAME", env = "PITON_NAMESPACE", value_delimiter = ',')]
+    namespace: Vec<String>,
+    /// Search attribute to add to the namespaces named at start; may be repeated.
+    #[arg(long, value_name = "NAME=TYPE", env = "PITON_SEARCH_ATTRIBUTE", value_delimiter = ',')]
+    search_attribute: Vec<String>,
+    /// Limit of the API to set; may be repeated. The cluster keeps it. All are listed below.
+    #[arg(long, value_name = "KEY=VALUE", env = "PITON_LIMIT", value_delimiter = ',')]
+    limit: Vec<String>,
+    /// How long a workflow with nothing to do stays in memory; 0: not at all [default: 10000].
+    #[arg(long, value_name = "MS", env = "PITON_IDLE_MS")]
+    idle_ms: Option<u64>,
+    /// Workflows kept in memory; beyond it the longest unused leave early [default: 4096].
+    #[arg(long, value_name = "COUNT", env = "PITON_IN_MEMORY_MAX")]
+    in_memory_max: Option<u64>,
+    /// Rows kept in memory before they must be in the store [default: 67108864].
+    #[arg(long, value_name = "BYTES", env = "PITON_TABLE_BYTES")]
+    table_bytes: Option<u64>,
+    /// Log of one shard that makes a snapshot of it due, after which the log is freed [default: 67108864].
+    #[arg(long, value_name = "BYTES", env = "PITON_SNAPSHOT_LOG_BYTES")]
+    snapshot_log_bytes: Option<u64>,
+    /// What keeps the store; one that another engine made is rebuilt from the log [default: redb].
+    #[arg(long, value_name = "ENGINE", env = "PITON_STORE")]
+    store: Option<StoreEngine>,
+    /// Shards of a cluster that is first started [default: one for each core, at most 16].
+    #[arg(long, value_name = "COUNT", env = "PITON_SHARDS")]
+    shards: Option<u32>,
+    /// What is logged, such as `info` or `warn,piton_shard=debug` [default: info; of `dev`: warn].
+    #[arg(long, value_name = "FILTER", env = "PITON_LOG")]
+    log: Option<String>,
+    /// How it is logged [default: text].
+    #[arg(long, value_name = "FORMAT", env = "PITON_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+pub(crate) fn long_help() -> String {
+    let mut text = format!("{EXAMPLES}\nLimits for --limit, with their defaults (bytes, ms):\n");
+    for (name, default, what) in Limits::ALL {
+        text.push_str(&format!("  {name:<34} {default:>11}  {}\n", what.trim()));
+    }
+    text
+}
+
+impl Flags {
+    pub(crate) fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    pub(crate) fn http_port(&self) -> Option<u16> {
+        self.http_port
+    }
+
+    pub(crate) fn peer_port(&self) -> Option<u16> {
+        self.peer_port
+    }
+
+    /// Sets what was given.
+    ///
+    /// # Errors
+    /// When something given cannot be used, with the name of its flag.
+    pub(crate) fn overlay(self, config: &mut Config) -> anyhow::Result<()> {
+        fn set<T>(place: &mut T, given: Option<T>) {
+            if let Some(given) = given {
+                *place = given;
+            }
+        }
+        set(&mut config.listen.ip, self.ip);
+        set(&mut config.listen.port, self.port);
+        set(&mut config.listen.http_port, self.http_port);
+        match (self.ephemeral, self.data_dir) {
+            (Some(true), Some(_)) => anyhow::bail!(
+                "--data-dir keeps what --ephemeral removes: give one of them (or PITON_DATA_DIR, \
+                 PITON_EPHEMERAL)"
+            ),
+            // A directory that is named here is meant to be used, whatever a file says.
+            (ephemeral, Some(directory)) => {
+                config.data.directory = directory;
+                config.data.ephemeral = ephemeral.unwrap_or(false);
+            }
+            (ephemeral, None) => set(&mut config.data.ephemeral, ephemeral),
+        }
+        set(&mut config.peer.port, self.peer_port);
+        set(&mut config.peer.ip, self.peer_ip);
+        set(&mut config.cluster.zone, self.zone);
+        if !self.join.is_empty() {
+            config.cluster.join = self.join;
+            // What a command founds by default, it does not where it is told to join.
+            config.cluster.bootstrap = false;
+        }
+        set(&mut config.cluster.bootstrap, self.bootstrap);
+        set(&mut config.data.table_bytes, self.table_bytes);
+        set(&mut config.data.snapshot_log_bytes, self.snapshot_log_bytes);
+        set(&mut config.data.store, self.store);
+        set(&mut config.shards.idle_ms, self.idle_ms);
+        set(&mut config.shards.in_memory_max, self.in_memory_max);
+        config.shards.count = self.shards.or(config.shards.count);
+        set(&mut config.log.filter, self.log);
+        set(&mut config.log.format, self.log_format);
+        self.namespace.into_iter().for_each(|name| config.add_namespace(name));
+        for given in &self.search_attribute {
+            config.add_search_attribute(given).context("--search-attribute")?;
+        }
+        for given in &self.limit {
+            config.set_limit(given).context("--limit")?;
+        }
+        config.check()?;
+        Ok(())
+    }
+}
+
+/// An address, or the one name that every machine knows.
+fn read_ip(text: &str) -> Result<IpAddr, String> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse().map_err(|_| "an IP address, or localhost, is expected".to_owned())
+}

@@ -1,0 +1,209 @@
+//! The cluster as one node sees it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use piton_core::id::ShardId;
+use piton_raft::NodeId;
+use piton_shard::{Cluster, NodeRecord, NodeStatus, ReplicaStatus, Sighting};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// A node is a number of 64 bits, which JSON's readers would round: it is written in hexadecimal.
+pub fn write_id(node: NodeId) -> String {
+    format!("{:016x}", node.0)
+}
+
+/// All that a node knows of its cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterReport {
+    pub cluster: String,
+    /// The node that says so.
+    pub told_by: String,
+    /// The feature level: what every node may write.
+    pub level: u32,
+    /// Replicas that each shard is to have, where there are enough nodes.
+    pub replicas: u32,
+    pub is_rebalancing_paused: bool,
+    pub nodes: Vec<NodeReport>,
+    /// The group that records nodes, placements and namespaces.
+    pub meta: ShardReport,
+    pub shards: Vec<ShardReport>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    pub id: String,
+    /// up, draining, leaving or removed.
+    pub state: String,
+    /// How long ago it was last heard of; `None`: not since the node that is asked started.
+    pub silent_ms: Option<u64>,
+    pub peer: String,
+    pub api: String,
+    pub http: String,
+    pub zone: String,
+    pub release: Option<String>,
+    /// The highest feature level that it knows.
+    pub level: u32,
+    /// Shards that it leads, and of which it has a replica.
+    pub leads: u32,
+    pub holds: u32,
+    pub leads_meta: bool,
+}
+
+/// A shard, as its leader sees it; without one, as it is recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardReport {
+    pub name: String,
+    pub leader: Option<String>,
+    pub term: u64,
+    pub committed_index: u64,
+    pub applied_index: u64,
+    /// Entries since the last snapshot are replayed at a start.
+    pub snapshot_index: u64,
+    pub members: Vec<MemberReport>,
+    /// Where it is to be.
+    pub placed: Vec<String>,
+    /// Members are being changed.
+    pub is_changing: bool,
+}
+
+/// A replica of a shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberReport {
+    pub node: String,
+    pub role: ReplicaRole,
+    /// Entries that it has not acknowledged; `None`: nobody knows.
+    pub behind: Option<u64>,
+}
+
+/// What a replica does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicaRole {
+    Leader,
+    Voter,
+    /// It is being filled.
+    Learner,
+}
+
+impl ShardReport {
+    /// Whether it is led, held where it is to be, and every replica has all but what is on its way.
+    pub fn is_whole(&self, behind_max: u64) -> bool {
+        let voters = self.members.iter().filter(|member| member.role != ReplicaRole::Learner);
+        let held: BTreeSet<&str> = voters.map(|member| member.node.as_str()).collect();
+        let placed: BTreeSet<&str> = self.placed.iter().map(String::as_str).collect();
+        let is_current = |member: &MemberReport| member.behind.is_some_and(|b| b <= behind_max);
+        self.leader.is_some()
+            && !self.is_changing
+            && held == placed
+            && held.len() == self.members.len()
+            && self.members.iter().all(is_current)
+    }
+}
+
+impl ClusterReport {
+    /// The node of that id, as reports write it.
+    pub fn node(&self, id: &str) -> Option<&NodeReport> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// What this node knows.
+    pub(crate) fn of(cluster: &Cluster, cluster_id: &str) -> Self {
+        let state = cluster.meta().state();
+        let sightings = cluster.sightings();
+        let now = Instant::now();
+        let nodes = state.nodes().map(|node| node_report(node, sightings.get(&node.id), now));
+        let mut nodes: Vec<NodeReport> = nodes.collect();
+        let shards = state.routes().iter().map(|route| {
+            let placement = state.placement(route.shard).map(|placement| &placement.voters);
+            let said = leader_of(&sightings, |status| status.shards.get(&route.shard));
+            shard_report(route.shard.to_string(), said, placement)
+        });
+        let shards: Vec<ShardReport> = shards.collect();
+        let meta = leader_of(&sightings, |status| Some(&status.meta));
+        let meta = shard_report("meta".to_owned(), meta, None);
+        for node in &mut nodes {
+            let led = shards.iter().filter(|shard| shard.leader.as_ref() == Some(&node.id));
+            node.leads = led.count() as u32;
+            node.leads_meta = meta.leader.as_ref() == Some(&node.id);
+        }
+        let settings = state.settings();
+        Self {
+            cluster: cluster_id.to_owned(),
+            told_by: write_id(cluster.host().node()),
+            level: settings.level,
+            replicas: settings.replicas,
+            is_rebalancing_paused: settings.is_rebalancing_paused,
+            nodes,
+            meta,
+            shards,
+        }
+    }
+}
+
+fn node_report(node: &NodeRecord, seen: Option<&Sighting>, now: Instant) -> NodeReport {
+    let silent = seen.map(|seen| now.saturating_duration_since(seen.heard));
+    NodeReport {
+        id: write_id(node.id),
+        state: node.state.name().to_owned(),
+        silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        peer: node.peer_address.clone(),
+        api: node.api_address.clone(),
+        http: node.http_address.clone(),
+        zone: node.zone.clone(),
+        release: seen.map(|seen| seen.status.release.clone()),
+        level: node.level,
+        leads: 0,
+        holds: seen.map_or(0, |seen| seen.status.shards.len() as u32),
+        leads_meta: false,
+    }
+}
+
+/// The node that leads a shard, as far as it was heard.
+pub(crate) fn leading(cluster: &Cluster, shard: ShardId) -> Option<NodeId> {
+    let sightings = cluster.sightings();
+    leader_of(&sightings, |status| status.shards.get(&shard)).map(|(node, _)| node)
+}
+
+/// What the leader of the newest term says of a group.
+fn leader_of<'a>(
+    sightings: &'a BTreeMap<NodeId, Sighting>,
+    of: impl Fn(&'a NodeStatus) -> Option<&'a ReplicaStatus>,
+) -> Option<(NodeId, &'a ReplicaStatus)> {
+    let said = sightings.values().filter_map(|seen| Some((seen.status.node, of(&seen.status)?)));
+    let (node, newest) = said.max_by_key(|(_, said)| (said.term, said.serves))?;
+    newest.serves.then_some((node, newest))
+}
+
+fn shard_report(
+    name: String,
+    said: Option<(NodeId, &ReplicaStatus)>,
+    placed: Option<&BTreeSet<NodeId>>,
+) -> ShardReport {
+    let leader = said.map(|(node, _)| node);
+    let said = said.map(|(_, said)| said.clone()).unwrap_or_default();
+    let member = |node: &NodeId, role| {
+        let is_leader = leader == Some(*node);
+        MemberReport {
+            node: write_id(*node),
+            role: if is_leader { ReplicaRole::Leader } else { role },
+            behind: if is_leader { Some(0) } else { said.behind.get(node).copied() },
+        }
+    };
+    let voters = said.voters.iter().map(|node| member(node, ReplicaRole::Voter));
+    let learners = said.learners.iter().map(|node| member(node, ReplicaRole::Learner));
+    // The meta group is placed nowhere: it is where its leader says.
+    let placed = placed.unwrap_or(&said.voters);
+    ShardReport {
+        name,
+        leader: leader.map(write_id),
+        term: said.term,
+        committed_index: said.committed_index,
+        applied_index: said.applied_index,
+        snapshot_index: said.snapshot_index,
+        members: voters.chain(learners).collect(),
+        placed: placed.iter().copied().map(write_id).collect(),
+        is_changing: said.is_changing,
+    }
+}
