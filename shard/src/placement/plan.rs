@@ -78,9 +78,7 @@ const SILENT: Duration = Duration::from_secs(5);
 
 /// What to do next; `None`: all is as it is to be, or has to be waited for.
 pub(crate) fn next_step(state: &MetaState, seen: &Seen) -> Option<Step> {
-    if state.nodes().next().is_none() {
-        return None;
-    }
+    state.nodes().next()?;
     let plan = Plan::new(state, seen);
     plan.record_what_is()
         .or_else(|| plan.vacate())

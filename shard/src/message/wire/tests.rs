@@ -124,6 +124,7 @@ fn a_request_of_a_newer_release_is_refused_by_name() {
 /// A payload is copied once where it is read, and twice where it is written (into its message, and from
 /// there behind what stands before it).
 #[test]
+#[expect(clippy::print_stdout, reason = "what it takes is read by who runs it")]
 fn a_large_payload_takes_no_more_memory_than_its_copies() {
     const BYTES: usize = 1 << 20;
     let payload = Payload { data: vec![7; BYTES].into(), ..Payload::default() };
