@@ -154,8 +154,7 @@ async fn a_dead_follower_costs_nothing() {
 async fn share_of_a_link_that_a_transfer_uses() {
     const RATE: u64 = 60_000_000;
     const STATE_BYTES: u64 = 256 << 20;
-    let mut tuning = Tuning::default();
-    tuning.log_held_bytes_max = 0;
+    let tuning = Tuning { log_held_bytes_max: 0, ..Tuning::default() };
     let lagging = Lagging::start(tuning, STATE_BYTES).await;
     let network = &lagging.cluster.network;
     network.limit(lagging.from, lagging.to, RATE);
