@@ -38,6 +38,12 @@ pub enum JoinError {
     Refused(String),
 }
 
+/// What is asked by who is no member.
+#[derive(Debug, Serialize, Deserialize)]
+enum Knock {
+    Join(JoinRequest),
+}
+
 /// What a node that wants to join says of itself.
 #[derive(Debug, Serialize, Deserialize)]
 struct JoinRequest {
@@ -56,7 +62,7 @@ pub(crate) struct Welcome {
 /// Words for who is not let in.
 type JoinAnswer = Result<Welcome, String>;
 
-const JOIN_REQUEST: Kind<JoinRequest> = Kind::new("a request to join", &[]);
+const KNOCK: Kind<Knock> = Kind::new("a request of a stranger", &[]);
 const JOIN_ANSWER: Kind<JoinAnswer> = Kind::new("an answer to a request to join", &[]);
 
 /// Asks the members that are named in the configuration to be let in, until one of them does.
@@ -67,11 +73,11 @@ pub(crate) async fn join(config: &Config, record: &NodeRecord) -> Result<Welcome
     let addresses = config.cluster.join.iter().map(|address| address.parse());
     let addresses: Vec<PeerAddress> = addresses.collect::<Result<_, ConfigError>>()?;
     let stranger = Stranger::new(&config.peer, record.id, FEATURE_LEVEL)?;
-    let request = JOIN_REQUEST.encode(&JoinRequest { record: record.clone() });
+    let request = KNOCK.encode(&Knock::Join(JoinRequest { record: record.clone() }));
     let request = request.map_err(|error| JoinError::Refused(error.to_string()))?;
     loop {
         for address in &addresses {
-            match stranger.join(address, request.clone(), JOIN_WAIT).await {
+            match stranger.ask(address, request.clone(), JOIN_WAIT).await {
                 Ok(answer) => match JOIN_ANSWER.decode(&answer) {
                     Ok(Ok(welcome)) => return Ok(welcome),
                     Ok(Err(why)) => return Err(JoinError::Refused(why)),
@@ -120,15 +126,16 @@ impl Answerer for Answers {
         Box::pin(async move { cluster.answer_bytes(&request).await })
     }
 
-    fn join(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
+    fn answer_stranger(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let (cluster, cluster_id) = (self.cluster.clone(), self.cluster_id.clone());
         let shards = self.shards;
         Box::pin(async move {
-            let answer: JoinAnswer = match JOIN_REQUEST.decode(&request) {
-                Ok(JoinRequest { record }) if record.id == from => let_in(&cluster, record)
-                    .await
-                    .map(|peers| Welcome { cluster_id, shards, peers }),
-                Ok(JoinRequest { record }) => {
+            let answer: JoinAnswer = match KNOCK.decode(&request) {
+                Ok(Knock::Join(JoinRequest { record })) if record.id == from => {
+                    let peers = let_in(&cluster, record).await;
+                    peers.map(|peers| Welcome { cluster_id, shards, peers })
+                }
+                Ok(Knock::Join(JoinRequest { record })) => {
                     Err(format!("node {from} asks for node {}", record.id))
                 }
                 Err(error) => Err(error.to_string()),

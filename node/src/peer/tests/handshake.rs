@@ -307,13 +307,13 @@ async fn one_that_wants_to_join_may_ask_that_once_and_nothing_else() {
         Stranger::new(&PeerConfig { port: 0, ..PeerConfig::default() }, NodeId(5), 7).unwrap();
     let ask = async || {
         let request = Bytes::from_static(b"me");
-        stranger.join(&node.address(), request, PATIENCE).await
+        stranger.ask(&node.address(), request, PATIENCE).await
     };
     assert_eq!(ask().await, Err(AskError::NotSent(NotSent::NotTaken)), "nobody answers yet");
     node.net.answer_with(Arc::new(super::calls::Echo::default()));
     assert_eq!(ask().await.unwrap(), "5 joins: me");
     let too_long = Bytes::from(vec![0; 65 << 10]);
-    let refused = stranger.join(&node.address(), too_long, PATIENCE).await;
+    let refused = stranger.ask(&node.address(), too_long, PATIENCE).await;
     assert_eq!(refused, Err(AskError::NotSent(NotSent::TooLong)));
 
     // What it asks goes nowhere else, whatever it says it is.
@@ -338,7 +338,7 @@ async fn one_that_wants_to_join_may_ask_that_once_and_nothing_else() {
     assert_eq!(welcome.refusal_kind, "too_many_strangers");
     drop(waiting);
     await_until("there is room again", || node.refused("too_many_strangers") == 1.0).await;
-    let gone = stranger.join(&"127.0.0.1:1".parse().unwrap(), Bytes::new(), PATIENCE).await;
+    let gone = stranger.ask(&"127.0.0.1:1".parse().unwrap(), Bytes::new(), PATIENCE).await;
     assert!(matches!(gone, Err(AskError::NotSent(NotSent::Refused(_)))), "{gone:?}");
 }
 

@@ -62,7 +62,7 @@ async fn nodes_with_certificates_of_one_ca_reach_each_other() {
     let mut config = PeerConfig::default();
     authority.equip(&mut config, "127.0.0.1");
     let stranger = Stranger::new(&config, NodeId(5), 7).unwrap();
-    let joined = stranger.join(&two.address(), Bytes::from_static(b"me"), PATIENCE).await;
+    let joined = stranger.ask(&two.address(), Bytes::from_static(b"me"), PATIENCE).await;
     assert_eq!(joined.unwrap(), "5 joins: me");
 }
 
@@ -103,7 +103,7 @@ async fn a_certificate_of_another_ca_or_for_another_host_or_none_is_refused() {
     other.equip(&mut config, "127.0.0.1");
     config.ca = node_ca(&authority);
     let stranger = Stranger::new(&config, NodeId(5), 7).unwrap();
-    let joined = stranger.join(&node.address(), Bytes::new(), PATIENCE).await;
+    let joined = stranger.ask(&node.address(), Bytes::new(), PATIENCE).await;
     assert!(joined.is_err(), "{joined:?}");
 }
 
