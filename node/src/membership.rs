@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError};
 use crate::identity::Identity;
-use crate::operator::{self, OperatorAnswer, OperatorCall};
+use crate::operator::{self, OperatorCall};
 use crate::peer::{Answerer, AskError, PeerAddress, PeerNet, Stranger, TlsError};
 
 /// How long one member may take to let this node in.
@@ -39,19 +39,11 @@ pub enum JoinError {
     Refused(String),
 }
 
-/// What somebody may ask who is no member.
+/// What is asked by who is no member.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Knock {
-    /// A node wants to be let in.
     Join(JoinRequest),
     Operate(OperatorCall),
-}
-
-/// What it is answered with.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum KnockAnswer {
-    Joined(JoinAnswer),
-    Operated(OperatorAnswer),
 }
 
 /// What a node that wants to join says of itself.
@@ -70,10 +62,10 @@ pub(crate) struct Welcome {
 }
 
 /// Words for who is not let in.
-pub(crate) type JoinAnswer = Result<Welcome, String>;
+type JoinAnswer = Result<Welcome, String>;
 
-pub(crate) const KNOCK: Kind<Knock> = Kind::new("a request of who is no member", &[]);
-pub(crate) const KNOCK_ANSWER: Kind<KnockAnswer> = Kind::new("an answer to who is no member", &[]);
+pub(crate) const KNOCK: Kind<Knock> = Kind::new("a request of a stranger", &[]);
+const JOIN_ANSWER: Kind<JoinAnswer> = Kind::new("an answer to a request to join", &[]);
 
 /// Asks the members that are named in the configuration to be let in, until one of them does.
 ///
@@ -88,12 +80,9 @@ pub(crate) async fn join(config: &Config, record: &NodeRecord) -> Result<Welcome
     loop {
         for address in &addresses {
             match stranger.ask(address, request.clone(), JOIN_WAIT).await {
-                Ok(answer) => match KNOCK_ANSWER.decode(&answer) {
-                    Ok(KnockAnswer::Joined(Ok(welcome))) => return Ok(welcome),
-                    Ok(KnockAnswer::Joined(Err(why))) => return Err(JoinError::Refused(why)),
-                    Ok(KnockAnswer::Operated(_)) => {
-                        return Err(JoinError::Refused("it answers something else".to_owned()));
-                    }
+                Ok(answer) => match JOIN_ANSWER.decode(&answer) {
+                    Ok(Ok(welcome)) => return Ok(welcome),
+                    Ok(Err(why)) => return Err(JoinError::Refused(why)),
                     Err(error) => return Err(JoinError::Refused(error.to_string())),
                 },
                 Err(error) => tracing::warn!(%address, %error, "cannot join through this node yet"),
@@ -139,27 +128,24 @@ impl Answerer for Answers {
         Box::pin(async move { cluster.answer_bytes(&request).await })
     }
 
-    fn join(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
+    fn answer_stranger(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let (cluster, cluster_id) = (self.cluster.clone(), self.cluster_id.clone());
         let shards = self.shards;
         Box::pin(async move {
-            let answer = match KNOCK.decode(&request) {
+            let answer: JoinAnswer = match KNOCK.decode(&request) {
                 Ok(Knock::Join(JoinRequest { record })) if record.id == from => {
-                    KnockAnswer::Joined(let_in(&cluster, record).await.map(|peers| Welcome {
-                        cluster_id,
-                        shards,
-                        peers,
-                    }))
+                    let peers = let_in(&cluster, record).await;
+                    peers.map(|peers| Welcome { cluster_id, shards, peers })
                 }
                 Ok(Knock::Join(JoinRequest { record })) => {
-                    KnockAnswer::Joined(Err(format!("node {from} asks for node {}", record.id)))
+                    Err(format!("node {from} asks for node {}", record.id))
                 }
                 Ok(Knock::Operate(call)) => {
-                    KnockAnswer::Operated(operator::answer(&cluster, &cluster_id, call).await)
+                    return operator::answer(&cluster, &cluster_id, call).await;
                 }
-                Err(error) => KnockAnswer::Joined(Err(error.to_string())),
+                Err(error) => Err(error.to_string()),
             };
-            KNOCK_ANSWER.encode(&answer).unwrap_or_default()
+            JOIN_ANSWER.encode(&answer).unwrap_or_default()
         })
     }
 }

@@ -2,19 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
 use piton_shard::{Cluster, ClusterSettings, MetaError, NodeCall, NodeState, Placement};
 
+use crate::operator::call::OPERATOR_ANSWER;
 use crate::operator::report::leading;
 use crate::operator::{ClusterReport, OperatorAnswer, OperatorCall, OperatorRefusal};
 
-/// Answers an operator.
-pub(crate) async fn answer(
-    cluster: &Cluster,
-    cluster_id: &str,
-    call: OperatorCall,
-) -> OperatorAnswer {
+/// Answers an operator, as bytes.
+pub(crate) async fn answer(cluster: &Cluster, cluster_id: &str, call: OperatorCall) -> Bytes {
     let answered = match call {
         OperatorCall::Report => {
             Ok(OperatorAnswer::Report(Box::new(ClusterReport::of(cluster, cluster_id))))
@@ -25,7 +23,9 @@ pub(crate) async fn answer(
         OperatorCall::Snapshot { shard } => snapshot(cluster, shard).await,
         OperatorCall::Rebalance { is_paused } => rebalance(cluster, is_paused).await,
     };
-    answered.unwrap_or_else(OperatorAnswer::Refused)
+    let answer = answered.unwrap_or_else(OperatorAnswer::Refused);
+    // One that is too large is as one that another release gives.
+    OPERATOR_ANSWER.encode(&answer).unwrap_or_default()
 }
 
 type Answered = Result<OperatorAnswer, OperatorRefusal>;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
 use piton_shard::NodeState;
+use piton_store::codec::Kind;
 use serde::{Deserialize, Serialize};
 
 use crate::operator::ClusterReport;
@@ -26,6 +27,8 @@ pub enum OperatorCall {
     /// Spread replicas and leaders evenly, or leave them where they are.
     Rebalance { is_paused: bool },
 }
+
+pub(super) const OPERATOR_ANSWER: Kind<OperatorAnswer> = Kind::new("an answer to an operator", &[]);
 
 /// What it is answered with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,7 +6,8 @@ use piton_raft::NodeId;
 use piton_shard::FEATURE_LEVEL;
 
 use crate::config::PeerConfig;
-use crate::membership::{KNOCK, KNOCK_ANSWER, Knock, KnockAnswer};
+use crate::membership::{KNOCK, Knock};
+use crate::operator::call::OPERATOR_ANSWER;
 use crate::operator::{ClusterReport, OperatorAnswer, OperatorCall, OperatorRefusal};
 use crate::peer::{AskError, PeerAddress, Stranger, TlsError};
 
@@ -89,10 +90,10 @@ impl OperatorClient {
                 return Err(OperatorError::Unknown { address: address.to_string(), error });
             }
         };
-        match KNOCK_ANSWER.decode(&answer) {
-            Ok(KnockAnswer::Operated(OperatorAnswer::Refused(refusal))) => Err(refusal.into()),
-            Ok(KnockAnswer::Operated(answer)) => Ok(answer),
-            Ok(KnockAnswer::Joined(_)) | Err(_) => Err(not_understood()),
+        match OPERATOR_ANSWER.decode(&answer) {
+            Ok(OperatorAnswer::Refused(refusal)) => Err(refusal.into()),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(not_understood()),
         }
     }
 }

@@ -30,9 +30,9 @@ pub trait Answerer: Send + Sync + 'static {
     /// other requests. The caller may be gone by then, in which case the answer is dropped.
     fn answer(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes>;
 
-    /// Answers a node that wants to join, and that may ask for nothing else. It is what it says only
-    /// as far as a certificate of the cluster's CA vouches for it.
-    fn join(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes>;
+    /// Answers who is no member: a node that wants to join, say. It is who it says only as far as a
+    /// certificate of the cluster's CA vouches for it.
+    fn answer_stranger(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes>;
 }
 
 /// Why there is no answer.

@@ -1,5 +1,5 @@
-//! A node that wants to join knows an address, and neither the cluster nor whom it calls there. It
-//! may ask one thing, once: to be let in.
+//! Who is no member knows an address, and neither the cluster nor whom it calls there. It may ask
+//! one thing, once, such as to be let in.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const STRANGER_MAX: Duration = Duration::from_secs(30);
 /// A node's address, certificate and the like.
 const JOIN_BYTES_MAX: usize = 64 << 10;
 
-/// A node that belongs to no cluster yet.
+/// A node that belongs to no cluster yet, or whoever else is no member.
 pub struct Stranger {
     node: NodeId,
     feature_level: u32,
@@ -43,7 +43,7 @@ impl Stranger {
         Ok(Self { node, feature_level, security: Security::load(config)? })
     }
 
-    /// Asks whoever is at an address to be let into its cluster.
+    /// Asks whoever is at an address.
     ///
     /// # Errors
     /// When there is no answer.
@@ -57,9 +57,9 @@ impl Stranger {
             return Err(AskError::NotSent(NotSent::TooLong));
         }
         let mut is_asked = false;
-        let joined =
+        let answered =
             tokio::time::timeout(limit, self.ask_once(address, request, &mut is_asked)).await;
-        joined.unwrap_or_else(|_| {
+        answered.unwrap_or_else(|_| {
             Err(if is_asked {
                 AskError::Unknown(Unknown::Timeout)
             } else {
@@ -138,7 +138,8 @@ async fn answer(net: &Shared, from: NodeId, stream: Stream) {
     let answerer = net.answerer.read().clone();
     let frame = match answerer {
         Some(answerer) => {
-            match calls::caught(async move { answerer.join(from, request).await }).await {
+            match calls::caught(async move { answerer.answer_stranger(from, request).await }).await
+            {
                 Some(answer) => Frame::numbered(Kind::Answer, number, answer),
                 None => Frame::numbered(Kind::Failed, number, Bytes::new()),
             }

@@ -47,7 +47,7 @@ impl Answerer for Echo {
         .boxed()
     }
 
-    fn join(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
+    fn answer_stranger(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let answer = [format!("{from} joins: ").as_bytes(), &request].concat();
         async move { answer.into() }.boxed()
     }
