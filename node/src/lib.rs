@@ -1,5 +1,5 @@
 //! The node: everything that speaks gRPC or HTTP, and the composition root that wires the crates
-//! together. The binary `piton` is `main.rs`; tests run whole nodes in their own process by
+//! together. The binary `piton` is in `cli/`; tests run whole nodes in their own process by
 //! [`Node`]. Knows nothing of what a workflow does.
 
 mod accept_loss;

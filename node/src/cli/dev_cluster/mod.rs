@@ -139,9 +139,9 @@ impl Local {
             {
                 return Ok(());
             }
-            match tokio::time::timeout(WHOLE_LOOK, events.recv()).await {
-                Ok(Some(Event::Ended { id, how, .. })) => bail!("node {id} has ended: {how}"),
-                Ok(_) | Err(_) => {}
+            let event = tokio::time::timeout(WHOLE_LOOK, events.recv()).await;
+            if let Ok(Some(Event::Ended { id, how, .. })) = event {
+                bail!("node {id} has ended: {how}");
             }
         }
         tracing::warn!("not every shard has all of its replicas yet");

@@ -3,7 +3,6 @@
 mod show;
 mod wait;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -201,7 +200,7 @@ fn local_addresses(directory: Option<&Path>) -> anyhow::Result<Vec<PeerAddress>>
             directory.display()
         );
     }
-    Ok(vec![SocketAddr::from(PeerConfig::default().listen()).into()])
+    Ok(vec![PeerConfig::default().listen().into()])
 }
 
 async fn carry_out(client: &OperatorClient, command: &ClusterCommand) -> anyhow::Result<ExitCode> {

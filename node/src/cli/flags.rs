@@ -179,3 +179,111 @@ fn read_ip(text: &str) -> Result<IpAddr, String> {
     }
     text.parse().map_err(|_| "an IP address, or localhost, is expected".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{Cli, Command};
+
+    fn parse(arguments: &[&str]) -> anyhow::Result<Config> {
+        let cli = Cli::try_parse_from([&["piton"], arguments].concat())?;
+        let mut config = Config::default();
+        let (Command::Dev { flags, .. } | Command::Server { flags, .. }) = cli.command else {
+            panic!("it runs no node");
+        };
+        flags.overlay(&mut config)?;
+        Ok(config)
+    }
+
+    #[test]
+    fn flags_win_over_defaults_and_repeat() {
+        let config = parse(&[
+            "dev",
+            "--ip",
+            "::1",
+            "--port",
+            "0",
+            "--http-port",
+            "9",
+            "--namespace",
+            "a",
+            "--namespace",
+            "b,default",
+            "--search-attribute",
+            "Customer=Keyword",
+            "--limit",
+            "signals_max=5",
+            "--limit",
+            "blob_bytes_max=7",
+            "--idle-ms",
+            "0",
+            "--in-memory-max",
+            "100",
+            "--table-bytes",
+            "65536",
+            "--snapshot-log-bytes",
+            "4096",
+            "--store",
+            "sled",
+            "--ephemeral",
+        ]);
+        let config = config.unwrap();
+        assert_eq!(config.listen.grpc(), "[::1]:0".parse().unwrap());
+        assert_eq!(config.listen.http_port, 9);
+        assert_eq!(config.namespaces.names, ["default", "a", "b"]);
+        assert_eq!(config.namespaces.search_attributes["Customer"], "Keyword");
+        assert_eq!((config.limits["signals_max"], config.limits["blob_bytes_max"]), (5, 7));
+        assert_eq!((config.shards.idle_ms, config.data.table_bytes), (0, 65_536));
+        assert_eq!((config.shards.in_memory_max, config.data.snapshot_log_bytes), (100, 4096));
+        assert_eq!(config.data.store, StoreEngine::Sled);
+        assert!(config.data.ephemeral);
+    }
+
+    #[test]
+    fn a_named_directory_is_kept_unless_ephemeral_is_said_too() {
+        let config = parse(&["dev", "--ephemeral=0", "--data-dir", "here"]).unwrap();
+        assert_eq!((config.data.ephemeral, config.data.directory), (false, "here".into()));
+        let mut file = Config::default();
+        file.data.ephemeral = true;
+        let cli = Cli::try_parse_from(["piton", "dev", "--data-dir", "here"]).unwrap();
+        let (Command::Dev { flags, .. } | Command::Server { flags, .. }) = cli.command else {
+            panic!("it runs no node");
+        };
+        flags.overlay(&mut file).unwrap();
+        assert!(!file.data.ephemeral);
+        assert!(parse(&["dev", "--ephemeral=1"]).unwrap().data.ephemeral);
+    }
+
+    #[test]
+    fn localhost_is_an_address_and_other_names_are_refused() {
+        let config = parse(&["dev", "--ip", "localhost"]).unwrap();
+        assert_eq!(config.listen.grpc(), "127.0.0.1:7233".parse().unwrap());
+        let error = parse(&["dev", "--ip", "example.org"]).unwrap_err().to_string();
+        assert!(error.contains("--ip") && error.contains("localhost"), "{error}");
+    }
+
+    #[test]
+    fn wrong_flags_are_refused_with_their_name() {
+        for (arguments, text) in [
+            (&["dev", "--limit", "x=1"][..], "no limit called `x`"),
+            (&["dev", "--search-attribute", "x"][..], "name=Type"),
+            (&["dev", "--port", "70000"][..], "--port"),
+            (&["dev", "--store", "rocks"][..], "--store"),
+            (&["dev", "--ephemeral", "--data-dir", "x"][..], "--data-dir"),
+        ] {
+            let error = format!("{:#}", parse(arguments).unwrap_err());
+            assert!(error.contains(text), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_long_help_lists_every_limit_with_its_default() {
+        let help = long_help();
+        for (name, default, _) in Limits::ALL {
+            let line = help.lines().find(|line| line.trim().starts_with(name));
+            assert!(line.is_some_and(|l| l.contains(&default.to_string())), "{name}");
+        }
+    }
+}
