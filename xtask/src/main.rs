@@ -45,8 +45,9 @@ usage: cargo xtask <command>
                        mutate                          all of them, in minutes
                        mutate fence-term fence-slot    these
   conformance [histories|typescript|python|go|java|seed|rust-core ...] [--release] [--full]
-              [--address HOST:PORT] [-- FILTER ...]
-                       SDK suites against a fresh server, or the one at --address;
+              [--nodes N | --address HOST:PORT] [-- FILTER ...]
+                       SDK suites against a fresh server, of N nodes that are killed in turn where a
+                       suite has the server killed, or against the one at --address;
                        --release builds it so, --full keeps the seed suite's full sizes;
                        histories: raw calls, compared with what the official server answered;
                        rust-core: the official Rust core's own tests, from its package;
@@ -130,6 +131,10 @@ fn parse_conformance(rest: &[String]) -> Result<(Vec<Suite>, suites::Options)> {
             "rust-core" => wanted.push(Suite::RustCore),
             "--release" => options.release = true,
             "--full" => options.full = true,
+            "--nodes" => {
+                let given = arguments.next().context("--nodes COUNT")?;
+                options.nodes = Some(given.parse().context("--nodes COUNT")?);
+            }
             "--address" => {
                 options.address = Some(arguments.next().context("--address HOST:PORT")?.clone());
             }

@@ -157,6 +157,7 @@ impl Workshop {
     ) -> Result<Figures> {
         let server = Server::start(Spec {
             binary: binary.to_path_buf(),
+            nodes: 1,
             data: self.directory.join("data"),
             log: self.directory.join("server.log"),
             environment: Vec::new(),

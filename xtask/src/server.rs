@@ -13,12 +13,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+mod local_cluster;
+
 /// A debug-like build on a busy machine may take a while to its first leader.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(90);
 
 /// How to start it: everything but the ports, which are drawn.
 pub(crate) struct Spec {
     pub(crate) binary: PathBuf,
+    /// More than one: a local cluster, of which the first is the one that suites are told of, and which
+    /// are killed in turn.
+    pub(crate) nodes: u32,
     pub(crate) data: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) environment: Vec<(&'static str, &'static str)>,
@@ -34,9 +39,12 @@ pub(crate) struct Server {
 
 struct Shared {
     spec: Spec,
+    /// Of a local cluster 0: it draws its ports.
     port: u16,
     http_port: u16,
     child: Mutex<Option<Child>>,
+    /// Of a local cluster: whose turn it is to be killed, and who is down.
+    turn: Mutex<(u32, Option<u32>)>,
     over: AtomicBool,
 }
 
@@ -46,12 +54,13 @@ impl Server {
         let _ = std::fs::remove_dir_all(&spec.data);
         std::fs::create_dir_all(&spec.data)?;
         File::create(&spec.log)?;
-        let (port, http_port) = free_ports()?;
+        let (port, http_port) = if spec.nodes > 1 { (0, 0) } else { free_ports()? };
         let shared = Arc::new(Shared {
             spec,
             port,
             http_port,
             child: Mutex::new(None),
+            turn: Mutex::new((0, None)),
             over: AtomicBool::new(false),
         });
         let control = TcpListener::bind("127.0.0.1:0").context("bind the control port")?;
@@ -64,11 +73,19 @@ impl Server {
         };
         shared.spawn()?;
         server.await_ready()?;
+        if shared.spec.nodes > 1 {
+            let first = local_cluster::first(&shared.spec.data)?;
+            server.address = format!("127.0.0.1:{}", first.api);
+            server.http = format!("127.0.0.1:{}", first.http);
+        }
         server.listener = Some(std::thread::spawn(move || serve_control(&control, &shared)));
         Ok(server)
     }
 
     pub(crate) fn process_id(&self) -> Option<u32> {
+        if self.shared.spec.nodes > 1 {
+            return local_cluster::first(self.data()).ok()?.pid;
+        }
         self.shared.lock().as_ref().map(Child::id)
     }
 
@@ -90,14 +107,18 @@ impl Server {
 
     fn await_ready(&self) -> Result<()> {
         let deadline = Instant::now() + READY_LIMIT;
-        while !answers_ready(&self.http) {
+        let is_ready = || match self.shared.spec.nodes {
+            1 => answers_ready(&self.http),
+            _ => local_cluster::is_ready(self.log()),
+        };
+        while !is_ready() {
             if let Some(child) = self.shared.lock().as_mut()
                 && let Some(status) = child.try_wait()?
             {
                 bail!("the server ended at its start: {status}; see {}", self.log().display());
             }
             if Instant::now() > deadline {
-                bail!("/readyz of {} not 200 within {READY_LIMIT:?}", self.http);
+                bail!("not ready within {READY_LIMIT:?}; see {}", self.log().display());
             }
             std::thread::park_timeout(Duration::from_millis(50));
         }
@@ -113,7 +134,7 @@ impl Drop for Server {
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
         }
-        self.shared.kill();
+        self.shared.end();
         let _ = std::fs::remove_dir_all(&self.shared.spec.data);
     }
 }
@@ -125,7 +146,7 @@ impl Shared {
 
     fn spawn(&self) -> Result<()> {
         // One that still runs would keep the ports and the directory from the next.
-        self.kill();
+        self.end();
         let log = File::options().append(true).open(&self.spec.log)?;
         let mut command = Command::new(&self.spec.binary);
         // What the environment says of the developer's own server is not meant for this one.
@@ -134,8 +155,11 @@ impl Shared {
                 command.env_remove(name);
             }
         }
+        command.arg("dev");
+        if self.spec.nodes > 1 {
+            command.args(["--nodes", &self.spec.nodes.to_string()]);
+        }
         let child = command
-            .arg("dev")
             .args(["--port", &self.port.to_string(), "--http-port", &self.http_port.to_string()])
             .arg("--data-dir")
             .arg(&self.spec.data)
@@ -150,8 +174,38 @@ impl Shared {
     }
 
     /// SIGKILL. The process is gone, its ports and lock free, when this returns.
-    fn kill(&self) {
+    fn kill(&self) -> Result<()> {
+        if self.spec.nodes == 1 {
+            self.end();
+            return Ok(());
+        }
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if turn.1.is_none() {
+            let killed = local_cluster::kill(&self.spec.data, turn.0)?;
+            *turn = (turn.0 + 1, Some(killed));
+        }
+        Ok(())
+    }
+
+    /// Starts what was killed; one that runs is killed before.
+    fn start_again(&self) -> Result<()> {
+        if self.spec.nodes == 1 {
+            return self.spawn();
+        }
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(down) = turn.1 {
+            local_cluster::restart(&self.spec.binary, &self.spec.data, down)?;
+            turn.1 = None;
+        }
+        Ok(())
+    }
+
+    /// Ends all processes.
+    fn end(&self) {
         if let Some(mut child) = self.lock().take() {
+            if self.spec.nodes > 1 {
+                return local_cluster::stop(&mut child);
+            }
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -168,17 +222,12 @@ fn serve_control(listener: &TcpListener, shared: &Shared) {
         if BufReader::new(&stream).read_line(&mut verb).is_err() {
             continue;
         }
-        let answer = match verb.trim() {
-            "kill" => {
-                shared.kill();
-                "ok".to_owned()
-            }
-            "start" => match shared.spawn() {
-                Ok(()) => "ok".to_owned(),
-                Err(error) => format!("{error:#}"),
-            },
-            other => format!("unknown verb {other:?}"),
+        let done = match verb.trim() {
+            "kill" => shared.kill(),
+            "start" => shared.start_again(),
+            other => Err(anyhow::anyhow!("unknown verb {other:?}")),
         };
+        let answer = done.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
         let _ = writeln!(stream, "{answer}");
     }
 }
@@ -233,6 +282,7 @@ http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
         std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755))?;
         let server = Server::start(Spec {
             binary,
+            nodes: 1,
             data: directory.join("data"),
             log: directory.join("log"),
             environment: Vec::new(),

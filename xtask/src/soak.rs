@@ -65,6 +65,7 @@ fn soak(
         suite: Suite::Seed,
         label: "soak",
         binary: &binary,
+        nodes: 1,
         environment: SHORT,
         full: false,
         filter: &[],

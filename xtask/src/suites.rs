@@ -76,6 +76,7 @@ impl Suite {
 pub(crate) struct Options {
     pub(crate) release: bool,
     pub(crate) full: bool,
+    pub(crate) nodes: Option<u32>,
     pub(crate) address: Option<String>,
     pub(crate) filter: Vec<String>,
     /// What the server at `address` answers becomes what is expected of histories.
@@ -88,6 +89,8 @@ pub(crate) struct Run<'a> {
     /// Tells runs of one suite apart in logs and data directories.
     pub(crate) label: &'a str,
     pub(crate) binary: &'a Path,
+    /// Of how many nodes the server is.
+    pub(crate) nodes: u32,
     pub(crate) environment: &'a [(&'static str, &'static str)],
     pub(crate) full: bool,
     pub(crate) filter: &'a [String],
@@ -118,6 +121,7 @@ pub(crate) fn conformance(
             suite,
             label: suite.name(),
             binary: &binary,
+            nodes: options.nodes.unwrap_or(1),
             environment: &[],
             full: options.full,
             filter: &options.filter,
@@ -179,6 +183,7 @@ pub(crate) fn step(workspace: &Workspace, report: &mut Report, run: &Run<'_>) ->
 pub(crate) fn start_server(workspace: &Workspace, run: &Run<'_>, log: &Path) -> Result<Server> {
     Server::start(Spec {
         binary: run.binary.to_path_buf(),
+        nodes: run.nodes,
         data: workspace.target.join("test-data").join(run.label.replace(' ', "-")),
         log: log.to_owned(),
         environment: environment(run),

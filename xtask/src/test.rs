@@ -72,6 +72,7 @@ fn run_suites(workspace: &Workspace, report: &mut Report, fast: bool) {
         suite: Suite::TypeScript,
         label: "typescript",
         binary: &binary,
+        nodes: 1,
         environment: &[],
         full: false,
         filter: &[],
@@ -83,6 +84,7 @@ fn run_suites(workspace: &Workspace, report: &mut Report, fast: bool) {
     }
     step(workspace, report, &Run { suite: Suite::Histories, label: "histories", ..plain });
     step(workspace, report, &plain);
+    step(workspace, report, &Run { label: "typescript three nodes", nodes: 3, ..plain });
     step(workspace, report, &Run { suite: Suite::Python, label: "python", ..plain });
     for (suite, label) in [(Suite::Go, "go"), (Suite::Java, "java")] {
         if !is_left_out(workspace, suite) {
