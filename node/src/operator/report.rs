@@ -62,7 +62,7 @@ pub struct ShardReport {
     /// Entries since the last snapshot are replayed at a start.
     pub snapshot_index: u64,
     pub members: Vec<MemberReport>,
-    /// Where it is to be.
+    /// Where it is to be; empty where that is not recorded yet.
     pub placed: Vec<String>,
     /// Members are being changed.
     pub is_changing: bool,
@@ -116,13 +116,16 @@ impl ClusterReport {
         let nodes = state.nodes().map(|node| node_report(node, sightings.get(&node.id), now));
         let mut nodes: Vec<NodeReport> = nodes.collect();
         let shards = state.routes().iter().map(|route| {
-            let placement = state.placement(route.shard).map(|placement| &placement.voters);
+            let placement = state.placement(route.shard);
+            let placed = placement.map(|placement| placement.voters.clone()).unwrap_or_default();
             let said = leader_of(&sightings, |status| status.shards.get(&route.shard));
-            shard_report(route.shard.to_string(), said, placement)
+            shard_report(route.shard.to_string(), said, placed)
         });
         let shards: Vec<ShardReport> = shards.collect();
         let meta = leader_of(&sightings, |status| Some(&status.meta));
-        let meta = shard_report("meta".to_owned(), meta, None);
+        // It is placed nowhere: it is where its leader says.
+        let held = meta.map(|(_, said)| said.voters.clone()).unwrap_or_default();
+        let meta = shard_report("meta".to_owned(), meta, held);
         for node in &mut nodes {
             let led = shards.iter().filter(|shard| shard.leader.as_ref() == Some(&node.id));
             node.leads = led.count() as u32;
@@ -179,7 +182,7 @@ fn leader_of<'a>(
 fn shard_report(
     name: String,
     said: Option<(NodeId, &ReplicaStatus)>,
-    placed: Option<&BTreeSet<NodeId>>,
+    placed: BTreeSet<NodeId>,
 ) -> ShardReport {
     let leader = said.map(|(node, _)| node);
     let said = said.map(|(_, said)| said.clone()).unwrap_or_default();
@@ -193,8 +196,6 @@ fn shard_report(
     };
     let voters = said.voters.iter().map(|node| member(node, ReplicaRole::Voter));
     let learners = said.learners.iter().map(|node| member(node, ReplicaRole::Learner));
-    // The meta group is placed nowhere: it is where its leader says.
-    let placed = placed.unwrap_or(&said.voters);
     ShardReport {
         name,
         leader: leader.map(write_id),
@@ -203,7 +204,7 @@ fn shard_report(
         applied_index: said.applied_index,
         snapshot_index: said.snapshot_index,
         members: voters.chain(learners).collect(),
-        placed: placed.iter().copied().map(write_id).collect(),
+        placed: placed.into_iter().map(write_id).collect(),
         is_changing: said.is_changing,
     }
 }

@@ -8,6 +8,7 @@
 mod control;
 mod layout;
 mod process;
+mod said;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -219,51 +220,9 @@ impl Local {
             Ok(client) => client.report().await.ok(),
             Err(_) => None,
         };
-        let header = ["Node", "API", "HTTP", "Peers", "Pid", "Leads"];
-        let rows = self.layout.nodes.iter().map(|node| {
-            let pid = self.processes.get(&node.id).map(|process| process.pid().to_string());
-            [
-                node.id.to_string(),
-                node.config.listen.grpc().to_string(),
-                node.config.listen.http().to_string(),
-                node.config.peer.listen().to_string(),
-                pid.unwrap_or_default(),
-                report.as_ref().map(|report| leads(report, node)).unwrap_or_default(),
-            ]
-        });
-        let directory = self.layout.directory.display();
-        let kept = if is_temporary { "removed at exit" } else { "kept" };
-        let api = self.layout.nodes[0].config.listen.grpc();
-        table::say(&format!(
-            "\
-Piton {version} is ready: {nodes} nodes.
-
-{table}
-  Data        {directory} ({kept}; cluster.json has the ports and pids)
-
-Point any Temporal SDK at any of them, such as {api}. Kill one with `kill -9`, and the others go on.
-To start it again, and to see who leads what:
-  piton dev --restart-node N --data-dir {directory}
-  piton cluster status --data-dir {directory}
-Ctrl-C stops all.
-",
-            version = env!("CARGO_PKG_VERSION"),
-            nodes = self.layout.nodes.len(),
-            table = table::indented(&header, rows),
-        ));
+        let running = |node: &NodeLayout| self.processes.get(&node.id).map(Process::pid);
+        table::say(&said::ready(&self.layout, running, report.as_ref(), is_temporary));
     }
-}
-
-/// What a node leads, in words.
-fn leads(report: &ClusterReport, node: &NodeLayout) -> String {
-    let peer = node.config.peer.listen().to_string();
-    let Some(told) = report.nodes.iter().find(|told| told.peer == peer) else {
-        return String::new();
-    };
-    let led = report.shards.iter().filter(|shard| shard.leader.as_ref() == Some(&told.id));
-    let shards = led.map(|shard| format!("shard {}", shard.name));
-    let meta = told.leads_meta.then(|| "meta".to_owned());
-    meta.into_iter().chain(shards).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether any one of so many nodes may be lost without a loss.

@@ -1,0 +1,70 @@
+//! Leaderships are handed over before a node stops, so that nobody waits until it is missed.
+
+use std::time::Duration;
+
+use piton_raft::{Group, NodeId};
+use tokio::time::{Instant, timeout};
+
+use crate::message::NodeState;
+use crate::meta::META_GROUP;
+use crate::route::cluster::Cluster;
+
+/// One that was heard of so lately can take over.
+const HEARD: Duration = Duration::from_secs(1);
+/// Who takes over may have so many entries to catch up with first.
+const BEHIND_MAX: u64 = 1_000;
+/// Nobody took over in this time: another one is asked, or the same one again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+impl Cluster {
+    /// Hands over all that this node leads, and is given nothing more to lead. Returns once it leads
+    /// nothing that another node could, or the time is over; with it comes how much it leads still.
+    pub async fn hand_over_all(&self, limit: Duration) -> usize {
+        self.host().stop_leading();
+        let until = Instant::now() + limit;
+        let host = self.host();
+        let shards = host.shard_ids().filter_map(|shard| host.replica(shard));
+        let groups = shards.map(|replica| replica.group.clone());
+        let groups: Vec<Group> = groups.chain(host.groups().group(META_GROUP)).collect();
+        let handed = groups.iter().map(|group| self.hand_over(group, until));
+        let handed = futures::future::join_all(handed).await;
+        handed.into_iter().filter(|is_handed| !is_handed).count()
+    }
+
+    /// Whether this node does not lead the group any more.
+    async fn hand_over(&self, group: &Group, until: Instant) -> bool {
+        let mut leadership = group.leadership();
+        loop {
+            if leadership.borrow_and_update().leader != Some(self.host().node()) {
+                return true;
+            }
+            let Some(to) = self.successor(group).filter(|_| Instant::now() < until) else {
+                return false;
+            };
+            group.transfer_leader(to).await;
+            let this = self.host().node();
+            let gone = leadership.wait_for(|now| now.leader != Some(this));
+            // It is looked at anew, whichever way this ended.
+            let _ = timeout(ASK_AGAIN, gone).await;
+        }
+    }
+
+    /// Who can lead a group in this node's place at once: the one that has most of its log.
+    pub(super) fn successor(&self, group: &Group) -> Option<NodeId> {
+        let state = self.meta().state();
+        let sightings = self.sightings();
+        let may_lead = |node: &NodeId| {
+            let is_up = state.node(*node).is_some_and(|node| node.state == NodeState::Up);
+            let stops = sightings.get(node).is_some_and(|seen| seen.status.is_stopping);
+            *node != self.host().node() && is_up && !stops
+        };
+        let members = group.members();
+        let candidates = members.voters.iter().flatten().filter(|node| may_lead(node));
+        let current = candidates.filter_map(|node| {
+            let is_heard = group.last_heard(*node).is_some_and(|ago| ago < HEARD);
+            let behind = group.lag(*node)?.entries;
+            (is_heard && behind <= BEHIND_MAX).then_some((behind, *node))
+        });
+        current.min().map(|(_, node)| node)
+    }
+}
