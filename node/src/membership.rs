@@ -123,9 +123,9 @@ pub(crate) struct Answers {
 }
 
 impl Answerer for Answers {
-    fn answer(&self, _from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
+    fn answer(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let cluster = self.cluster.clone();
-        Box::pin(async move { cluster.answer_bytes(&request).await })
+        Box::pin(async move { cluster.answer_bytes(from, &request).await })
     }
 
     fn answer_stranger(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {

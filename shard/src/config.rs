@@ -45,6 +45,10 @@ pub struct ShardConfig {
     pub retention_batch: usize,
     /// How long a request waits for a shard's leader before UNAVAILABLE.
     pub leader_wait: Duration,
+    /// How long what other nodes have to hear, and nothing would repair, is sent again.
+    pub insist_wait: Duration,
+    /// A leader that has not heard of a majority for so long decides nothing, until it does.
+    pub majority_wait: Duration,
     /// How long a call to another node waits for its answer, or longer if its caller says so.
     pub call_wait: Duration,
     /// Pages of history and other short reads for callers that run at once, on all shards of this node.
@@ -85,7 +89,9 @@ impl Default for ShardConfig {
             errand_retry_max: Duration::from_secs(5),
             retention_interval: Duration::from_secs(10),
             retention_batch: 100,
-            leader_wait: Duration::from_secs(5),
+            leader_wait: Duration::from_millis(2_500),
+            insist_wait: Duration::from_secs(5),
+            majority_wait: Duration::from_millis(1_500),
             call_wait: Duration::from_secs(10),
             lookups_max: 4,
             scans_max: scans_max(),

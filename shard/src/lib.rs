@@ -32,10 +32,11 @@ pub use ids::Ids;
 pub use message::{
     ActivityToken, Answer, Call, Carrier, ClusterSettings, CountReply, Delivery, FEATURE_LEVEL,
     Forwarded, HeldEvents, HistoryPage, HistoryPageReply, MetaCall, MetaRequest, NamespaceUpdate,
-    NewNamespace, NoPeers, NodeAnswer, NodeCall, NodeRecord, NodeState, NodeStatus, Offer,
-    OfferedTask, Peer, PeerAnswer, PeerRequest, Placement, PollId, PollRequest, Poller, QueryToken,
-    QueueCall, QueueKey, QueueType, ReadCall, Receipt, ReplicaStatus, TaskQueueView, TaskToken,
-    Ticket, TokenError, Unanswered, WantedTasks, WirePeer, WorkflowCall, WorkflowTaskToken,
+    NewNamespace, NoPeers, NodeAnswer, NodeCall, NodeHealth, NodeRecord, NodeState, NodeStatus,
+    Offer, OfferedTask, Peer, PeerAnswer, PeerRequest, Placement, PollId, PollRequest, Poller,
+    QueryToken, QueueCall, QueueKey, QueueType, ReadCall, Receipt, ReplicaStatus, TaskQueueView,
+    TaskToken, Ticket, TokenError, Unanswered, WantedTasks, WirePeer, WorkflowCall,
+    WorkflowTaskToken,
 };
 pub use meta::{
     META_GROUP, Meta, MetaState, Namespace, NamespaceAttributes, NamespaceState, Route,

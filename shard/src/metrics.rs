@@ -46,6 +46,8 @@ struct Metrics {
     checkpoint_latency: Histogram,
     actors: Gauge,
     leads: Family<ShardLabels, Gauge>,
+    placements_overdue: Gauge,
+    nodes_down: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -172,6 +174,11 @@ impl Metrics {
             "Tasks that met a poll; waited=poll: at once, since a worker was waiting for one",
             self.task_matches.clone(),
         );
+        let help =
+            "Shards that have not been held as recorded for minutes, on the meta group's leader";
+        registry.register("placements_overdue", help, self.placements_overdue.clone());
+        let help = "Other nodes that this one has not heard of for as long as the settings say";
+        registry.register("nodes_down", help, self.nodes_down.clone());
         let help = "Polls that wait for a task";
         registry.register("task_queue_polls", help, self.polls.clone());
     }
@@ -235,6 +242,8 @@ impl ShardMetrics {
             checkpoint_latency: quick(),
             actors: Gauge::default(),
             leads: Family::default(),
+            placements_overdue: Gauge::default(),
+            nodes_down: Gauge::default(),
         };
         metrics.register_works(registry);
         metrics.register_commits(registry);
@@ -263,6 +272,16 @@ impl ShardMetrics {
 
     pub(crate) fn leads(&self, shard: ShardId, leads: bool) {
         self.0.leads.get_or_create(&ShardLabels { shard: shard.0 }).set(i64::from(leads));
+    }
+
+    /// So many shards have not been where they are to be for long.
+    pub(crate) fn placements_overdue(&self, count: usize) {
+        self.0.placements_overdue.set(count as i64);
+    }
+
+    /// So many of the other nodes are down.
+    pub(crate) fn nodes_down(&self, count: usize) {
+        self.0.nodes_down.set(count as i64);
     }
 
     pub(crate) fn workflow_started(&self, namespace: &str, workflow_type: &str) {

@@ -8,13 +8,13 @@ use piton_core::id::ShardId;
 use piton_core::request::{RunRequest, Signal, TerminateRequest};
 use piton_proto::enums::EventType;
 use piton_raft::NodeId;
-use piton_shard::{Forwarded, PeerAnswer, ShardConfig, ShardError, WorkflowCall};
+use piton_shard::{Forwarded, PeerAnswer, ShardConfig, ShardError, TaskToken, WorkflowCall};
 use tokio::time::timeout;
 
 use crate::client::{signal_of, start_of};
 use crate::members::{Members, forwarded, shard_config};
 use crate::members_client::key;
-use crate::worker::{ORDER, await_until, history_of, insist};
+use crate::worker::{ORDER, await_until, complete, history_of, insist};
 
 /// Far beyond any time that a call waits here.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,7 +49,7 @@ async fn a_call_makes_one_hop() {
 
     let unknown = cluster.answer_peer(forwarded(ShardId(u32::MAX), describe)).await;
     assert!(matches!(unknown, Err(ShardError::Unavailable(_))), "{unknown:?}");
-    let answer = cluster.answer_bytes(&[77]).await;
+    let answer = cluster.answer_bytes(leader, &[77]).await;
     let answer = PeerAnswer::decode(&answer).unwrap();
     assert!(matches!(answer, PeerAnswer::NotUnderstood(_)), "{answer:?}");
     members.stop().await;
@@ -153,6 +153,63 @@ async fn what_was_perhaps_carried_out_is_not_said_not_to_have_been() {
     let refused = timeout(PATIENCE, signalled).await.expect("it ends").unwrap().unwrap_err();
     assert!(matches!(refused, ShardError::OutcomeUnknown(_)), "{refused}");
     members.heal(asked);
+    members.stop().await;
+}
+
+/// A leader that is frozen keeps its callers' connections. As soon as another one leads, what may be sent
+/// again is sent there, and of anything else it is said that nobody knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_call_to_a_frozen_leader_goes_to_the_next_one() {
+    // Far beyond any time that is waited for here.
+    let config = ShardConfig { call_wait: 3 * PATIENCE, leader_wait: PATIENCE, ..shard_config() };
+    let members = Members::start_with(67, config).await;
+    let [asked, frozen, next] = [1, 2, 3].map(NodeId);
+    let api = members.client();
+    members.lead("frozen", frozen).await;
+    insist("it starts", || api.start(start_of("frozen", ORDER, "elsewhere"))).await.unwrap();
+    members.silence(frozen);
+    let to_asked = members.client_of(asked);
+    let signalled = tokio::spawn(async move { to_asked.signal(signal_of("frozen", "once")).await });
+    let (cluster, namespace) = members.cluster_of(asked);
+    let key = key(&namespace, "frozen");
+    let terminate = RunRequest::Terminate(TerminateRequest::default());
+    let terminated = tokio::spawn(async move { cluster.request(key, None, terminate).await });
+    tokio::task::yield_now().await;
+    assert!(!signalled.is_finished() && !terminated.is_finished());
+
+    members.lead("frozen", next).await;
+    let signalled = timeout(PATIENCE, signalled).await.expect("it waits for the old leader");
+    signalled.unwrap().unwrap();
+    let terminated = timeout(PATIENCE, terminated).await.expect("it waits for the old leader");
+    let refused = terminated.unwrap().unwrap_err();
+    assert!(matches!(refused, ShardError::OutcomeUnknown(_)), "{refused}");
+    members.stop().await;
+}
+
+/// A node that could not hand out a task says so when another one leads already, which has handed out the
+/// task anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_said_of_a_task_of_an_earlier_term_does_nothing_to_one_of_this() {
+    let members = Members::start(68).await;
+    let [before, after] = [1, 2].map(NodeId);
+    members.lead("late", before).await;
+    let api = members.client();
+    insist("it starts", || api.start(start_of("late", ORDER, "queue"))).await.unwrap();
+    let poll = || api.poll_workflow_task("queue");
+    let lost = insist("a task", poll).await.unwrap();
+    members.lead("late", after).await;
+    let task = insist("a task", poll).await.unwrap();
+    let number = |task: &[u8]| match TaskToken::decode(task) {
+        Ok(TaskToken::Workflow(token)) => token.number,
+        other => panic!("{other:?}"),
+    };
+    assert_ne!(number(&lost.task_token), number(&task.task_token));
+
+    let (cluster, namespace) = members.cluster_of(after);
+    let undelivered = RunRequest::WorkflowTaskUndelivered { number: number(&lost.task_token) };
+    // Whatever it is answered: nobody waits for that.
+    let _ = cluster.request(key(&namespace, "late"), None, undelivered).await;
+    api.complete_workflow_task(&task.task_token, vec![complete()]).await.unwrap();
     members.stop().await;
 }
 

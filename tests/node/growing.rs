@@ -1,10 +1,15 @@
 //! A cluster of one grows, under load: nodes join, shards get replicas on them, nodes leave, and nothing
 //! is migrated or lost (D1, D2).
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use piton_core::id::ShardId;
 use piton_raft::NodeId;
-use piton_shard::NodeState;
+use piton_shard::{MetaError, NodeAnswer, NodeCall, NodeState, NodeStatus};
 
 use crate::members::Members;
+use crate::members_client::key;
 use crate::worker::{
     Ledger, Worker, await_orders, await_until, check_against, history_of, place_orders,
 };
@@ -67,5 +72,81 @@ async fn a_node_that_leaves_hands_over_what_it_holds() {
         .await;
     load.join_all().await;
     await_orders(api.as_ref(), &ledger).await;
+    members.stop().await;
+}
+
+/// A leader hands over only to who can take it up at once, whatever others have seen of that one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_leadership_goes_to_nobody_who_is_silent() {
+    let members = Members::start(2_203).await;
+    let [leader, silent, other] = [1, 2, 3].map(NodeId);
+    members.lead("moved", leader).await;
+    let (cluster, namespace) = members.cluster_of(leader);
+    let shard = cluster.shard_of(&key(&namespace, "moved"));
+    members.cut_off(silent);
+    await_until("it is silent", || async {
+        let heard = members.last_heard("moved", silent)?;
+        (heard >= Duration::from_secs(1)).then_some(())
+    })
+    .await;
+    let refused = cluster.hand_over_to(shard, silent).await;
+    assert!(matches!(refused, Err(MetaError::Invalid(_))), "{refused:?}");
+    let unknown = cluster.hand_over_to(shard, NodeId(9)).await;
+    assert!(matches!(unknown, Err(MetaError::Invalid(_))), "{unknown:?}");
+    assert_eq!(members.leader_of("moved").await, leader);
+    cluster.hand_over_to(shard, other).await.unwrap();
+    await_until("it is handed over", || async {
+        (members.leader_of_majority("moved", silent) == Some(other)).then_some(())
+    })
+    .await;
+    let late = cluster.hand_over_to(shard, silent).await;
+    assert!(matches!(late, Err(MetaError::NotLed { .. })), "{late:?}");
+    members.heal(silent);
+    members.stop().await;
+}
+
+/// Who is counted is asked of a shard's leader, which says what is committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_shards_leader_says_who_belongs_to_it() {
+    let members = Members::start(2_204).await;
+    let [leader, follower] = [1, 2].map(NodeId);
+    members.lead("asked", leader).await;
+    let (cluster, namespace) = members.cluster_of(leader);
+    let shard = cluster.shard_of(&key(&namespace, "asked"));
+    let ask = || cluster.answer_node(follower, NodeCall::Replica { shard });
+    let Ok(NodeAnswer::Replica(said)) = ask().await else { panic!("it leads") };
+    assert!(said.serves && said.voters == BTreeSet::from([1, 2, 3].map(NodeId)), "{said:?}");
+
+    let (asked, _) = members.cluster_of(follower);
+    let refused = asked.answer_node(leader, NodeCall::Replica { shard }).await;
+    assert_eq!(refused, Err(MetaError::NotLed { leader: Some(leader) }));
+    let none = asked.answer_node(leader, NodeCall::Replica { shard: ShardId(u32::MAX) }).await;
+    assert_eq!(none, Err(MetaError::NotLed { leader: None }));
+    members.cut_off(leader);
+    assert!(ask().await.is_err(), "it may lead no longer");
+    members.heal(leader);
+    members.stop().await;
+}
+
+/// What is said of a node is believed only of itself, and only if it is one of the cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_else_says_how_a_node_is() {
+    let members = Members::start_alone(2_205).await;
+    let [alone, other] = [1, 2].map(NodeId);
+    let (cluster, namespace) = members.cluster_of(alone);
+    let say = async |from, of| {
+        let status = NodeStatus { node: of, ..cluster.status() };
+        cluster.answer_node(from, NodeCall::Status(Box::new(status))).await
+    };
+    for (from, of) in [(other, other), (other, alone), (alone, other)] {
+        let refused = say(from, of).await;
+        assert!(matches!(refused, Err(MetaError::Invalid(_))), "{from} of {of}: {refused:?}");
+        assert!(!cluster.sightings().contains_key(&other));
+    }
+    let Ok(NodeAnswer::Status(own)) = say(alone, alone).await else { panic!("it is believed") };
+    assert_eq!(own.node, alone);
+    let shard = cluster.shard_of(&key(&namespace, "w"));
+    let asked = cluster.answer_node(other, NodeCall::Lead { shard, to: alone }).await;
+    assert!(matches!(asked, Err(MetaError::Invalid(_))), "{asked:?}");
     members.stop().await;
 }

@@ -34,6 +34,7 @@ mod in_memory;
 mod lost_files;
 mod meta_changes;
 mod metrics;
+mod minority;
 mod operator;
 mod page_tokens;
 mod panicking;

@@ -93,7 +93,7 @@ impl Carrier for LinkedPeer {
             panic!("a bug that the test put here");
         }
         let answer = tokio::select! {
-            answer = cluster.answer_bytes(&request) => answer,
+            answer = cluster.answer_bytes(self.node, &request) => answer,
             // A connection that breaks tells nothing about what became of the call.
             _ = gone.wait_for(|gone| *gone) => {
                 return Err(Unanswered::Lost { node, why: "it went away".to_owned() });
@@ -428,6 +428,12 @@ impl Members {
         let cluster = self.members[&node].running.as_ref().unwrap().cluster.clone();
         let namespace = cluster.meta().namespace(NAMESPACE).unwrap();
         (cluster, namespace)
+    }
+
+    /// How long ago the leader of a workflow's shard last heard of another node.
+    pub(crate) fn last_heard(&self, workflow_id: &str, node: NodeId) -> Option<Duration> {
+        let heard = |running| group_of(running, workflow_id)?.last_heard(node);
+        self.running().find_map(|(_, running)| heard(running))
     }
 
     /// The last entry in each node's log of a workflow's shard.

@@ -248,6 +248,8 @@ impl PeerNet {
         for member in members.into_values() {
             member.close().await;
         }
+        // Who answers asks through this network, so that each would keep the other.
+        *self.shared.answerer.write() = None;
     }
 }
 

@@ -26,6 +26,9 @@ use crate::rows::keys::EntityKind;
 pub(crate) type StartWorkflow =
     fn(Arc<ShardRuntime>, WorkflowKey, Arc<WorkflowHandle>) -> Result<ActorRef<Notice>, SpawnErr>;
 
+/// A term's numbers begin here: it has four billion of them.
+const TERM_SHIFT: u32 = 32;
+
 /// The leader's duties of one shard in one term.
 pub(crate) struct ShardRuntime {
     pub(crate) id: ShardId,
@@ -46,7 +49,7 @@ pub(crate) struct ShardRuntime {
     /// What expired is being deleted.
     pub(crate) expiring: AtomicBool,
     stopped: AtomicBool,
-    /// Numbers of the workflow tasks and the queries of this term.
+    /// Numbers of the workflow tasks and the queries of this term, which it is a part of.
     numbers: AtomicU64,
 }
 
@@ -81,7 +84,7 @@ impl ShardRuntime {
             errands: ErrandLines::default(),
             expiring: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
-            numbers: AtomicU64::new(0),
+            numbers: AtomicU64::new(term << TERM_SHIFT),
         }
     }
 
@@ -111,7 +114,8 @@ impl ShardRuntime {
         ShardError::NotLeader { shard: self.id, leader }
     }
 
-    /// A number that no other workflow task or query of this term has.
+    /// A number that no other workflow task or query of the shard has. What comes late names one of an
+    /// earlier term, which must not be taken for one of this.
     pub(crate) fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed) + 1
     }

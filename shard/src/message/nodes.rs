@@ -1,6 +1,7 @@
 //! Nodes of the cluster and what each of them holds, as the meta group records it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use piton_core::id::ShardId;
 use piton_core::time::Timestamp;
@@ -60,11 +61,43 @@ pub struct ClusterSettings {
     pub replicas: u32,
     /// Nothing is moved to spread replicas and leaders evenly.
     pub is_rebalancing_paused: bool,
+    /// A node that has not been heard of for so long is down.
+    pub down_after: Duration,
+    /// Replicas of a node that is down are moved to others that have none of their shard.
+    pub replaces_down: bool,
 }
 
 impl Default for ClusterSettings {
     fn default() -> Self {
-        Self { level: 1, replicas: 3, is_rebalancing_paused: false }
+        Self {
+            level: 1,
+            replicas: 3,
+            is_rebalancing_paused: false,
+            down_after: Duration::from_secs(600),
+            replaces_down: true,
+        }
+    }
+}
+
+/// How a node is, as another one has heard of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeHealth {
+    /// It has said how it is just now.
+    Heard,
+    /// It has missed a few times.
+    Silent,
+    /// It has been silent for as long as the cluster's settings say.
+    Down,
+}
+
+impl NodeHealth {
+    /// The word for it in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Heard => "heard",
+            Self::Silent => "silent",
+            Self::Down => "down",
+        }
     }
 }
 

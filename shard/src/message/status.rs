@@ -14,10 +14,13 @@ use crate::message::meta::MetaCall;
 pub enum NodeCall {
     /// To the leader of the meta group.
     Meta(MetaCall),
-    /// What another node says of itself.
+    /// What another node says of itself. Answered with the same of this one, so that a node that has
+    /// just started knows of the others at once.
     Status(Box<NodeStatus>),
     /// Hand the leadership of a shard to another of its voters.
     Lead { shard: ShardId, to: NodeId },
+    /// How a shard's leader sees it. Answered where it leads, with the members that are committed.
+    Replica { shard: ShardId },
 }
 
 /// What it is answered with.
@@ -26,6 +29,9 @@ pub enum NodeAnswer {
     Done,
     /// Whoever sees this version of the meta state, or a later one, sees what was asked for.
     Version(u64),
+    Replica(Box<ReplicaStatus>),
+    /// How the node that was told is itself.
+    Status(Box<NodeStatus>),
 }
 
 /// What a node says of itself to all others, about once in a second. It may be lost.
@@ -45,6 +51,13 @@ pub struct NodeStatus {
     pub shards: BTreeMap<ShardId, ReplicaStatus>,
 }
 
+impl ReplicaStatus {
+    /// Whether its leader counts the node in no way, and changes nothing.
+    pub(crate) fn is_without(&self, node: NodeId) -> bool {
+        !self.is_changing && !self.voters.contains(&node) && !self.learners.contains(&node)
+    }
+}
+
 /// A replica as its node sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaStatus {
@@ -58,6 +71,8 @@ pub struct ReplicaStatus {
     pub learners: BTreeSet<NodeId>,
     /// A change of the voters is under way.
     pub is_changing: bool,
+    /// Where it leads: the version of the placement that it has carried out last; 0: none yet.
+    pub placed: u64,
     pub last_index: u64,
     pub committed_index: u64,
     pub applied_index: u64,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use piton_core::id::{NamespaceId, ShardId};
 use piton_core::limits::Limits;
@@ -17,6 +18,9 @@ use crate::message::{ClusterSettings, NodeRecord, NodeState, Placement};
 use crate::message::{MetaRequest, NamespaceUpdate, NewNamespace};
 use crate::meta::state::SearchAttributeTypes;
 use crate::meta::state::{MetaChange, MetaState, Namespace, NamespaceState, Route};
+
+/// Each node speaks of itself once in a second, and none is down for having missed a few times.
+const DOWN_AFTER_MIN: Duration = Duration::from_secs(10);
 
 type Decision = Result<Option<MetaChange>, MetaError>;
 
@@ -245,6 +249,11 @@ fn set_cluster(state: &MetaState, settings: &ClusterSettings) -> Decision {
     if settings.replicas.is_multiple_of(2) {
         let text = "A shard has an odd number of replicas: an even one outlives no more losses.";
         return Err(MetaError::Invalid(text.to_owned()));
+    }
+    if settings.down_after < DOWN_AFTER_MIN {
+        let text =
+            format!("A node is down after {} seconds at the soonest.", DOWN_AFTER_MIN.as_secs());
+        return Err(MetaError::Invalid(text));
     }
     if settings.level < before.level {
         let text = format!("The feature level is {} and never falls.", before.level);

@@ -314,7 +314,7 @@ impl Meta {
                     match timeout_at(until, asked).await {
                         Ok(Ok(NodeAnswer::Version(version))) => Ok(version),
                         Ok(Err(error)) => Err(error),
-                        Ok(Ok(NodeAnswer::Done)) | Err(_) => Err(no_answer(leader)),
+                        Ok(Ok(_)) | Err(_) => Err(no_answer(leader)),
                     }
                 }
                 _ => Err(MetaError::NotLed { leader: None }),

@@ -1,15 +1,16 @@
 //! The duty of the meta group's leader: it looks what is missing, and records the next step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use piton_core::id::ShardId;
 use piton_raft::{ChangeError, Group, Removed};
 use tokio::time::{Instant, timeout};
 
 use crate::error::MetaError;
 use crate::message::{NodeCall, NodeState, ReplicaStatus};
 use crate::meta::{META_GROUP, MetaState};
-use crate::placement::plan::{Seen, SeenShard, Step, meta_members, next_step};
+use crate::placement::plan::{Seen, SeenShard, Step, meta_members, next_step, unfinished};
 use crate::placement::steward::bring_about;
 use crate::route::cluster::Cluster;
 
@@ -20,6 +21,11 @@ const FRESH: Duration = Duration::from_secs(3);
 /// How long a node may take to hand a leadership over.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long the meta group may take to change its members: the shards do not wait for it any longer.
+const META_PATIENCE: Duration = Duration::from_secs(5);
+/// A leadership that was asked for in vain is asked for again after so long.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
 /// Keeps, while this node leads the meta group, until it is dropped.
 pub(super) async fn run(cluster: Cluster) {
     let Some(group) = cluster.host().groups().group(META_GROUP) else { return };
@@ -28,27 +34,71 @@ pub(super) async fn run(cluster: Cluster) {
         if leadership.wait_for(|now| now.serving).await.is_err() {
             return;
         }
-        let since = Instant::now();
+        let mut keeper = Keeper {
+            cluster: cluster.clone(),
+            group: group.clone(),
+            since: Instant::now(),
+            unfinished: BTreeMap::new(),
+            asked: BTreeMap::new(),
+        };
         while leadership.borrow_and_update().serving {
-            if let Err(error) = keep(&cluster, &group, since).await {
+            if let Err(error) = keeper.keep().await {
                 tracing::debug!(error, "a step of the placement has to wait");
             }
             let _ = timeout(EVERY, leadership.changed()).await;
         }
+        cluster.host().metrics().placements_overdue(0);
     }
 }
 
-async fn keep(cluster: &Cluster, group: &Group, since: Instant) -> Result<(), String> {
-    let state = cluster.meta().state();
-    if state.nodes().next().is_none() {
-        return Ok(());
+/// One term of the meta group's leader.
+struct Keeper {
+    cluster: Cluster,
+    group: Group,
+    since: Instant,
+    /// Placements that are not carried out: their version, since when, and whether that was said.
+    unfinished: BTreeMap<ShardId, (u64, Instant, bool)>,
+    /// When a shard's leadership was last asked to be handed over.
+    asked: BTreeMap<ShardId, Instant>,
+}
+
+impl Keeper {
+    async fn keep(&mut self) -> Result<(), String> {
+        let state = self.cluster.meta().state();
+        if state.nodes().next().is_none() {
+            return Ok(());
+        }
+        let mut seen = see(&self.cluster, &state, &self.group, self.since);
+        self.note_unfinished(&state, &mut seen);
+        self.asked.retain(|_, asked| asked.elapsed() < ASK_AGAIN);
+        seen.asked_to_move = self.asked.keys().copied().collect();
+        // A change of its members that does not come to an end must not keep the shards where they are.
+        let kept = timeout(META_PATIENCE, keep_meta_group(&state, &seen, &self.group)).await;
+        if !matches!(kept, Ok(Ok(()))) {
+            tracing::debug!(?kept, "the meta group does not have its members yet");
+        }
+        let Some(step) = next_step(&state, &seen) else { return Ok(()) };
+        if let Step::Lead { shard, .. } = step {
+            self.asked.insert(shard, Instant::now());
+        }
+        take(&self.cluster, step).await
     }
-    let seen = see(cluster, &state, group, since);
-    let text = |error: ChangeError| error.to_string();
-    keep_meta_group(&state, &seen, group).await.map_err(text)?;
-    match next_step(&state, &seen) {
-        Some(step) => take(cluster, step).await,
-        None => Ok(()),
+
+    /// Since when which placement has not been carried out. One that takes too long is said once.
+    fn note_unfinished(&mut self, state: &MetaState, seen: &mut Seen) {
+        let now: BTreeMap<ShardId, u64> = unfinished(state, seen).collect();
+        self.unfinished.retain(|shard, (version, ..)| now.get(shard) == Some(version));
+        for (shard, version) in now {
+            let begun = self.unfinished.entry(shard).or_insert((version, Instant::now(), false));
+            seen.unfinished_for.insert(shard, begun.1.elapsed());
+            if seen.is_overdue(shard) && !std::mem::replace(&mut begun.2, true) {
+                let placed = state.placement(shard).map(|placement| &placement.voters);
+                let held = seen.shards.get(&shard).map(|seen| &seen.voters);
+                tracing::warn!(%shard, ?placed, ?held, "a shard is not held as recorded for long");
+            }
+        }
+        let overdue = self.unfinished.keys().filter(|shard| seen.is_overdue(**shard)).count();
+        self.cluster.host().metrics().placements_overdue(overdue);
     }
 }
 
@@ -57,16 +107,18 @@ async fn keep_meta_group(state: &MetaState, seen: &Seen, group: &Group) -> Resul
     let now = group.members();
     let vote: BTreeSet<_> = now.voters.iter().flatten().copied().collect();
     let (voters, learners) = meta_members(state, seen, &vote);
+    // One node that cannot be taken in keeps no other one out.
+    let mut kept = Ok(());
     for node in &learners {
-        group.add_learner(*node).await?;
+        kept = kept.and(group.add_learner(*node).await);
     }
     if now.voters != [voters.clone()] {
-        bring_about(group, &voters, Removed::Learns).await?;
+        kept = kept.and(bring_about(group, &voters, Removed::Learns).await);
     }
     for node in group.members().learners.difference(&learners) {
-        group.remove_learner(*node).await?;
+        kept = kept.and(group.remove_learner(*node).await);
     }
-    Ok(())
+    kept
 }
 
 /// What the nodes have said, as the plan wants to know it.
@@ -93,6 +145,7 @@ fn see(cluster: &Cluster, state: &MetaState, group: &Group, since: Instant) -> S
             voters: said.voters.clone(),
             learners: said.learners.clone(),
             is_changing: said.is_changing,
+            placed: said.placed,
             behind: said.behind.clone(),
         };
         seen.shards.insert(shard, shard_seen);

@@ -3,6 +3,8 @@
 
 mod announce;
 mod keeper;
+mod majority;
 pub(crate) mod plan;
 pub(crate) mod serving;
 mod steward;
+mod surplus;

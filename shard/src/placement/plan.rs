@@ -7,8 +7,9 @@ use std::time::Duration;
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
 
-use crate::message::{NodeState, Placement};
+use crate::message::{ClusterSettings, NodeState, Placement};
 use crate::meta::MetaState;
+use crate::route::sightings::SILENT;
 
 /// What is seen of the cluster.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,10 @@ pub(crate) struct Seen {
     pub(crate) meta_voters: BTreeSet<NodeId>,
     /// Nodes that say that they have replicas of shards.
     pub(crate) holding: BTreeSet<NodeId>,
+    /// How long a shard has not been held as it was placed.
+    pub(crate) unfinished_for: BTreeMap<ShardId, Duration>,
+    /// Shards whose leadership somebody was asked to hand over just now.
+    pub(crate) asked_to_move: BTreeSet<ShardId>,
 }
 
 impl Seen {
@@ -38,8 +43,15 @@ impl Seen {
         there > voters.len() / 2
     }
 
-    fn is_given_up(&self, node: NodeId) -> bool {
-        self.silent_for.get(&node).is_some_and(|time| *time >= GIVEN_UP_AFTER)
+    /// Whether a change takes so long that the others no longer wait for it.
+    pub(crate) fn is_overdue(&self, shard: ShardId) -> bool {
+        self.unfinished_for.get(&shard).is_some_and(|time| *time >= OVERDUE_AFTER)
+    }
+
+    /// Whether somebody is to take this node's place since it is down.
+    fn is_given_up(&self, node: NodeId, settings: &ClusterSettings) -> bool {
+        let is_down = |time: &Duration| *time >= settings.down_after;
+        settings.replaces_down && self.silent_for.get(&node).is_some_and(is_down)
     }
 }
 
@@ -52,6 +64,8 @@ pub(crate) struct SeenShard {
     /// Who is filled, to become a voter or after it was one.
     pub(crate) learners: BTreeSet<NodeId>,
     pub(crate) is_changing: bool,
+    /// The version of the placement that its leader has carried out last.
+    pub(crate) placed: u64,
     /// Entries that each other voter has not acknowledged.
     pub(crate) behind: BTreeMap<NodeId, u64>,
 }
@@ -67,14 +81,28 @@ pub(crate) enum Step {
     Remove { node: NodeId },
 }
 
-/// A node that has been silent for so long is given up, where another one can take its place.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(600);
 /// A node that was heard of so lately may be given a leadership.
 const HEARD: Duration = Duration::from_secs(2);
 /// Who is given a leadership may have so many entries to catch up with.
 const BEHIND_MAX: u64 = 1_000;
-/// A node that has been silent for so long gets nothing new.
-const SILENT: Duration = Duration::from_secs(5);
+
+/// Other changes wait for one that is under way for so long.
+const OVERDUE_AFTER: Duration = Duration::from_secs(300);
+
+/// The placements that are not carried out yet.
+pub(crate) fn unfinished(state: &MetaState, seen: &Seen) -> impl Iterator<Item = (ShardId, u64)> {
+    let unfinished = state.placements().filter(|placement| !is_carried_out(seen, placement));
+    unfinished.map(|placement| (placement.shard, placement.version))
+}
+
+// INVARIANT: its leader says so of this very version. Of a shard that was moved and put back at once the
+// members are as placed while its leader still carries out what was recorded in between.
+fn is_carried_out(seen: &Seen, placement: &Placement) -> bool {
+    seen.shards.get(&placement.shard).is_some_and(|seen| {
+        let is_settled = seen.learners.is_empty() && !seen.is_changing;
+        seen.placed == placement.version && seen.voters == placement.voters && is_settled
+    })
+}
 
 /// What to do next; `None`: all is as it is to be, or has to be waited for.
 pub(crate) fn next_step(state: &MetaState, seen: &Seen) -> Option<Step> {
@@ -93,7 +121,7 @@ struct Plan<'a> {
     seen: &'a Seen,
     /// Nodes that may be given replicas, with how many they are to hold.
     loads: BTreeMap<NodeId, usize>,
-    /// A change that was recorded is not carried out yet.
+    /// A change that was recorded is not carried out yet, and may well be soon.
     is_under_way: bool,
 }
 
@@ -108,21 +136,16 @@ impl<'a> Plan<'a> {
         }
         let mut plan = Self { state, seen, loads, is_under_way: false };
         plan.is_under_way = state.placements().any(|placement| {
-            let is_stuck = placement.voters.iter().any(|node| plan.is_lost(*node));
-            !is_stuck && !plan.is_carried_out(placement.shard, &placement.voters)
+            let is_stuck = placement.voters.iter().any(|node| plan.is_lost(*node))
+                || seen.is_overdue(placement.shard);
+            !is_stuck && !is_carried_out(seen, placement)
         });
         plan
     }
 
-    fn is_carried_out(&self, shard: ShardId, placed: &BTreeSet<NodeId>) -> bool {
-        self.seen.shards.get(&shard).is_some_and(|seen| {
-            seen.voters == *placed && seen.learners.is_empty() && !seen.is_changing
-        })
-    }
-
     /// Somebody has to take this node's place.
     fn is_lost(&self, node: NodeId) -> bool {
-        self.leaves(node) || self.seen.is_given_up(node)
+        self.leaves(node) || self.seen.is_given_up(node, self.state.settings())
     }
 
     fn leaves(&self, node: NodeId) -> bool {
@@ -223,7 +246,8 @@ impl<'a> Plan<'a> {
         if self.is_under_way || is_paused || members.any(|node| self.seen.is_silent(node.id)) {
             return None;
         }
-        for placement in self.state.placements() {
+        // What is overdue is where it was to be by now, as far as is known: nothing is moved on from there.
+        for placement in self.state.placements().filter(|p| !self.seen.is_overdue(p.shard)) {
             for from in &placement.voters {
                 let mut others = placement.voters.clone();
                 others.remove(from);
@@ -262,7 +286,9 @@ impl<'a> Plan<'a> {
             }
         }
         let mut best = None;
-        for (shard, seen) in &self.seen.shards {
+        // One that was asked in vain may have its reasons. The others do not wait for it.
+        let shards = self.seen.shards.iter();
+        for (shard, seen) in shards.filter(|(shard, _)| !self.seen.asked_to_move.contains(shard)) {
             // Who is not heard, or would have to catch up first, only stops the shard.
             let can_lead = |to: &&NodeId| {
                 let behind = seen.behind.get(to).copied().unwrap_or(u64::MAX);
@@ -325,8 +351,10 @@ pub(crate) fn meta_members(
     let stay = members().filter(|node| node.state != NodeState::Leaving).map(|node| node.id);
     let stay: BTreeSet<NodeId> = stay.collect();
     let plan = Plan::new(state, seen);
-    let (kept, given_up): (BTreeSet<_>, BTreeSet<_>) =
-        voters.intersection(&stay).copied().partition(|node| !seen.is_given_up(*node));
+    let (kept, given_up): (BTreeSet<_>, BTreeSet<_>) = voters
+        .intersection(&stay)
+        .copied()
+        .partition(|node| !seen.is_given_up(*node, state.settings()));
     let before = voters;
     let mut voters = kept;
     let free = plan.loads.keys().filter(|node| !voters.contains(node)).count();

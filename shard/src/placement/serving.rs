@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::error::ShardError;
 use crate::leader::term::{ShardActor, ShardMessage, ShardState};
 use crate::placement::steward::Steward;
-use crate::placement::{announce, keeper};
+use crate::placement::{announce, keeper, majority};
 use crate::route::cluster::Cluster;
 use crate::workflow::actor;
 
@@ -41,6 +41,7 @@ impl Cluster {
         let mut tasks = JoinSet::new();
         tasks.spawn(announce::run(self.clone()));
         tasks.spawn(keeper::run(self.clone()));
+        tasks.spawn(majority::run(self.clone()));
         tasks.spawn(Steward::new(self.clone(), serving.clone()).run());
         *serving.tasks.lock() = tasks;
         Ok(serving)

@@ -1,7 +1,7 @@
 //! Brings about on this node what the meta group has recorded: which replicas it has, and who belongs to
 //! the shards that it leads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use piton_core::id::ShardId;
@@ -9,28 +9,28 @@ use piton_raft::{ChangeError, Group, NodeId, Removed};
 use tokio::time::{Instant, timeout};
 
 use crate::error::ShardError;
-use crate::message::Placement;
+use crate::message::{NodeAnswer, NodeCall, Placement};
 use crate::meta::MetaState;
 use crate::placement::serving::Serving;
+use crate::placement::surplus::Surplus;
 use crate::route::cluster::Cluster;
 
 /// How often to look where nothing changes, and while something is under way.
 const EVERY: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(100);
-/// A replica that its leader does not count any more is kept for so long: by then that is committed.
-const KEPT_FOR: Duration = Duration::from_secs(10);
+/// How long a leader may take to say who belongs to its shard.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A node's steward.
 pub(super) struct Steward {
     cluster: Cluster,
     serving: Serving,
-    /// Replicas that belong nowhere any more, since when.
-    surplus: BTreeMap<ShardId, Instant>,
+    surplus: Surplus,
 }
 
 impl Steward {
     pub(super) fn new(cluster: Cluster, serving: Serving) -> Self {
-        Self { cluster, serving, surplus: BTreeMap::new() }
+        Self { cluster, serving, surplus: Surplus::default() }
     }
 
     /// Works, until it is dropped.
@@ -60,9 +60,9 @@ impl Steward {
             let shard = placement.shard;
             let is_here = host.replica(shard).is_some();
             let result = if placement.voters.contains(&host.node()) {
-                self.surplus.remove(&shard);
+                self.surplus.forget(shard);
                 if is_here { Ok(()) } else { self.open(shard).await }
-            } else if is_here && self.is_surplus(shard) {
+            } else if is_here && self.is_surplus(shard).await {
                 self.close(shard).await
             } else {
                 Ok(())
@@ -84,26 +84,34 @@ impl Steward {
     async fn close(&mut self, shard: ShardId) -> Result<(), ShardError> {
         self.serving.lay_down(shard).await;
         self.cluster.host().close(shard).await?;
-        self.surplus.remove(&shard);
+        self.surplus.forget(shard);
         tracing::info!(%shard, "has no replica here any more");
         Ok(())
     }
 
-    /// Whether the shard's leader has said for long enough that this node is no member of it. A change
-    /// that is not committed yet may come to nothing, and then this replica's acknowledgements count.
-    fn is_surplus(&mut self, shard: ShardId) -> bool {
+    /// Whether the shard's leader has said for long enough that this node is no member of it, and still
+    /// says so when it is asked.
+    async fn is_surplus(&mut self, shard: ShardId) -> bool {
         let node = self.cluster.host().node();
         let sightings = self.cluster.sightings();
-        let said = sightings.values().filter_map(|seen| seen.status.shards.get(&shard));
-        let newest = said.filter(|said| said.serves).max_by_key(|said| said.term);
-        let is_out = newest.is_some_and(|said| {
-            !said.is_changing && !said.voters.contains(&node) && !said.learners.contains(&node)
+        let said = sightings.values().filter_map(|seen| {
+            let said = seen.status.shards.get(&shard).filter(|said| said.serves)?;
+            Some((said.term, seen.status.node, seen.heard, said.is_without(node)))
         });
-        if !is_out {
-            self.surplus.remove(&shard);
+        let newest = said.max_by_key(|(term, ..)| *term);
+        let told = newest.map(|(_, _, heard, is_out)| (heard, is_out));
+        if !self.surplus.note(shard, told, Instant::now()) {
             return false;
         }
-        self.surplus.entry(shard).or_insert_with(Instant::now).elapsed() >= KEPT_FOR
+        let Some((_, leader, ..)) = newest else { return false };
+        let asked = self.cluster.ask_node(leader, NodeCall::Replica { shard });
+        match timeout(PATIENCE, asked).await {
+            Ok(Ok(NodeAnswer::Replica(said))) => said.is_without(node),
+            answer => {
+                tracing::debug!(%shard, %leader, ?answer, "a replica here is perhaps one too many");
+                false
+            }
+        }
     }
 
     /// Makes the members of the shards that are led here those that they are to have.
@@ -117,6 +125,12 @@ impl Steward {
             (!is_as_placed(&group, &placement)).then_some((group, placement))
         };
         let state = self.cluster.meta().state();
+        for shard in &led {
+            let here = host.replica(*shard).zip(state.placement(*shard));
+            if let Some((_, placement)) = here.filter(|(r, p)| is_as_placed(&r.group, p)) {
+                host.set_placed(*shard, placement.version);
+            }
+        }
         if led.iter().all(|shard| differs(&state, shard).is_none()) {
             return true;
         }
@@ -133,7 +147,10 @@ impl Steward {
                 continue;
             }
             match bring_about(&group, &placement.voters, Removed::Leaves).await {
-                Ok(()) => tracing::info!(%shard, voters = ?placement.voters, "has its voters"),
+                Ok(()) => {
+                    tracing::info!(%shard, voters = ?placement.voters, "has its voters");
+                    host.set_placed(shard, placement.version);
+                }
                 Err(error) => {
                     tracing::debug!(%shard, %error, "does not have its voters yet");
                     is_done = false;

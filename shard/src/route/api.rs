@@ -174,7 +174,10 @@ impl Cluster {
                     waiting.is_over = true;
                     delivered
                 }
-                () = self.register_poll(request) => waiting.end(),
+                registered = self.register_poll(request) => match (registered, waiting.end()) {
+                    (Err(error), Ok(Delivery::Again)) => return Err(error),
+                    (_, delivered) => delivered,
+                },
                 () = tokio::time::sleep_until(poll.deadline) => return Ok(None),
             };
             match delivered {
@@ -198,25 +201,39 @@ impl Cluster {
     }
 
     /// Tells a queue's owner of a poll. Returns when the poll is to be replaced by another: since its
-    /// owner was not reached, or another leader has taken its place, who cannot know of it (an owner
+    /// owner is none any more, or another leader has taken its place, who cannot know of it (an owner
     /// whose node dies does not say so to the polls it held); or now and then, since a task for it
     /// may have been lost on its way.
+    ///
+    /// # Errors
+    /// When nobody decides for the queue: its caller may know of a node that knows who does.
     // INVARIANT: a poll is registered once. If it came again while its task is on the way, it would
     // wait at the queue as well, and the next task that it meets there would be nobody's.
-    async fn register_poll(&self, request: PollRequest) {
+    async fn register_poll(&self, request: PollRequest) -> Result<(), ShardError> {
         let shard = self.shard_of_queue(&request.queue);
         let mut leadership = self.host().leaders().watch(shard);
         let term = leadership.borrow_and_update().term;
         let renewal = self.host().config().poll_renewal;
-        if self.ask(shard, QueueCall::Poll(request).into()).await.is_err() {
-            // Whatever it is, it may well happen again at once.
-            return tokio::time::sleep(POLL_PAUSE).await;
+        match self.ask(shard, QueueCall::Poll(request).into()).await {
+            Ok(_) => {}
+            Err(error) if error.is_passing() => return Err(error),
+            Err(_) => {
+                // Whatever it is, it may well happen again at once.
+                tokio::time::sleep(POLL_PAUSE).await;
+                return Ok(());
+            }
         }
-        let moves = leadership.wait_for(|now| now.term != term && now.leader.is_some());
+        // Who was named by somebody else may not be known here yet.
+        let was_known = leadership.borrow().leader.is_some();
+        let moves = leadership.wait_for(|now| match now.leader {
+            Some(_) => now.term != term,
+            None => was_known,
+        });
         if tokio::time::timeout(renewal, moves).await.is_ok_and(|moved| moved.is_err()) {
             // The group has stopped and the node with it; its frontend ends the poll.
             std::future::pending().await
         }
+        Ok(())
     }
 
     /// A poll went away with a task in its hands: puts the task back where it came from.
@@ -437,7 +454,7 @@ impl Cluster {
         self.meta().is_led(node)
             && self.host().shard_ids().all(|shard| {
                 let leader = self.host().leaders().leader(shard);
-                leader.is_some_and(|l| l != node) || self.host().serving(shard).is_some()
+                leader.is_some_and(|l| l != node) || self.host().deciding(shard).is_some()
             })
     }
 

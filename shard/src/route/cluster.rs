@@ -1,7 +1,6 @@
 //! This node's way into the cluster: finds the leader of what a request is for, here or elsewhere.
 //! Step 2 of a request's way.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,15 +15,14 @@ use piton_core::time::Span;
 use piton_raft::NodeId;
 use tokio::time::Instant;
 
-use crate::error::{MetaError, ShardError};
+use crate::error::ShardError;
 use crate::message::{
-    Answer, Call, Delivery, Forwarded, NodeAnswer, NodeCall, NodeStatus, Offer, PeerAnswer,
-    PeerRequest, PollId, QueueCall, QueueKey, ReadCall, Receipt, Ticket, WorkflowCall,
+    Answer, Call, Delivery, Forwarded, Offer, PeerAnswer, PeerRequest, PollId, QueueCall, QueueKey,
+    ReadCall, Receipt, Ticket, WorkflowCall,
 };
 use crate::meta::Meta;
 use crate::route::host::ShardHost;
 use crate::route::leaders::Leader;
-use crate::route::sightings::Sighting;
 
 /// How long to wait before a call that another node did not take is sent again.
 const SEND_PAUSE: Duration = Duration::from_millis(20);
@@ -32,10 +30,19 @@ const SEND_PAUSE: Duration = Duration::from_millis(20);
 /// How often a request that waits for a shard's leader looks again.
 const LEADER_LOOK: Duration = Duration::from_millis(5);
 
-/// Whether a call that another node did not answer, or refused, is sent again.
-fn may_send_again(call: &Call, error: &ShardError) -> bool {
-    let is_unknown = matches!(error, ShardError::OutcomeUnknown(_));
-    error.is_passing() || is_unknown && call.is_safe_to_repeat()
+/// How long a leader that is none any more may take to answer a call that may be sent again; and another.
+const MOVED_WAIT: Duration = Duration::from_millis(100);
+const MOVED_WAIT_UNSAFE: Duration = Duration::from_secs(1);
+
+/// Whether a call that was refused, or not answered, is sent again. What this node cannot do it says at
+/// once, unless somebody else may be able to.
+fn may_send_again(call: &Call, error: &ShardError, is_here: bool) -> bool {
+    match error {
+        ShardError::NotLeader { .. } => true,
+        ShardError::Unavailable(_) => !is_here,
+        ShardError::OutcomeUnknown(_) => call.is_safe_to_repeat(),
+        _ => false,
+    }
 }
 
 /// What is to be said of a call that failed more than once: if it was perhaps carried out the first time,
@@ -81,10 +88,9 @@ impl Cluster {
         self.meta().limits()
     }
 
-    /// How long a namespace keeps closed runs.
-    pub(crate) fn retention_of(&self, namespace: &NamespaceId) -> Span {
-        let default = || Span::of_limit_ms(self.limits().retention_ms_default);
-        self.meta().namespace_by_id(namespace).map_or_else(default, |n| n.retention)
+    /// How long a namespace keeps closed runs; `None`: this node does not know it yet.
+    pub(crate) fn retention_of(&self, namespace: &NamespaceId) -> Option<Span> {
+        self.meta().namespace_by_id(namespace).map(|namespace| namespace.retention)
     }
 
     pub(crate) fn new_run_id(&self) -> RunId {
@@ -106,11 +112,13 @@ impl Cluster {
     }
 
     /// Asks the leader of a shard: here, or at most one hop away. Waits for a leader if there is
-    /// none. A call that another node has certainly not carried out, or may carry out twice, is sent
-    /// again, to whoever leads by then.
+    /// none. A call that was certainly not carried out, or may be carried out twice, is sent again, to
+    /// whoever leads by then.
     pub(crate) async fn ask(&self, shard: ShardId, call: Call) -> Result<Answer, ShardError> {
-        if let Some(leader) = self.host.serving(shard) {
-            return leader.answer(call).await;
+        let sole = self.host.deciding(shard).filter(|_| self.host.is_sole_voter(shard));
+        if let Some(sole) = sole {
+            // There is nobody else to ask.
+            return sole.answer(call).await;
         }
         let mut leadership = self.host.leaders().watch(shard);
         let began = Instant::now();
@@ -119,28 +127,47 @@ impl Cluster {
         // Whom the last refusal named: it may know of a newer leader than this node does.
         let (mut named, mut followed) = (None, false);
         loop {
-            if let Some(leader) = self.host.serving(shard) {
-                let answer = leader.answer(call.after(began.elapsed())).await;
-                return answer.map_err(|later| worse(error, later));
-            }
             let known = leadership.borrow_and_update().leader;
-            let leader = named.take().or(known).filter(|&leader| leader != self.host.node());
-            if let Some(leader) = leader {
-                let refusal = match self.forward(leader, shard, &call, began).await {
-                    Err(refusal) if may_send_again(&call, &refusal) => refusal,
-                    settled => return settled.map_err(|later| worse(error, later)),
+            let this = self.host.node();
+            let here = self.host.deciding(shard);
+            let other = named.take().or(known).filter(|&leader| leader != this);
+            let refusal = match (here, other) {
+                (Some(here), _) => {
+                    let answer = here.answer(call.clone().after(began.elapsed()));
+                    let answer = self.unless_it_moves(shard, this, &call, answer).await;
+                    Some(answer.map_err(|refusal| (this, refusal)))
+                }
+                (None, Some(leader)) => {
+                    let answer = self.forward(leader, shard, &call, began);
+                    let answer = self.unless_it_moves(shard, leader, &call, answer).await;
+                    Some(answer.map_err(|refusal| (leader, refusal)))
+                }
+                (None, None) => None,
+            };
+            let was_asked = refusal.is_some();
+            if let Some(answered) = refusal {
+                let (asked, refusal) = match answered {
+                    Err((asked, refusal)) if may_send_again(&call, &refusal, asked == this) => {
+                        (asked, refusal)
+                    }
+                    settled => return settled.map_err(|(_, later)| worse(error, later)),
                 };
                 if let ShardError::NotLeader { leader: Some(other), .. } = refusal {
-                    named = Some(other).filter(|&other| other != leader);
+                    named = Some(other).filter(|&other| other != asked);
                 }
+                let is_unknown = matches!(refusal, ShardError::OutcomeUnknown(_));
                 error = worse(error, refusal);
                 if named.is_some() && !std::mem::replace(&mut followed, true) {
+                    continue;
+                }
+                // It took long to find out, and now somebody else leads: no time to wait for anybody.
+                if is_unknown && leadership.borrow().leader.is_some_and(|now| now != asked) {
                     continue;
                 }
             }
             // Leadership shows before the duties are taken up, so a change is not all to wait for.
             let change = leadership.changed();
-            let pause = if leader.is_none() { LEADER_LOOK } else { SEND_PAUSE };
+            let pause = if was_asked { SEND_PAUSE } else { LEADER_LOOK };
             let soon = Instant::now() + pause;
             let has_stopped = tokio::time::timeout_at(soon.min(until), change).await;
             if has_stopped.is_ok_and(|changed| changed.is_err()) {
@@ -149,6 +176,42 @@ impl Cluster {
             }
             if Instant::now() >= until {
                 return Err(error);
+            }
+        }
+    }
+
+    /// Waits for the answer of the node that leads, but not much longer than it does: one that is
+    /// frozen or cut off would hold its callers for as long as they wait. What may be sent again is sent
+    /// to the next leader at once; of anything else the old one may still say what became of it.
+    async fn unless_it_moves(
+        &self,
+        shard: ShardId,
+        asked: NodeId,
+        call: &Call,
+        answer: impl Future<Output = Result<Answer, ShardError>>,
+    ) -> Result<Answer, ShardError> {
+        let mut leadership = self.host.leaders().watch(shard);
+        let before = *leadership.borrow_and_update();
+        let patience = if call.is_safe_to_repeat() { MOVED_WAIT } else { MOVED_WAIT_UNSAFE };
+        let moves = async {
+            loop {
+                let has_moved = |now: &Leader| *now != before && now.leader != Some(asked);
+                if leadership.wait_for(has_moved).await.is_err() {
+                    // The node stops, which ends the call as well.
+                    return std::future::pending().await;
+                }
+                let back = leadership.wait_for(|now| !has_moved(now));
+                if tokio::time::timeout(patience, back).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = moves => {
+                let text = format!("node {asked} leads shard {shard} no longer");
+                Err(ShardError::OutcomeUnknown(text))
             }
         }
     }
@@ -173,13 +236,13 @@ impl Cluster {
     }
 
     /// Answers what another node asks, as bytes.
-    pub async fn answer_bytes(&self, request: &[u8]) -> Bytes {
+    pub async fn answer_bytes(&self, from: NodeId, request: &[u8]) -> Bytes {
         let answer = match PeerRequest::decode(request) {
             Ok(PeerRequest::Call(call)) => PeerAnswer::Call(self.answer_peer(call).await),
             Ok(PeerRequest::Deliver { poll, delivery }) => {
                 PeerAnswer::Deliver(self.accept_delivery(poll, delivery))
             }
-            Ok(PeerRequest::Node(call)) => PeerAnswer::Node(self.answer_node(call).await),
+            Ok(PeerRequest::Node(call)) => PeerAnswer::Node(self.answer_node(from, call).await),
             Err(error) => PeerAnswer::not_understood(&error),
         };
         answer.encode()
@@ -197,7 +260,7 @@ impl Cluster {
         if !self.host.has(shard) {
             return Err(ShardError::Unavailable(format!("this node has no shard {shard}")));
         }
-        let Some(serving) = self.host.serving(shard) else {
+        let Some(serving) = self.host.deciding(shard) else {
             let leader = self.host.leaders().leader(shard);
             let leader = leader.filter(|&leader| leader != self.host.node());
             return Err(ShardError::NotLeader { shard, leader });
@@ -211,63 +274,6 @@ impl Cluster {
             let text = format!("it took longer than {} ms", timeout.as_millis());
             Err(ShardError::OutcomeUnknown(text))
         })
-    }
-
-    /// Answers what another node, or this one, asks of this node.
-    ///
-    /// # Errors
-    /// See [`MetaError`].
-    pub async fn answer_node(&self, call: NodeCall) -> Result<NodeAnswer, MetaError> {
-        match call {
-            NodeCall::Meta(call) => self.meta().answer(call).await.map(NodeAnswer::Version),
-            NodeCall::Status(status) => {
-                self.hear(*status);
-                Ok(NodeAnswer::Done)
-            }
-            NodeCall::Lead { shard, to } => {
-                if let Some(replica) = self.host.replica(shard) {
-                    replica.group.transfer_leader(to).await;
-                }
-                Ok(NodeAnswer::Done)
-            }
-        }
-    }
-
-    /// Asks a node something that is not about its shards, this one among them.
-    ///
-    /// # Errors
-    /// What it answers; see [`MetaError`].
-    pub async fn ask_node(&self, node: NodeId, call: NodeCall) -> Result<NodeAnswer, MetaError> {
-        if node == self.host.node() {
-            return self.answer_node(call).await;
-        }
-        self.host.peer().node(node, call).await
-    }
-
-    /// Takes a snapshot of this node's replica of a shard, and says up to which index it holds.
-    ///
-    /// # Errors
-    /// When there is none, or it cannot be taken.
-    pub async fn snapshot(&self, shard: ShardId) -> Result<u64, ShardError> {
-        let replica = self.host.replica(shard);
-        let replica = replica
-            .ok_or_else(|| ShardError::Unavailable(format!("this node has no shard {shard}")))?;
-        let taken = replica.group.snapshot_now().await;
-        taken.map_err(|error| ShardError::Unavailable(error.to_string()))
-    }
-
-    /// A node has said how it is: with it comes who leads.
-    pub(crate) fn hear(&self, status: NodeStatus) {
-        for (shard, replica) in status.shards.iter().filter(|(_, replica)| replica.serves) {
-            let now = Leader { term: replica.term, leader: Some(status.node) };
-            self.host.leaders().hear(*shard, now);
-        }
-        self.host.sightings().hear(status);
-    }
-
-    /// What the nodes of the cluster said of themselves last.
-    pub fn sightings(&self) -> BTreeMap<NodeId, Sighting> {
-        self.host.sightings().all()
     }
 
     /// Hands a task that another node sent to one of this node's polls.
@@ -298,9 +304,9 @@ impl Cluster {
         });
     }
 
-    /// Sends until somebody takes it, or for as long as a request waits for a leader.
+    /// Sends until somebody takes it, or for as long as that may be of use.
     async fn send_until_taken(&self, shard: ShardId, call: Call) {
-        let until = Instant::now() + self.host.config().leader_wait;
+        let until = Instant::now() + self.host.config().insist_wait;
         let error = loop {
             match self.ask(shard, call.clone()).await {
                 Ok(_) => return,
@@ -371,7 +377,7 @@ impl Cluster {
         if node == self.host.node() {
             return self.settle_attempt(self.accept_delivery(poll, delivery), undelivered);
         }
-        let until = Instant::now() + self.host.config().leader_wait;
+        let until = Instant::now() + self.host.config().insist_wait;
         let receipt = self.deliver_to(node, poll, delivery.clone()).await;
         if receipt != Receipt::Unreachable {
             return self.settle_attempt(receipt, undelivered);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use piton_core::id::ShardId;
@@ -54,7 +55,7 @@ pub struct ShardHost {
     places: Vec<ShardPlace>,
     leaders: Arc<Leaders>,
     sightings: Sightings,
-    /// Counts up when a leadership is taken up or laid down here.
+    /// Counts up when a leadership is taken up or laid down here, or a placement carried out.
     duties: watch::Sender<u64>,
     meta: Meta,
     ids: Ids,
@@ -70,6 +71,12 @@ pub struct ShardHost {
 struct ShardPlace {
     replica: RwLock<Option<Arc<LocalReplica>>>,
     serving: RwLock<Option<Arc<dyn ShardLeader>>>,
+    /// It is led here, without a majority being heard of.
+    is_alone: AtomicBool,
+    /// This node is its only voter, as far as was looked.
+    is_sole_voter: AtomicBool,
+    /// The version of the placement that was carried out last from here.
+    placed: AtomicU64,
 }
 
 /// A replica of a shard on this node.
@@ -152,7 +159,10 @@ impl ShardHost {
         let replica = Box::new(replica.slowed_by(self.checkpoints.clone()));
         self.checkpoints.add(table);
         let started = start_group(&self.groups, group, founders, replica).await;
-        let group = started.map_err(|e| failed("start a shard's group")(&e))?;
+        let group = started.map_err(|e| {
+            self.checkpoints.remove(group);
+            failed("start a shard's group")(&e)
+        })?;
         self.follow_leadership(shard, &group);
         *self.places[shard.0 as usize].replica.write() =
             Some(Arc::new(LocalReplica { group, rows }));
@@ -270,7 +280,7 @@ impl ShardHost {
         &self.sightings
     }
 
-    /// Changes when a leadership is taken up or laid down here.
+    /// Changes when a leadership is taken up or laid down here, or a placement carried out.
     pub(crate) fn duties(&self) -> watch::Receiver<u64> {
         self.duties.subscribe()
     }
@@ -287,6 +297,49 @@ impl ShardHost {
     /// The leader of a shard, if it is this node.
     pub(crate) fn serving(&self, shard: ShardId) -> Option<Arc<dyn ShardLeader>> {
         self.places[shard.0 as usize].serving.read().clone()
+    }
+
+    /// The same, unless it is cut off from the majority, without which it can decide nothing.
+    pub(crate) fn deciding(&self, shard: ShardId) -> Option<Arc<dyn ShardLeader>> {
+        self.serving(shard).filter(|_| !self.is_alone(shard))
+    }
+
+    pub(crate) fn is_alone(&self, shard: ShardId) -> bool {
+        self.places[shard.0 as usize].is_alone.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_sole_voter(&self, shard: ShardId) -> bool {
+        self.places[shard.0 as usize].is_sole_voter.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_sole_voter(&self, shard: ShardId, is_sole: bool) {
+        self.places[shard.0 as usize].is_sole_voter.store(is_sole, Ordering::Relaxed);
+    }
+
+    /// A shard that is led here has lost its majority, or found it again. Those who wait for its leader
+    /// see it as a change.
+    pub(crate) fn set_alone(&self, shard: ShardId, is_alone: bool) {
+        let was_alone = self.places[shard.0 as usize].is_alone.swap(is_alone, Ordering::Relaxed);
+        let Some(replica) = self.replica(shard).filter(|_| was_alone != is_alone) else { return };
+        let now = *replica.group.leadership().borrow();
+        if now.leader == Some(self.node) {
+            tracing::info!(%shard, term = now.term, is_alone, "a leader's majority");
+            let leader = Some(self.node).filter(|_| !is_alone);
+            self.leaders.hear(shard, Leader { term: now.term, leader });
+        }
+        self.duties.send_modify(|count| *count += 1);
+    }
+
+    /// The version of the shard's placement that this node, as its leader, has carried out last; 0: none.
+    pub(crate) fn placed(&self, shard: ShardId) -> u64 {
+        self.places[shard.0 as usize].placed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_placed(&self, shard: ShardId, version: u64) {
+        let before = self.places[shard.0 as usize].placed.swap(version, Ordering::Relaxed);
+        if before != version {
+            self.duties.send_modify(|count| *count += 1);
+        }
     }
 
     pub(crate) fn set_serving(&self, shard: ShardId, leader: Option<Arc<dyn ShardLeader>>) {
@@ -326,4 +379,23 @@ fn start_checkpoints(
         Arc::new(move |latency, _, _| metrics.checkpointed(latency)),
     )
     .map_err(|e| ShardError::Internal(format!("start the checkpoint thread: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entity::tests::leading_shard;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replica_that_cannot_be_opened_leaves_nothing_behind() {
+        let shard = leading_shard().await;
+        let host = shard.cluster.host();
+        let before = host.checkpoints.tables();
+        // Its group runs, and is not started a second time.
+        host.places[0].replica.write().take().expect("it was founded here");
+        for _ in 0..3 {
+            host.open(ShardId(0), None).await.expect_err("it runs already");
+        }
+        assert!(host.checkpoints.tables() <= before, "each attempt has left a table");
+    }
 }

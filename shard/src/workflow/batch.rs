@@ -9,7 +9,7 @@ use piton_core::id::{EventId, Position, RunId, WorkflowKey};
 use piton_core::proto::workflowservice::RespondWorkflowTaskCompletedResponse;
 use piton_core::request::WorkflowTaskRef;
 use piton_core::run::{Decided, RunState, StartedRun};
-use piton_core::time::Timestamp;
+use piton_core::time::{Span, Timestamp};
 use piton_core::transition::{self, Change};
 use piton_store::Write;
 use piton_store::codec::CodecError;
@@ -242,6 +242,10 @@ impl Hosted {
         let retention = self.shard.cluster.retention_of(&self.key.namespace);
         let mut writes = Vec::new();
         for (before, change) in &batch.changes {
+            // A run that goes on is kept in any case.
+            let is_open = self.runs.get(&change.run_id).is_some_and(|run| run.status.is_open());
+            let retention = retention.or_else(|| is_open.then_some(Span::ZERO));
+            let retention = retention.ok_or_else(|| self.namespace_is_unknown())?;
             let own = rows::change_writes(&self.key, change, retention).map_err(unencodable)?;
             let history = rows::batch_in(change, &own);
             batch.history.extend(history.map(|history| (change.run_id.clone(), history)));
@@ -264,6 +268,12 @@ impl Hosted {
         writes.push(rows::current_write(&self.key, &current).map_err(unencodable)?);
         batch.current = Some(current);
         Ok(writes)
+    }
+
+    /// The meta state lags behind on this node. Nothing may be recorded that rests on what it does not say.
+    fn namespace_is_unknown(&self) -> ShardError {
+        let namespace = &self.key.namespace;
+        ShardError::Unavailable(format!("namespace {namespace} is not known on this node yet"))
     }
 
     /// Keeps the held task's deadline with the timers; it has no row.

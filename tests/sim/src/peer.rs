@@ -45,18 +45,18 @@ impl Carrier for LifePeer {
             // A connection that breaks tells nothing about what became of the request.
             () = there.over() => return lost("it has ended"),
             () = self.life.over() => return lost("this node has ended"),
-            answer = cluster.answer_bytes(&request) => answer,
+            answer = cluster.answer_bytes(self.life.node, &request) => answer,
         };
         // A call that was carried out may come again. What was refused may not: done later, it would do
         // what its sender knows not to have been done, which nothing in the API guards against.
         let is_done = matches!(PeerAnswer::decode(&answer), Ok(PeerAnswer::Call(Ok(_))));
         if let Some(again_at) = way.again_at.filter(|_| is_done) {
-            let there = Arc::clone(&there);
+            let (there, from) = (Arc::clone(&there), self.life.node);
             tokio::spawn(async move {
                 sleep_until(again_at).await;
                 if there.is_alive() {
                     // Nobody waits for the second answer.
-                    let _ = cluster.answer_bytes(&request).await;
+                    let _ = cluster.answer_bytes(from, &request).await;
                 }
             });
         }

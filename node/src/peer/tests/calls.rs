@@ -53,6 +53,16 @@ impl Answerer for Echo {
     }
 }
 
+/// What answers holds a node's whole state, and that holds the network.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_has_stopped_keeps_nobody_who_answered() {
+    let node = plan(1).start();
+    let echo = Echo::holding();
+    node.net.answer_with(echo.clone());
+    node.net.stop().await;
+    assert_eq!(Arc::strong_count(&echo), 1);
+}
+
 async fn ask(from: &TestNode, to: NodeId, request: &'static str) -> Result<Bytes, AskError> {
     in_time("an answer", from.net.ask(to, Bytes::from_static(request.as_bytes()), PATIENCE)).await
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::entity::batch;
 use crate::entity::tests::leading_shard;
 use crate::leader::hosting::WorkflowHandle;
-use crate::message::HeldEvents;
+use crate::message::{HeldEvents, MetaCall, MetaRequest, NewNamespace};
 use crate::workflow::batch::tests::{begun, ended};
 use crate::workflow::batch::{Batch, Hosted};
 
@@ -20,6 +20,9 @@ fn key() -> WorkflowKey {
 /// A shard with a workflow whose first run is closed and whose second one is open.
 async fn shard_with_two_runs() -> Arc<ShardRuntime> {
     let shard = leading_shard().await;
+    let new = NewNamespace { name: "namespace".into(), ..NewNamespace::default() };
+    let register = MetaRequest::RegisterNamespace { id: "namespace".into(), new };
+    shard.cluster.meta().answer(MetaCall::Change(register)).await.expect("it is new");
     let handle = Arc::new(WorkflowHandle::new(10, Timestamp::MIN));
     let mut hosted = Hosted::new(Arc::clone(&shard), handle, key());
     let decided = Decided {

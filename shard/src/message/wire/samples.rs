@@ -443,20 +443,24 @@ pub(crate) fn node_record() -> NodeRecord {
     }
 }
 
-fn node_status() -> NodeStatus {
-    let replica = ReplicaStatus {
+fn replica_status() -> ReplicaStatus {
+    ReplicaStatus {
         term: 7,
         leader: Some(NodeId(300)),
         serves: true,
         voters: nodes(),
         learners: [NodeId(5)].into(),
         is_changing: true,
+        placed: 5,
         last_index: 400,
         committed_index: 399,
         applied_index: 398,
         snapshot_index: 100,
         behind: [(NodeId(1), 3)].into(),
-    };
+    }
+}
+
+fn node_status() -> NodeStatus {
     NodeStatus {
         node: NodeId(300),
         release: "0.1.0".into(),
@@ -464,7 +468,7 @@ fn node_status() -> NodeStatus {
         meta_version: 12,
         clock: TIME,
         meta: ReplicaStatus::default(),
-        shards: [(ShardId(3), replica)].into(),
+        shards: [(ShardId(3), replica_status())].into(),
     }
 }
 
@@ -472,6 +476,7 @@ fn node_calls() -> Vec<NodeCall> {
     let mut calls: Vec<NodeCall> = meta_calls().into_iter().map(NodeCall::Meta).collect();
     calls.push(NodeCall::Status(Box::new(node_status())));
     calls.push(NodeCall::Lead { shard: ShardId(3), to: NodeId(300) });
+    calls.push(NodeCall::Replica { shard: ShardId(3) });
     calls
 }
 

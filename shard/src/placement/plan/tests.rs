@@ -6,6 +6,9 @@ use super::*;
 use crate::message::{ClusterSettings, MetaRequest, NodeRecord};
 use crate::meta::decide::decide;
 
+/// As the settings are where nobody has set them.
+const DOWN_AFTER: Duration = Duration::from_secs(600);
+
 /// A cluster that carries out what is planned: at once, or when it is told to.
 struct Cluster {
     state: MetaState,
@@ -26,6 +29,7 @@ impl Cluster {
                 voters: alone.clone(),
                 learners: BTreeSet::new(),
                 is_changing: false,
+                placed: 0,
                 behind: BTreeMap::new(),
             };
             cluster.seen.shards.insert(shard, seen);
@@ -102,6 +106,7 @@ impl Cluster {
                 continue;
             }
             seen.voters = placement.voters.clone();
+            seen.placed = placement.version;
             seen.behind = seen.voters.iter().map(|node| (*node, 0)).collect();
             if !seen.voters.contains(&seen.leader) {
                 let is_up = |node: &&NodeId| !silent.contains(*node);
@@ -193,7 +198,7 @@ fn a_silent_node_is_given_up_only_after_long_and_only_for_another() {
     (2..=3).for_each(|node| cluster.join(node, ""));
     cluster.settle();
     let placed = cluster.voters();
-    cluster.silence(3, GIVEN_UP_AFTER);
+    cluster.silence(3, DOWN_AFTER);
     cluster.settle();
     assert_eq!(cluster.voters(), placed, "nobody takes its place");
     assert_eq!(cluster.led_by(3), 0);
@@ -201,10 +206,57 @@ fn a_silent_node_is_given_up_only_after_long_and_only_for_another() {
     cluster.silence(3, SILENT);
     cluster.settle();
     assert_eq!(cluster.voters(), placed, "it may come back");
-    cluster.silence(3, GIVEN_UP_AFTER);
+    cluster.silence(3, DOWN_AFTER);
     cluster.settle();
     assert!(cluster.voters().values().all(|voters| !voters.contains(&NodeId(3))));
     assert_eq!(cluster.state.node(NodeId(3)).expect("it is one").state, NodeState::Up);
+}
+
+#[test]
+fn the_settings_say_when_a_node_is_down_and_whether_it_is_replaced() {
+    let mut cluster = Cluster::of_one(4);
+    (2..=4).for_each(|node| cluster.join(node, ""));
+    cluster.settle();
+    let settings = |down_after, replaces_down| {
+        let settings = ClusterSettings { down_after, replaces_down, ..Default::default() };
+        MetaRequest::SetCluster(settings)
+    };
+    let short = Duration::from_secs(10);
+    cluster.ask(settings(short, false));
+    cluster.silence(3, DOWN_AFTER);
+    let held = cluster.held_by(3);
+    assert!(held > 0);
+    cluster.settle();
+    assert_eq!(cluster.held_by(3), held, "nobody is to take its place");
+    let voters: BTreeSet<_> = (1..=3).map(NodeId).collect();
+    assert_eq!(meta_members(&cluster.state, &cluster.seen, &voters).0, voters);
+
+    cluster.silence(3, short - Duration::from_millis(1));
+    cluster.ask(settings(short, true));
+    cluster.settle();
+    assert_eq!(cluster.held_by(3), held, "it is not down yet");
+    cluster.silence(3, short);
+    cluster.settle();
+    assert_eq!(cluster.held_by(3), 0);
+    assert!(cluster.voters().values().all(|voters| voters.len() == 3));
+    let too_short = decide(&cluster.state, &settings(short - Duration::from_millis(1), true));
+    assert!(too_short.is_err());
+}
+
+/// Two of three are down, and a fourth is there: without a majority nothing can be moved.
+#[test]
+fn who_is_down_is_not_replaced_where_that_would_take_a_majority() {
+    let mut cluster = Cluster::of_one(4);
+    (2..=3).for_each(|node| cluster.join(node, ""));
+    cluster.settle();
+    let placed = cluster.voters();
+    (2..=3).for_each(|node| cluster.silence(node, DOWN_AFTER));
+    cluster.join(4, "");
+    cluster.settle();
+    assert_eq!(cluster.voters(), placed);
+    cluster.silence(2, Duration::ZERO);
+    cluster.settle();
+    assert_eq!((cluster.held_by(3), cluster.held_by(4)), (0, 4));
 }
 
 #[test]
@@ -250,6 +302,53 @@ fn one_move_is_under_way_at_a_time() {
 }
 
 #[test]
+fn a_change_that_does_not_come_to_an_end_holds_the_others_up_for_a_while_only() {
+    let mut cluster = Cluster::of_one(8);
+    cluster.settle();
+    (2..=3).for_each(|node| cluster.join(node, ""));
+    let Some(Step::Place { shard: stuck, .. }) = cluster.step() else { panic!("none is moved") };
+    cluster.seen.unfinished_for.insert(stuck, OVERDUE_AFTER - Duration::from_millis(1));
+    assert_eq!(cluster.step(), None);
+    cluster.seen.unfinished_for.insert(stuck, OVERDUE_AFTER);
+    assert_eq!(unfinished(&cluster.state, &cluster.seen).map(|(s, _)| s).next(), Some(stuck));
+    let Some(Step::Place { shard, .. }) = cluster.step() else { panic!("the others wait") };
+    assert_ne!(shard, stuck);
+}
+
+#[test]
+fn a_leadership_that_is_not_handed_over_holds_no_other_up() {
+    let mut cluster = Cluster::of_one(8);
+    (2..=3).for_each(|node| cluster.join(node, ""));
+    cluster.settle();
+    cluster.set(2, NodeState::Draining);
+    let led = |seen: &Seen| {
+        let led = seen.shards.iter().filter(|(_, seen)| seen.leader == NodeId(2));
+        led.map(|(shard, _)| *shard).collect::<BTreeSet<_>>()
+    };
+    let before = led(&cluster.seen);
+    assert!(before.len() >= 2);
+    let Some(Step::Lead { shard: stuck, .. }) = cluster.step() else { panic!("it leads on") };
+    cluster.seen.shards.get_mut(&stuck).expect("it was seen").leader = NodeId(2);
+    cluster.seen.asked_to_move.insert(stuck);
+    cluster.settle();
+    assert_eq!(led(&cluster.seen), BTreeSet::from([stuck]));
+}
+
+/// A replica is moved, and back before that has begun to show.
+#[test]
+fn what_is_put_back_is_carried_out_when_its_leader_says_so() {
+    let mut cluster = Cluster::of_one(8);
+    cluster.settle();
+    (2..=3).for_each(|node| cluster.join(node, ""));
+    let Some(Step::Place { shard, expected, .. }) = cluster.step() else { panic!("none is moved") };
+    let voters = BTreeSet::from([NodeId(1)]);
+    cluster.ask(MetaRequest::Place { shard, expected: expected + 1, voters });
+    assert_eq!(cluster.step(), None, "its leader may be about to carry out what was before");
+    cluster.carry_out();
+    assert!(cluster.step().is_some());
+}
+
+#[test]
 fn the_meta_group_has_a_voter_of_every_node_up_to_five() {
     let mut cluster = Cluster::of_one(1);
     let ids = |ids: &[u64]| ids.iter().map(|id| NodeId(*id)).collect::<BTreeSet<_>>();
@@ -265,7 +364,7 @@ fn the_meta_group_has_a_voter_of_every_node_up_to_five() {
     assert_eq!(members(&cluster, &[1, 2, 3]), (ids(&[1, 2, 3, 4, 5]), ids(&[6, 7])));
     cluster.set(2, NodeState::Leaving);
     assert_eq!(members(&cluster, &[1, 2, 3, 4, 5]), (ids(&[1, 3, 4, 5, 6]), ids(&[2, 7])));
-    cluster.silence(5, GIVEN_UP_AFTER);
+    cluster.silence(5, DOWN_AFTER);
     assert_eq!(members(&cluster, &[1, 3, 4, 5, 6]), (ids(&[1, 3, 4, 6, 7]), ids(&[2, 5])));
 }
 

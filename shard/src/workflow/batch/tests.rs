@@ -97,6 +97,35 @@ async fn a_decision_that_comes_to_several_runs_is_one_transition() {
     }
 }
 
+/// A leader whose copy of the meta state lags would record the default for how long the run is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_not_closed_where_its_namespace_is_not_known_yet() {
+    let shard = leading_shard().await;
+    let close = async |namespace: &str| {
+        let key = WorkflowKey { namespace: namespace.into(), workflow_id: "order".into() };
+        let handle = Arc::new(WorkflowHandle::new(10, Timestamp::MIN));
+        let mut hosted = Hosted::new(Arc::clone(&shard), handle, key.clone());
+        let mut batch = Batch::default();
+        let run = ended(begun(&key, "run"));
+        let successor = Some(run);
+        let decided = Decided { run: None, others: Vec::new(), successor, reply: Ok(Reply::Done) };
+        hosted.accept(decided, &mut batch);
+        batch::commit(&mut hosted, batch).await.map(|()| key)
+    };
+    let refused = close("unknown").await.expect_err("nobody knows how long it is kept");
+    assert!(matches!(refused, ShardError::Unavailable(_)), "{refused}");
+
+    let (name, retention) = ("known".to_owned(), Span::from_secs(7));
+    let new = crate::message::NewNamespace { name, retention, ..Default::default() };
+    let namespace = shard.cluster.meta().register_namespace(new).await.expect("it is new");
+    let key = close(namespace.id.as_str()).await.expect("it is committed");
+    let closed_at = Timestamp::from_millis(1_000);
+    let kept = |until| retention::expired(&shard.rows, until, 10).expect("it reads").len();
+    let just_before = Timestamp::from_nanos((closed_at + retention).as_nanos() - 1);
+    assert_eq!(kept(just_before), 0);
+    assert_eq!(kept(closed_at + retention + Span::from_millis(1)), 1, "{key:?}");
+}
+
 /// A request id may outlive its workflow, whose position is 0 then and stays so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workflow_begins_anew_behind_the_last_request_id_of_the_one_before() {

@@ -142,6 +142,8 @@ pub(crate) fn peer_answers() -> Vec<PeerAnswer> {
     all.extend(receipts().into_iter().map(PeerAnswer::Deliver));
     all.push(PeerAnswer::Node(Ok(NodeAnswer::Version(300))));
     all.push(PeerAnswer::Node(Ok(NodeAnswer::Done)));
+    all.push(PeerAnswer::Node(Ok(NodeAnswer::Replica(Box::new(replica_status())))));
+    all.push(PeerAnswer::Node(Ok(NodeAnswer::Status(Box::new(node_status())))));
     all.extend(meta_errors().into_iter().map(|error| PeerAnswer::Node(Err(error))));
     all
 }
