@@ -3,6 +3,7 @@
 //! [`Node`]. Knows nothing of what a workflow does.
 
 mod accept_loss;
+mod clock_watch;
 pub mod config;
 mod data_directory;
 mod disk_watch;

@@ -295,6 +295,8 @@ impl Node {
 
     async fn lay_down(self) -> DataDirectory {
         self.ready.set(false);
+        // ORDER: while requests are still taken, so that they find the next leader from here.
+        self.storage.hand_over().await;
         self.stop.send_replace(true);
         // What is not answered in time is cut off; its client asks again elsewhere.
         let stop_max = self.config.admission.stop_max();

@@ -21,6 +21,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::clock_watch::ClockWatch;
 use crate::config::Config;
 use crate::disk_watch::{self, MeasureSpace};
 use crate::identity::Identity;
@@ -35,6 +36,8 @@ use crate::telemetry::Metrics;
 pub(crate) const STORE_DIRECTORY: &str = "store";
 /// Bytes of proposals under way, over all groups.
 const PROPOSED_BYTES_MAX: usize = 64 << 20;
+/// How long a node that stops may take to hand over what it leads.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 /// How often a node that starts looks whether its shards are led.
 const READY_CHECK: Duration = Duration::from_millis(2);
 /// A node alone that is not ready by then will not be.
@@ -143,6 +146,7 @@ pub(crate) struct Storage {
     serving: Serving,
     net: Arc<PeerNet>,
     membership: Membership,
+    clock_watch: ClockWatch,
     /// Whom the network tells of lost peers.
     told_of_lost: Arc<Mutex<Option<Groups>>>,
     store: Arc<dyn Store>,
@@ -227,7 +231,8 @@ impl Storage {
         ));
         let told_of_lost: Arc<Mutex<Option<Groups>>> = Arc::default();
         let raft = RaftRuntime::start(on_idle).map_err(StorageError::Runtime)?;
-        let net = start_net(opening, &raft, &told_of_lost, &mut registry);
+        let clock = Clock::start();
+        let net = start_net(opening, &raft, clock, &told_of_lost, &mut registry);
         let net = match net {
             Ok(net) => Arc::new(net),
             Err(error) => {
@@ -248,7 +253,6 @@ impl Storage {
         registry.register_collector(Box::new(LogCollector(groups.log().clone())));
         let snapshots = Arc::clone(groups.snapshot_stats());
         registry.register_collector(Box::new(SnapshotCollector(snapshots)));
-        let clock = Clock::start();
         let parts = HostParts {
             node,
             founders: identity.is_founding.then(|| BTreeSet::from([node])),
@@ -273,6 +277,7 @@ impl Storage {
         let (of, cluster_id) = (cluster.clone(), identity.cluster_id.clone());
         net.answer_with(Arc::new(Answers { cluster: of, cluster_id, shards }));
         let membership = Membership::start(&cluster, &net, record.clone(), known.to_vec());
+        let clock_watch = ClockWatch::start(&cluster, &net, &mut registry);
         let upkeep = StoreUpkeep::start(Arc::clone(&store));
         let upkeep = upkeep.inspect_err(|error| tracing::warn!(%error, "no space is given back"));
         let upkeep = upkeep.ok();
@@ -283,6 +288,7 @@ impl Storage {
             serving,
             net,
             membership,
+            clock_watch,
             told_of_lost,
             store,
             upkeep,
@@ -362,9 +368,18 @@ impl Storage {
         Ok(discarded.await??)
     }
 
+    /// Hands over what this node leads, as far as others can lead it.
+    pub(crate) async fn hand_over(&self) {
+        let led = self.cluster.hand_over_all(HAND_OVER_MAX).await;
+        if led > 0 {
+            tracing::info!(led, "leads some groups still, which no other node can lead now");
+        }
+    }
+
     /// Lays everything down. What was acknowledged is durable whether this is called or not.
     pub(crate) async fn close(self) {
         self.membership.stop().await;
+        drop(self.clock_watch);
         // ORDER: actors stop before their groups, so that none proposes to a group that is gone;
         // the last checkpoint comes between, while the log still says what is synced.
         self.serving.stop().await;
@@ -400,6 +415,7 @@ struct Ways {
 fn start_net(
     opening: &Opening<'_>,
     raft: &RaftRuntime,
+    clock: Clock,
     told_of_lost: &Arc<Mutex<Option<Groups>>>,
     registry: &mut Registry,
 ) -> Result<PeerNet, PeerError> {
@@ -417,7 +433,8 @@ fn start_net(
                 groups.peer_lost(node);
             }
         }),
-        unix_nanos: peer::system_clock(),
+        // The clock by which timers fire, which is not the system's any more once that has been set.
+        unix_nanos: Arc::new(move || u64::try_from(clock.now().as_nanos()).unwrap_or(0)),
     };
     PeerNet::start(parts, registry)
 }

@@ -23,12 +23,14 @@ mod worker;
 
 mod backlog;
 mod build_ids;
+mod clocks;
 mod cluster_of_nodes;
 mod errands;
 mod forwarding;
 mod full_disk;
 mod golden_data;
 mod growing;
+mod handing_over;
 mod held_task;
 mod in_memory;
 mod lost_files;

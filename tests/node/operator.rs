@@ -86,7 +86,8 @@ async fn a_drained_node_leads_nothing_until_it_may_again() {
     let api: Arc<dyn Api> = whole.nodes[1].api();
     let ledger = Ledger::default();
     let _worker = Worker::start(&api, QUEUE, 4);
-    let load = place_orders(&api, &ledger, QUEUE, (0..16).map(|n| format!("order-{n}")).collect());
+    let orders: Vec<String> = (0..16).map(|number| format!("order-{number}")).collect();
+    let load = place_orders(&api, &ledger, QUEUE, orders);
 
     let report = whole.operator(0).report().await.unwrap();
     // The group that leads the others, too: nobody else leads it when this node goes.

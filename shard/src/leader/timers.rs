@@ -62,6 +62,21 @@ impl Actor for TimerActor {
             myself.stop(None);
             return Ok(());
         };
+        if let Some(sleeper) = state.sleeper.take() {
+            sleeper.abort();
+        }
+        let mut trusts = shard.cluster.host().trusts_clock();
+        if !*trusts.borrow_and_update() {
+            // INVARIANT: a clock that is far from the others' fires nothing (D12): what fires too early
+            // cannot be taken back.
+            let sleeper = tokio::spawn(async move {
+                if trusts.wait_for(|trusts| *trusts).await.is_ok() {
+                    let _ = myself.cast(TimerMessage::Look);
+                }
+            });
+            state.sleeper = Some(sleeper.abort_handle());
+            return Ok(());
+        }
         let now = shard.clock.now();
         let next = caught(shard.id, "timers", || {
             let is_loaded = load_window(&shard, now);
@@ -70,9 +85,6 @@ impl Actor for TimerActor {
         });
         let anew = now + Span::from(BEGIN_ANEW_PAUSE);
         let next = next.flatten().unwrap_or_else(|| shard.wakeups.begin_anew(anew));
-        if let Some(sleeper) = state.sleeper.take() {
-            sleeper.abort();
-        }
         let clock = shard.clock;
         let sleeper = tokio::spawn(async move {
             clock.wait_until(next).await;

@@ -8,11 +8,8 @@ use tokio::time::{Instant, timeout};
 use crate::message::NodeState;
 use crate::meta::META_GROUP;
 use crate::route::cluster::Cluster;
+use crate::route::nodes::behind_of_successor;
 
-/// One that was heard of so lately can take over.
-const HEARD: Duration = Duration::from_secs(1);
-/// Who takes over may have so many entries to catch up with first.
-const BEHIND_MAX: u64 = 1_000;
 /// Nobody took over in this time: another one is asked, or the same one again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -25,7 +22,11 @@ impl Cluster {
         let host = self.host();
         let shards = host.shard_ids().filter_map(|shard| host.replica(shard));
         let groups = shards.map(|replica| replica.group.clone());
-        let groups: Vec<Group> = groups.chain(host.groups().group(META_GROUP)).collect();
+        let is_shared = |group: &Group| {
+            group.members().voters.iter().flatten().any(|node| *node != host.node())
+        };
+        let groups = groups.chain(host.groups().group(META_GROUP)).filter(is_shared);
+        let groups: Vec<Group> = groups.collect();
         let handed = groups.iter().map(|group| self.hand_over(group, until));
         let handed = futures::future::join_all(handed).await;
         handed.into_iter().filter(|is_handed| !is_handed).count()
@@ -60,11 +61,8 @@ impl Cluster {
         };
         let members = group.members();
         let candidates = members.voters.iter().flatten().filter(|node| may_lead(node));
-        let current = candidates.filter_map(|node| {
-            let is_heard = group.last_heard(*node).is_some_and(|ago| ago < HEARD);
-            let behind = group.lag(*node)?.entries;
-            (is_heard && behind <= BEHIND_MAX).then_some((behind, *node))
-        });
+        let current =
+            candidates.filter_map(|node| Some((behind_of_successor(group, *node).ok()?, *node)));
         current.min().map(|(_, node)| node)
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use piton_core::id::ShardId;
-use piton_raft::{Group, Members, NodeId};
+use piton_raft::{Group, NodeId};
 use tokio::time::{Instant, sleep};
 
 use crate::route::cluster::Cluster;
@@ -26,7 +26,8 @@ pub(super) async fn run(cluster: Cluster) {
                 continue;
             };
             let last = followed.entry(shard).or_insert_with(Instant::now);
-            if is_followed(&replica.group, host.node(), wait / 2) {
+            let voters = replica.group.members().voters;
+            if is_followed(&replica.group, &voters, host.node(), wait / 2) {
                 *last = Instant::now();
             }
             host.set_alone(shard, last.elapsed() >= wait / 2);

@@ -2,6 +2,7 @@
 //! about.
 
 mod announce;
+mod hand_over;
 mod keeper;
 mod majority;
 pub(crate) mod plan;

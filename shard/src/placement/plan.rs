@@ -22,6 +22,8 @@ pub(crate) struct Seen {
     pub(crate) meta_voters: BTreeSet<NodeId>,
     /// Nodes that say that they have replicas of shards.
     pub(crate) holding: BTreeSet<NodeId>,
+    /// Nodes that are about to stop.
+    pub(crate) stopping: BTreeSet<NodeId>,
     /// How long a shard has not been held as it was placed.
     pub(crate) unfinished_for: BTreeMap<ShardId, Duration>,
     /// Shards whose leadership somebody was asked to hand over just now.
@@ -292,7 +294,8 @@ impl<'a> Plan<'a> {
             // Who is not heard, or would have to catch up first, only stops the shard.
             let can_lead = |to: &&NodeId| {
                 let behind = seen.behind.get(to).copied().unwrap_or(u64::MAX);
-                **to != seen.leader && self.seen.is_heard(**to) && behind <= BEHIND_MAX
+                let stops = self.seen.stopping.contains(to);
+                **to != seen.leader && !stops && self.seen.is_heard(**to) && behind <= BEHIND_MAX
             };
             let candidates = seen.voters.iter().filter(can_lead);
             let candidates = candidates.filter_map(|to| Some((*led.get(to)?, *to)));

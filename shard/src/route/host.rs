@@ -55,6 +55,10 @@ pub struct ShardHost {
     places: Vec<ShardPlace>,
     leaders: Arc<Leaders>,
     sightings: Sightings,
+    /// It is about to stop: it hands over what it leads, and is given nothing more.
+    stops_leading: AtomicBool,
+    /// Whether this node's clock is near those of the others, so that timers may fire here (D12).
+    trusts_clock: watch::Sender<bool>,
     /// Counts up when a leadership is taken up or laid down here, or a placement carried out.
     duties: watch::Sender<u64>,
     meta: Meta,
@@ -117,6 +121,8 @@ impl ShardHost {
             places: (0..config.shards).map(|_| ShardPlace::default()).collect(),
             leaders: Arc::new(Leaders::new(config.shards)),
             sightings: Sightings::default(),
+            stops_leading: AtomicBool::new(false),
+            trusts_clock: watch::Sender::new(true),
             duties: watch::Sender::new(0),
             config: Arc::new(config),
             clock,
@@ -207,6 +213,26 @@ impl ShardHost {
                 }
             }
         });
+    }
+
+    /// From now on this node says of itself that it is about to stop.
+    pub(crate) fn stop_leading(&self) {
+        self.stops_leading.store(true, Ordering::Relaxed);
+        // Told to the others at once.
+        self.duties.send_modify(|count| *count += 1);
+    }
+
+    /// Whether this node's clock is near those of the others. True: that is another answer than before.
+    pub fn trust_clock(&self, trusts: bool) -> bool {
+        self.trusts_clock.send_if_modified(|now| std::mem::replace(now, trusts) != trusts)
+    }
+
+    pub(crate) fn trusts_clock(&self) -> watch::Receiver<bool> {
+        self.trusts_clock.subscribe()
+    }
+
+    pub(crate) fn stops_leading(&self) -> bool {
+        self.stops_leading.load(Ordering::Relaxed)
     }
 
     pub fn node(&self) -> NodeId {

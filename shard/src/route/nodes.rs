@@ -65,6 +65,7 @@ impl Cluster {
             clock: host.clock().now(),
             meta: meta.map_or_else(ReplicaStatus::default, |meta| status_of(&meta)),
             shards: host.shard_ids().filter_map(replica).collect(),
+            is_stopping: host.stops_leading(),
         }
     }
 
@@ -165,15 +166,7 @@ impl Cluster {
         let refused = |why: &str| {
             MetaError::Invalid(format!("Shard {shard} is not handed over to node {to}: {why}."))
         };
-        if !group.members().is_voter(to) {
-            return Err(refused("it is no voter of it"));
-        }
-        if group.last_heard(to).is_none_or(|ago| ago >= HEARD) {
-            return Err(refused("it is silent"));
-        }
-        if group.lag(to).is_none_or(|lag| lag.entries > BEHIND_MAX) {
-            return Err(refused("it is far behind"));
-        }
+        behind_of_successor(&group, to).map_err(refused)?;
         group.transfer_leader(to).await;
         Ok(())
     }
@@ -229,6 +222,21 @@ pub(crate) fn status_of(group: &Group) -> ReplicaStatus {
         snapshot_index: metrics.snapshot_index,
         behind,
     }
+}
+
+/// By how many entries a voter is behind that can take up the leadership at once.
+///
+/// # Errors
+/// Why it cannot, in words.
+pub(crate) fn behind_of_successor(group: &Group, to: NodeId) -> Result<u64, &'static str> {
+    if !group.members().is_voter(to) {
+        return Err("it is no voter of it");
+    }
+    if group.last_heard(to).is_none_or(|ago| ago >= HEARD) {
+        return Err("it is silent");
+    }
+    let behind = group.lag(to).map(|lag| lag.entries).filter(|behind| *behind <= BEHIND_MAX);
+    behind.ok_or("it is far behind")
 }
 
 fn health_after(silent_for: Duration, down_after: Duration) -> NodeHealth {

@@ -1,0 +1,103 @@
+//! Compares this node's clock with those of the others (D12). A timer that fires too early cannot be
+//! taken back, so a node whose clock is far from most others' fires none until it is near again.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use piton_raft::NodeId;
+use piton_shard::Cluster;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::task::JoinHandle;
+
+use crate::peer::PeerNet;
+
+/// How often they are compared.
+const EVERY: Duration = Duration::from_secs(1);
+/// A clock that is off by more is not to be relied on (D12).
+const OFF_MAX: Duration = Duration::from_millis(250);
+
+/// Compares, until it is dropped.
+pub(crate) struct ClockWatch {
+    task: JoinHandle<()>,
+}
+
+impl ClockWatch {
+    pub(crate) fn start(cluster: &Cluster, net: &Arc<PeerNet>, registry: &mut Registry) -> Self {
+        let ahead = Gauge::<f64, AtomicU64>::default();
+        let help = "By how much this node's clock is ahead of the median of all that are reached";
+        registry.register_with_unit("clock_ahead", help, Unit::Seconds, ahead.clone());
+        let (cluster, net) = (cluster.clone(), Arc::clone(net));
+        let task = tokio::spawn(async move {
+            let mut looks = tokio::time::interval(EVERY);
+            loop {
+                looks.tick().await;
+                let nanos = ahead_of_median(&offsets(&cluster, &net));
+                ahead.set(nanos as f64 / 1e9);
+                judge(&cluster, nanos);
+            }
+        });
+        Self { task }
+    }
+}
+
+impl Drop for ClockWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Nanoseconds by which each other member's clock is ahead of this one's.
+fn offsets(cluster: &Cluster, net: &PeerNet) -> Vec<i64> {
+    let state = cluster.meta().state();
+    let members = state.nodes().filter(|node| node.state.is_member());
+    let others: Vec<NodeId> = members.map(|node| node.id).collect();
+    others.into_iter().filter_map(|node| net.clock_offset(node)).collect()
+}
+
+fn judge(cluster: &Cluster, ahead: i64) {
+    let is_off = Duration::from_nanos(ahead.unsigned_abs()) > OFF_MAX;
+    if cluster.host().trust_clock(!is_off) {
+        let milliseconds = ahead / 1_000_000;
+        if is_off {
+            tracing::error!(
+                milliseconds,
+                "this node's clock is ahead of most others' by so much, or behind where it is less \
+                 than 0: it fires no timers until that is mended. Is time synchronised here?"
+            );
+        } else {
+            tracing::warn!(milliseconds, "this node's clock is near the others' again");
+        }
+    }
+}
+
+/// By how much this node's clock, which is 0 here, is ahead of the median of all; of two in the middle the
+/// one that is nearer to this node's, since nobody can tell which of them is right.
+fn ahead_of_median(others: &[i64]) -> i64 {
+    let mut all = [others, &[0]].concat();
+    all.sort_unstable();
+    let (low, high) = (all[(all.len() - 1) / 2], all[all.len() / 2]);
+    let median = if low.unsigned_abs() < high.unsigned_abs() { low } else { high };
+    median.saturating_neg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_that_differs_from_most_is_the_one_that_is_off() {
+        const OFF: i64 = 400_000_000;
+        // Three nodes, of which one is ahead.
+        assert_eq!(ahead_of_median(&[-OFF, -OFF]), OFF);
+        assert_eq!(ahead_of_median(&[OFF, 3]), -3);
+        // Of two nobody knows which; alone there is nothing to compare with.
+        assert_eq!(ahead_of_median(&[OFF]), 0);
+        assert_eq!(ahead_of_median(&[-OFF]), 0);
+        assert_eq!(ahead_of_median(&[]), 0);
+        // Five, of which one cannot be reached.
+        assert_eq!(ahead_of_median(&[OFF, OFF + 1, OFF + 2]), -OFF);
+        assert_eq!(ahead_of_median(&[i64::MIN, i64::MIN]), i64::MAX);
+    }
+}
