@@ -169,6 +169,9 @@ impl Tuning {
             // Every process life has its own term: a restarted leader is elected anew (D4).
             enable_leader_restore: Some(false),
             max_payload_entries: self.request_entries_max,
+            // A follower that lacks what it had acknowledged is filled anew. What rests on its word is
+            // the business of its vote (`floor`); ending the leader, which has it all, would help nobody.
+            allow_log_reversion: Some(true),
             // Snapshots and purges are ordered by us, by bytes and never beyond a checkpoint (D13).
             snapshot_policy: openraft::SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,

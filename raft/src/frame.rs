@@ -18,6 +18,10 @@ use crate::wire::{
     put_log_id_option, put_vote,
 };
 
+mod check;
+
+pub(crate) use check::{is_append_answer, is_of_another, is_vote_answer};
+
 const VERSION: u8 = 1;
 const WHAT: &str = "a frame";
 

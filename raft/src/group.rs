@@ -26,6 +26,7 @@ use crate::purge::{HeldLogs, KeptFrom};
 use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
 use crate::snapshot::Snapshots;
+use crate::state_machine::AppliedMembership;
 use crate::types::{DataMetrics, LogId, Metrics, Proposal, Raft, ServerMetrics, term_of};
 
 /// Proposals are admitted by this many bytes.
@@ -54,11 +55,14 @@ pub(crate) struct Running {
     pub(crate) admission: Semaphore,
     /// One snapshot is taken on this node at a time: each holds its group's checkpoints back.
     pub(crate) snapshot_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held while a snapshot is taken or the log purged: the group's end waits for that.
+    pub(crate) at_work: tokio::sync::Mutex<()>,
     /// Which followers are being sent a snapshot.
     pub(crate) sendings: Arc<Sendings>,
     /// What all groups of this node keep of their logs for followers.
     pub(crate) held: Arc<HeldLogs>,
     pub(crate) kept_from: Arc<KeptFrom>,
+    pub(crate) membership: AppliedMembership,
     /// Told why this group can no longer go on.
     pub(crate) failed: watch::Sender<Option<String>>,
     /// Set by an orderly stop, so that the end of the group is not reported as a failure.
@@ -177,8 +181,12 @@ impl Group {
         self.inner.leadership.clone()
     }
 
-    /// Stands for election now, even if there is a leader.
+    /// Stands for election now, even if there is a leader. Does nothing on a replica that was forgotten
+    /// here and has not come as far again.
     pub async fn elect(&self) {
+        if !self.inner.may_stand() {
+            return;
+        }
         // A group that has stopped elects nobody.
         let _ = self.inner.raft.trigger().elect(false).await;
     }
@@ -308,6 +316,8 @@ impl Running {
         if let Err(error) = blocking(move || replica.stop()).await {
             tracing::warn!(group = %self.id, %error, "replica did not stop in order");
         }
+        // ORDER: what is under way ends first, and with it the last that it writes or notes.
+        drop(self.at_work.lock().await);
         self.snapshots.close();
         self.held.release(self.id);
     }

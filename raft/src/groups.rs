@@ -18,6 +18,7 @@ use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
 use crate::execution::{Execution, blocking, failpoint};
 use crate::fit;
+use crate::floor::elect_above_floor;
 use crate::group::{Group, Leadership, Running, admission, watch_leadership};
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
@@ -198,26 +199,22 @@ impl Groups {
         founders: Option<BTreeSet<NodeId>>,
         replica: Box<dyn Replica>,
     ) -> Result<Group, RaftError> {
-        {
-            let mut groups = self.inner.groups.lock();
-            if groups.contains_key(&group) {
-                return Err(RaftError::AlreadyStarted { group });
-            }
-            groups.insert(group, None);
-        }
-        let inner = self.inner.clone();
-        // On Raft's runtime: what openraft spawns has to live there.
-        let started =
-            self.inner.handle.spawn(async move { inner.start(group, founders, replica).await });
-        let started = started
-            .await
-            .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }));
-        let mut groups = self.inner.groups.lock();
-        match &started {
-            Ok(started) => groups.insert(group, Some(started.clone())),
-            Err(_) => groups.remove(&group),
-        };
+        let slot = self.inner.take_slot(group).ok_or(RaftError::AlreadyStarted { group })?;
+        // On Raft's runtime: what openraft spawns has to live there. And a caller who goes away leaves
+        // a group that runs like any other.
+        let started = self.inner.handle.spawn(async move {
+            let started = slot.inner.start(group, founders, replica).await?;
+            slot.fill(started.clone());
+            Ok(started)
+        });
         started
+            .await
+            .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn switch(&self) -> &Arc<Switch> {
+        &self.inner.switch
     }
 
     /// A group that runs here.
@@ -240,9 +237,10 @@ impl Groups {
     pub async fn shutdown(&self) {
         let inner = self.inner.clone();
         let stopped = self.inner.handle.spawn(async move {
-            inner.switch.clear();
+            let members = inner.switch.clear();
             let groups = inner.running();
             futures::future::join_all(groups.iter().map(|group| group.running().stop())).await;
+            futures::future::join_all(members.iter().map(|member| member.ended())).await;
             let log = inner.log.clone();
             blocking(move || log.shutdown()).await
         });
@@ -276,6 +274,27 @@ impl Groups {
     /// What is counted of the groups' snapshots.
     pub fn snapshot_stats(&self) -> &Arc<SnapshotStats> {
         &self.inner.snapshot_stats
+    }
+}
+
+/// Keeps a group from being started, stopped or forgotten twice at once; given back when dropped.
+struct Slot {
+    inner: Arc<Inner>,
+    group: GroupId,
+}
+
+impl Slot {
+    fn fill(&self, started: Group) {
+        self.inner.groups.lock().insert(self.group, Some(started));
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut groups = self.inner.groups.lock();
+        if groups.get(&self.group).is_some_and(Option::is_none) {
+            groups.remove(&self.group);
+        }
     }
 }
 
@@ -319,6 +338,16 @@ async fn watch_stalls(groups: Weak<Inner>) {
 }
 
 impl Inner {
+    /// `None`: the group has one already.
+    fn take_slot(self: &Arc<Self>, group: GroupId) -> Option<Slot> {
+        let mut groups = self.groups.lock();
+        if groups.contains_key(&group) {
+            return None;
+        }
+        groups.insert(group, None);
+        Some(Slot { inner: Arc::clone(self), group })
+    }
+
     fn running(&self) -> Vec<Group> {
         self.groups.lock().values().flatten().cloned().collect()
     }
@@ -341,25 +370,53 @@ impl Inner {
 
         let machine =
             StateMachine::new(self.node, group, replica.clone(), snapshots.clone(), applied);
+        let running = self.run_raft(group, store.clone(), machine, replica, snapshots).await?;
+        let raft = &running.raft;
+        if (goes_ahead || self.is_alone(raft)) && store.may_stand() {
+            let elected = raft.trigger().elect(false).await;
+            if let Err(error) = elected {
+                self.stop(&running).await;
+                return Err(RaftError::Stopped { group, reason: error.to_string() });
+            }
+        }
+        Ok(Group::new(running))
+    }
+
+    async fn run_raft(
+        &self,
+        group: GroupId,
+        store: LogStore,
+        machine: StateMachine,
+        replica: Arc<ReplicaThread>,
+        snapshots: Arc<Snapshots>,
+    ) -> Result<Arc<Running>, RaftError> {
+        let membership = Arc::clone(machine.membership());
         let (sendings, kept_from) = (Arc::new(Sendings::default()), Arc::new(KeptFrom::default()));
         let network = Network::new(
             self.switch.clone(),
             group,
             &self.tuning,
+            snapshots.clone(),
             sendings.clone(),
             kept_from.clone(),
         );
-        let raft = Raft::new(self.node, self.openraft.clone(), network, store, machine).await;
+        let may_stand = store.may_stand();
+        let config = openraft::Config { enable_elect: may_stand, ..(*self.openraft).clone() };
+        let raft = Raft::new(self.node, Arc::new(config), network, store.clone(), machine).await;
         let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
-        let member =
-            Member::new(raft.clone(), snapshots.clone(), self.log.clone(), self.tuning.stall_limit);
+        if !may_stand {
+            self.handle.spawn(elect_above_floor(raft.clone(), store.clone()));
+        }
+        let log = self.log.clone();
+        let stall_limit = self.tuning.stall_limit;
+        let member = Member::new(raft.clone(), snapshots.clone(), store, log, stall_limit);
         self.switch.add(group, Arc::new(member));
 
         let (tx, leadership) = watch::channel(Leadership::default());
         let running = Arc::new(Running {
             id: group,
             node: self.node,
-            raft: raft.clone(),
+            raft,
             replica,
             snapshots,
             log: self.log.clone(),
@@ -369,20 +426,18 @@ impl Inner {
             rounds: Rounds::default(),
             admission: admission(&self.tuning),
             snapshot_turn: Arc::clone(&self.snapshot_turn),
+            at_work: tokio::sync::Mutex::default(),
             sendings,
             held: Arc::clone(&self.held),
             kept_from,
+            membership,
             failed: self.failed.clone(),
             stopping: AtomicBool::new(false),
         });
         self.handle.spawn(watch_leadership(Arc::downgrade(&running), tx));
         let every = self.tuning.snapshot_check;
         self.handle.spawn(watch_log_size(Arc::downgrade(&running), every));
-        if goes_ahead || self.is_alone(&raft) {
-            let elected = raft.trigger().elect(false).await;
-            elected.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
-        }
-        Ok(Group::new(running))
+        Ok(running)
     }
 
     fn start_replica(

@@ -9,7 +9,8 @@
 //! survives a restart), `group` (propose, read, lead), `members` (who belongs
 //! to a group), `log_store` and `state_machine` (what openraft
 //! asks for), `network`, `switch` and `frame` (what goes between nodes), `snapshot` (files),
-//! `purge` (how far the log goes), `takeover` (a leader that is gone).
+//! `purge` (how far the log goes), `takeover` (a leader that is gone), `floor` (a replica that was
+//! forgotten and begins anew).
 
 pub mod log;
 
@@ -17,6 +18,7 @@ mod config;
 mod error;
 mod execution;
 mod fit;
+mod floor;
 mod frame;
 #[cfg(test)]
 mod frame_tests;

@@ -31,6 +31,10 @@ impl LogStore {
         LogStore { log, group, read_bytes_max }
     }
 
+    pub(crate) fn group(&self) -> GroupId {
+        self.group
+    }
+
     /// The last purged entry.
     pub(crate) fn purged(&self) -> io::Result<Option<LogId>> {
         let purged = self.log.state(self.group).purged;
@@ -43,6 +47,12 @@ impl LogStore {
             Some(last) => Ok(Some(log_id(last.term, last.index))),
             None => self.purged(),
         }
+    }
+
+    /// The last entry that this node has held of the group, be it before it forgot it.
+    pub(crate) fn reached(&self) -> io::Result<Option<LogId>> {
+        let floor = self.log.state(self.group).floor.map(|floor| log_id(floor.term, floor.index));
+        Ok(self.last()?.max(floor))
     }
 
     /// Some of the entries in `start..end`, in order and without a gap: at least the first one.

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::config::NodeId;
 use crate::error::ChangeError;
 use crate::group::{Group, Running};
-use crate::types::{Metrics, TypeConfig};
+use crate::types::TypeConfig;
 
 /// Who belongs to a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,12 +52,10 @@ pub struct Lag {
 }
 
 impl Group {
-    /// Who belongs to the group, as far as this node knows. Empty on a node that no leader has
-    /// reached yet.
+    /// Who belongs to the group, as far as this node knows: what is committed and applied here, never
+    /// a change that may still be undone. Empty on a node that no leader has reached yet.
     pub fn members(&self) -> Members {
-        let metrics = self.running().raft.metrics();
-        let metrics = metrics.borrow_watched();
-        members_of(&metrics)
+        self.running().members()
     }
 
     /// Takes a node in as a learner: from now on it is filled. Does nothing if it is a member already.
@@ -163,15 +161,16 @@ impl Group {
     }
 }
 
-fn members_of(metrics: &Metrics) -> Members {
-    let membership = metrics.membership_config.membership();
-    Members {
-        voters: membership.get_joint_config().clone(),
-        learners: membership.learner_ids().collect(),
-    }
-}
-
 impl Running {
+    fn members(&self) -> Members {
+        let applied = self.membership.lock();
+        let membership = applied.membership();
+        Members {
+            voters: membership.get_joint_config().clone(),
+            learners: membership.learner_ids().collect(),
+        }
+    }
+
     /// The members, if this node leads and so may change them.
     fn members_here(&self) -> Result<Members, ChangeError> {
         let metrics = self.raft.metrics();
@@ -183,7 +182,7 @@ impl Running {
             let leader = metrics.current_leader.filter(|leader| *leader != self.node);
             return Err(ChangeError::NotLeader { leader });
         }
-        Ok(members_of(&metrics))
+        Ok(self.members())
     }
 
     async fn change(

@@ -17,13 +17,15 @@ use openraft::type_config::alias::SnapshotOf;
 use openraft::{EmptyNode, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 
 use crate::config::{NodeId, Tuning};
-use crate::frame::{Answer, Request};
+use crate::frame::{Answer, Request, is_append_answer, is_vote_answer};
 use crate::log::GroupId;
 use crate::purge::KeptFrom;
-use crate::snapshot::SnapshotFile;
+use crate::snapshot::{SnapshotFile, Snapshots};
 use crate::switch::{Switch, Unanswered};
 use crate::transport::Lane;
-use crate::types::{AppendRequest, AppendResult, TypeConfig, Vote, VoteRequest, VoteResponse};
+use crate::types::{
+    AppendRequest, AppendResult, LogId, TypeConfig, Vote, VoteRequest, VoteResponse,
+};
 
 mod sending;
 mod session;
@@ -44,6 +46,7 @@ pub(crate) struct Network {
     part_bytes: usize,
     /// The same for a snapshot.
     patience: Duration,
+    snapshots: Arc<Snapshots>,
     sendings: Arc<Sendings>,
     kept_from: Arc<KeptFrom>,
 }
@@ -53,6 +56,7 @@ impl Network {
         switch: Arc<Switch>,
         group: GroupId,
         tuning: &Tuning,
+        snapshots: Arc<Snapshots>,
         sendings: Arc<Sendings>,
         kept_from: Arc<KeptFrom>,
     ) -> Network {
@@ -62,6 +66,7 @@ impl Network {
             session_limit: tuning.election_max,
             part_bytes: tuning.snapshot_frame_bytes,
             patience: tuning.snapshot_patience,
+            snapshots,
             sendings,
             kept_from,
         }
@@ -76,6 +81,7 @@ impl Network {
             session_limit: self.session_limit,
             part_bytes: self.part_bytes,
             patience: self.patience,
+            snapshots: self.snapshots.clone(),
             sendings: self.sendings.clone(),
             kept_from: self.kept_from.clone(),
         }
@@ -107,6 +113,7 @@ pub(crate) struct Link {
     session_limit: Duration,
     part_bytes: usize,
     patience: Duration,
+    snapshots: Arc<Snapshots>,
     sendings: Arc<Sendings>,
     kept_from: Arc<KeptFrom>,
 }
@@ -128,6 +135,22 @@ impl Link {
         })
     }
 
+    /// One question, one answer: the follower knows this leader, or says why not.
+    async fn heartbeat(
+        &self,
+        request: AppendRequest,
+        limit: Duration,
+    ) -> Result<AppendResult, RpcError> {
+        let (prev, last) = (request.prev_log_id, last_of(&request));
+        let request = Request::Heartbeat(request);
+        match self.ask(RPCTypes::AppendEntries, request, limit).await? {
+            Answer::Append(result) if is_append_answer(&result, self.switch.node(), prev, last) => {
+                Ok(result)
+            }
+            _ => Err(does_not_fit()),
+        }
+    }
+
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> RpcError {
         Timeout { action, id: self.switch.node(), target: self.to, timeout }.into()
     }
@@ -141,6 +164,15 @@ fn network(reason: &str) -> RpcError {
     NetworkError::from_string(reason).into()
 }
 
+fn does_not_fit() -> RpcError {
+    network("the answer does not fit the question")
+}
+
+/// The last entry that a follower has which takes a request.
+fn last_of(request: &AppendRequest) -> Option<LogId> {
+    request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id)
+}
+
 impl RaftNetworkV2<TypeConfig> for Link {
     type SnapshotData = SnapshotFile;
 
@@ -149,11 +181,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: AppendRequest,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let request = Request::Heartbeat(request);
-        match self.ask(RPCTypes::AppendEntries, request, option.soft_ttl()).await? {
-            Answer::Append(result) => Ok(result.into()),
-            _ => Err(network("the answer does not fit the question")),
-        }
+        self.heartbeat(request, option.soft_ttl()).await.map(Into::into)
     }
 
     fn stream_append<'s, S>(
@@ -170,13 +198,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 let Some(request) = input.next().await else {
                     return Ok(stream::empty().boxed());
                 };
-                let request = Request::Heartbeat(request);
-                let answer = self.ask(RPCTypes::AppendEntries, request, option.soft_ttl()).await?;
-                let result = match answer {
-                    Answer::Append(result) => Ok(result),
-                    _ => Err(network("the answer does not fit the question")),
-                };
-                return Ok(stream::iter([result]).boxed());
+                let result = self.heartbeat(request, option.soft_ttl()).await?;
+                return Ok(stream::iter([Ok(result)]).boxed());
             }
             let answers = stream::unfold(Some(Session::open(self, input)), async |session| {
                 let mut session = session?;
@@ -193,9 +216,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest,
         option: RPCOption,
     ) -> Result<VoteResponse, RpcError> {
+        let asked = request.clone();
         match self.ask(RPCTypes::Vote, Request::Vote(request), option.soft_ttl()).await? {
-            Answer::Vote(response) => Ok(response),
-            _ => Err(network("the answer does not fit the question")),
+            Answer::Vote(response) if is_vote_answer(&response, &asked) => Ok(response),
+            _ => Err(does_not_fit()),
         }
     }
 
@@ -204,9 +228,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest,
         option: RPCOption,
     ) -> Result<VoteResponse, RpcError> {
+        let asked = request.clone();
         match self.ask(RPCTypes::Vote, Request::PreVote(request), option.soft_ttl()).await? {
-            Answer::Vote(response) => Ok(response),
-            _ => Err(network("the answer does not fit the question")),
+            Answer::Vote(response) if is_vote_answer(&response, &asked) => Ok(response),
+            _ => Err(does_not_fit()),
         }
     }
 
@@ -239,7 +264,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let request = Request::Transfer(request);
         match self.ask(RPCTypes::TransferLeader, request, option.soft_ttl()).await? {
             Answer::Transfer(response) => Ok(response),
-            _ => Err(network("the answer does not fit the question")),
+            _ => Err(does_not_fit()),
         }
     }
 }

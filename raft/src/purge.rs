@@ -55,10 +55,10 @@ pub(crate) async fn watch_log_size(group: std::sync::Weak<Running>, every: Durat
         if group.stopping.load(Ordering::Relaxed) {
             return;
         }
-        let done = if group.snapshot_due() {
+        let done = if group.snapshot_due() || group.snapshots.is_damaged() {
             group.take_snapshot().await.map(drop)
         } else if group.purge_is_held() {
-            group.purge().await
+            group.purge_held().await
         } else {
             Ok(())
         };
@@ -90,6 +90,7 @@ impl Running {
 
     pub(crate) async fn take_snapshot(&self) -> Result<u64, RaftError> {
         let _turn = self.snapshot_turn.lock().await;
+        let _at_work = self.begin_work().await?;
         let group = self.id;
         let before = self.snapshots.index();
         let written = write_snapshot(group, &self.replica, &self.snapshots).await?;
@@ -104,6 +105,20 @@ impl Running {
         }
         self.purge().await?;
         Ok(index)
+    }
+
+    async fn purge_held(&self) -> Result<(), RaftError> {
+        let _at_work = self.begin_work().await?;
+        self.purge().await
+    }
+
+    /// What is begun so is waited for when the group stops; later nothing begins any more.
+    async fn begin_work(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, RaftError> {
+        let at_work = self.at_work.lock().await;
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(self.stopped("it was told to".to_string()));
+        }
+        Ok(at_work)
     }
 
     /// Waits until openraft knows the snapshot: it purges nothing beyond the one it knows.

@@ -16,7 +16,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -92,6 +92,8 @@ pub(crate) struct Snapshots {
     dir: PathBuf,
     disk: Arc<dyn Disk>,
     current: Mutex<Option<SnapshotFile>>,
+    /// The current one was found damaged: it is of use to nobody, and another takes its place.
+    is_damaged: AtomicBool,
     /// Names temporary files apart.
     temporary: AtomicU64,
     stats: Arc<SnapshotStats>,
@@ -107,7 +109,8 @@ impl Snapshots {
     ) -> Result<Snapshots, SnapshotError> {
         disk.create_dir(&dir).map_err(disk_error("create", &dir))?;
         let (current, temporary) = (Mutex::new(None), AtomicU64::new(0));
-        let snapshots = Snapshots { group, dir, disk, current, temporary, stats };
+        let is_damaged = AtomicBool::new(false);
+        let snapshots = Snapshots { group, dir, disk, current, is_damaged, temporary, stats };
         let mut newest: Option<(u64, String)> = None;
         for name in
             snapshots.disk.list(&snapshots.dir).map_err(disk_error("list", &snapshots.dir))?
@@ -167,7 +170,7 @@ impl Snapshots {
     pub(crate) fn write(&self, rows: &mut dyn SnapshotRows) -> Result<SnapshotFile, SnapshotError> {
         let mark = rows.mark();
         if let Some(current) = self.current()
-            && current.mark.index >= mark.index
+            && !self.is_to_be_replaced(&current, &mark)
         {
             return Ok(current);
         }
@@ -246,7 +249,7 @@ impl Snapshots {
         let name = format!("{}-{}{origin}{FINAL_SUFFIX}", self.group, file.mark.index);
         let path = self.dir.join(name);
         if let Some(current) = current.as_ref()
-            && current.mark.index >= file.mark.index
+            && !self.is_to_be_replaced(current, &file.mark)
         {
             if file.path != current.path {
                 self.remove(&file.path);
@@ -257,10 +260,36 @@ impl Snapshots {
         self.disk.sync_dir(&self.dir).map_err(disk_error("sync", &self.dir))?;
         file.path = path;
         // ORDER: the old snapshot goes only after the new one is durable under its name.
-        if let Some(old) = current.replace(file.clone()) {
+        if let Some(old) = current.replace(file.clone()).filter(|old| old.path != file.path) {
             self.remove(&old.path);
         }
+        self.is_damaged.store(false, Ordering::Relaxed);
         Ok(file)
+    }
+
+    /// Whether a state at that mark takes the place of the current snapshot.
+    fn is_to_be_replaced(&self, current: &SnapshotFile, mark: &Mark) -> bool {
+        current.mark.index < mark.index || current.mark.index == mark.index && self.is_damaged()
+    }
+
+    /// Reads the current snapshot to its end, since somebody could not use what it was sent. One that
+    /// is damaged is replaced when the next is taken.
+    pub(crate) fn examine(&self, file: &SnapshotFile) {
+        let Err(error) = self.verify(file) else { return };
+        let current = self.current.lock();
+        let is_current = current.as_ref().is_some_and(|current| {
+            Arc::ptr_eq(&current.file, &file.file) && !self.is_damaged.load(Ordering::Relaxed)
+        });
+        if is_current {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(group = %self.group, error, "snapshot is damaged, another is taken");
+            self.is_damaged.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the current snapshot was found damaged.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Ordering::Relaxed)
     }
 
     /// The rows of a snapshot, each checked as it is read.

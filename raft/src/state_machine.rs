@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
+use parking_lot::Mutex;
 
 use crate::config::NodeId;
 use crate::error::{RaftError, ReplicaError, SnapshotError};
@@ -22,6 +23,9 @@ use crate::types::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeCo
 use crate::wire;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>;
+/// The last membership that was applied here, and so is committed.
+pub(crate) type AppliedMembership = Arc<Mutex<StoredMembership>>;
+
 type Responder = Option<ApplyResponder<TypeConfig>>;
 
 /// Entries handed to the replica at once, at most.
@@ -39,7 +43,7 @@ pub(crate) struct StateMachine {
     replica: Arc<ReplicaThread>,
     snapshots: Arc<Snapshots>,
     applied: Option<LogId>,
-    membership: StoredMembership,
+    membership: AppliedMembership,
 }
 
 impl StateMachine {
@@ -55,7 +59,12 @@ impl StateMachine {
             Some((applied, membership)) => (Some(applied), membership),
             None => (None, StoredMembership::default()),
         };
+        let membership = Arc::new(Mutex::new(membership));
         StateMachine { node, group, replica, snapshots, applied, membership }
+    }
+
+    pub(crate) fn membership(&self) -> &AppliedMembership {
+        &self.membership
     }
 
     async fn apply_batch(&mut self, items: Vec<(Entry, Responder)>) -> Result<(), ReplicaError> {
@@ -66,12 +75,9 @@ impl StateMachine {
             self.applied = Some(last);
             return Ok(());
         };
-        let mut membership = self.membership.clone();
-        let membership = self
-            .replica
-            .call(move |replica| apply_items(replica, items, &mut membership).map(|()| membership))
-            .await??;
-        self.membership = membership;
+        let membership = Arc::clone(&self.membership);
+        let apply = move |replica: &mut dyn Replica| apply_items(replica, items, &membership);
+        self.replica.call(apply).await??;
         self.applied = Some(last);
         Ok(())
     }
@@ -92,7 +98,7 @@ impl StateMachine {
         if bytes > APPLY_HERE_BYTES_MAX {
             return Ok(Some(items));
         }
-        let mark = wire::mark(&last, &self.membership);
+        let mark = wire::mark(&last, &self.membership.lock());
         let applied = self.replica.call_here(|replica| replica.try_apply(&entries, &mark));
         let Some(verdicts) = applied.transpose()?.transpose()?.flatten() else {
             return Ok(Some(items));
@@ -127,7 +133,7 @@ fn respond(
 fn apply_items(
     replica: &mut dyn Replica,
     items: Vec<(Entry, Responder)>,
-    membership: &mut StoredMembership,
+    membership: &AppliedMembership,
 ) -> Result<(), ReplicaError> {
     let mut run = Run::default();
     for (entry, responder) in items {
@@ -139,10 +145,11 @@ fn apply_items(
             Payload::Blank => run.apply(replica, membership)?,
             Payload::Membership(changed) => {
                 run.apply(replica, membership)?;
-                *membership = StoredMembership::new(Some(entry.log_id), changed);
+                // ORDER: whoever waits for the change finds it here.
+                *membership.lock() = StoredMembership::new(Some(entry.log_id), changed);
             }
         }
-        replica.advance(wire::mark(&entry.log_id, membership));
+        replica.advance(wire::mark(&entry.log_id, &membership.lock()));
         if let Some(responder) = responder {
             responder.send(Bytes::new());
         }
@@ -168,12 +175,12 @@ impl Run {
     fn apply(
         &mut self,
         replica: &mut dyn Replica,
-        membership: &StoredMembership,
+        membership: &AppliedMembership,
     ) -> Result<(), ReplicaError> {
         let Some(last) = self.last.take() else { return Ok(()) };
         let entries = std::mem::take(&mut self.entries);
         let responders = std::mem::take(&mut self.responders);
-        let verdicts = replica.apply(entries, wire::mark(&last, membership))?;
+        let verdicts = replica.apply(entries, wire::mark(&last, &membership.lock()))?;
         respond(responders.into_iter(), verdicts)
     }
 }
@@ -217,7 +224,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.applied, self.membership.clone()))
+        Ok((self.applied, self.membership.lock().clone()))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
@@ -275,7 +282,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             .map_err(io::Error::other)?;
         self.snapshots.stats().installed(bytes);
         self.applied = meta.last_log_id;
-        self.membership = meta.last_membership.clone();
+        *self.membership.lock() = meta.last_membership.clone();
         failpoint(self.node, self.group, "snapshot installed");
         Ok(())
     }

@@ -22,6 +22,7 @@ use crate::error::TransportError;
 use crate::execution;
 use crate::frame::{Answer, Body, Frame, Request};
 use crate::log::{GroupId, Log};
+use crate::log_store::LogStore;
 use crate::snapshot::Snapshots;
 use crate::transport::{Inbox, Lane, Transport};
 use crate::types::{AppendRequest, LogId, Raft, TypeConfig, term_of};
@@ -42,6 +43,7 @@ const WINDOW_UNIT: usize = 1024;
 pub(crate) struct Member {
     pub(crate) raft: Raft,
     pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) store: LogStore,
     log: Log,
     /// A log that has not completed a sync for this long is of no use to a leader.
     stall_limit: Duration,
@@ -52,10 +54,17 @@ impl Member {
     pub(crate) fn new(
         raft: Raft,
         snapshots: Arc<Snapshots>,
+        store: LogStore,
         log: Log,
         stall_limit: Duration,
     ) -> Member {
-        Member { raft, snapshots, log, stall_limit, transfers: Mutex::new(HashMap::new()) }
+        let transfers = Transfers::new();
+        Member { raft, snapshots, store, log, stall_limit, transfers }
+    }
+
+    /// Waits until nothing of it is under way any more, once it was removed and has stopped.
+    pub(crate) async fn ended(&self) {
+        self.transfers.ended().await;
     }
 }
 
@@ -114,21 +123,25 @@ impl Switch {
     }
 
     /// Frames of this group are refused from now on.
-    pub(crate) fn remove(&self, group: GroupId) {
-        if let Some(member) = self.members.write().remove(&group) {
-            member.transfers.lock().clear();
+    pub(crate) fn remove(&self, group: GroupId) -> Option<Arc<Member>> {
+        let removed = self.members.write().remove(&group);
+        if let Some(member) = &removed {
+            member.transfers.close();
         }
         self.inbound.lock().retain(|(of, _), _| *of != group);
+        removed
     }
 
     /// Frames of all groups are refused from now on.
-    pub(crate) fn clear(&self) {
-        for (_, member) in self.members.write().drain() {
-            member.transfers.lock().clear();
+    pub(crate) fn clear(&self) -> Vec<Arc<Member>> {
+        let removed: Vec<_> = self.members.write().drain().map(|(_, member)| member).collect();
+        for member in &removed {
+            member.transfers.close();
         }
         self.inbound.lock().clear();
         self.sessions.lock().clear();
         self.questions.lock().clear();
+        removed
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -281,7 +294,11 @@ impl Inbox for SwitchInbox {
             });
         }
         let Frame { group, number, body } = match Frame::decode(frame) {
-            Ok(frame) => frame,
+            Ok(frame) if frame.may_come_from(from) => frame,
+            Ok(_) => {
+                tracing::warn!(node = %switch.node, %from, "frame dropped: nobody may say that");
+                return;
+            }
             Err(error) => {
                 tracing::warn!(node = %switch.node, %from, %error, "frame dropped");
                 return;
@@ -342,6 +359,16 @@ impl Drop for Question {
 }
 
 async fn answer(group: GroupId, member: Arc<Member>, from: NodeId, request: Request) -> Answer {
+    let below_floor = match &request {
+        Request::Vote(request) | Request::PreVote(request) => {
+            member.refuse_below_floor(request).map(Answer::Vote)
+        }
+        Request::Transfer(_) => (!member.store.may_stand()).then_some(Answer::Refused),
+        _ => None,
+    };
+    if let Some(refusal) = below_floor {
+        return refusal;
+    }
     match request {
         Request::Heartbeat(request) => heartbeat(group, &member, request).await,
         Request::Vote(request) => {
@@ -356,7 +383,7 @@ async fn answer(group: GroupId, member: Arc<Member>, from: NodeId, request: Requ
             .await
             .map_or(Answer::Refused, Answer::Transfer),
         Request::SnapshotInstall { name, vote } => {
-            Answer::Snapshot(install(&member, from, name, vote))
+            Answer::Snapshot(install(&member, from, name, vote).await)
         }
         // These are taken before.
         Request::SnapshotBegin { .. } | Request::SnapshotPart { .. } | Request::PeerLost { .. } => {
@@ -413,3 +440,6 @@ fn heartbeat_answer<E>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

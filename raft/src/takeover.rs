@@ -88,6 +88,9 @@ impl Running {
     /// Stands for election as if `peer` had handed its leadership over: the others then do not wait
     /// for its lease to end. Safe, since answers do not rest on leases (D5a).
     async fn stand_for(&self, peer: NodeId) {
+        if !self.may_stand() {
+            return;
+        }
         let (vote, leader) = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();

@@ -15,6 +15,9 @@ use crate::types::{
     StoredMembership, Vote, log_id, term_of,
 };
 
+/// Indices end long before numbers do, so that there is always a next one.
+pub(crate) const INDEX_MAX: u64 = 1 << 62;
+
 /// The version byte of marks.
 const MARK_VERSION: u8 = 1;
 
@@ -95,8 +98,8 @@ impl Reader {
     }
 
     pub(crate) fn log_id(&mut self) -> Result<LogId, WireError> {
-        let term = self.u64()?;
-        Ok(log_id(term, self.u64()?))
+        let (term, index) = (self.u64()?, self.u64()?);
+        if index < INDEX_MAX { Ok(log_id(term, index)) } else { Err(self.error()) }
     }
 
     pub(crate) fn log_id_option(&mut self) -> Result<Option<LogId>, WireError> {
@@ -257,6 +260,9 @@ pub(crate) fn mark(applied: &LogId, membership: &StoredMembership) -> Mark {
 pub(crate) fn mark_parts(mark: &Mark) -> Result<(LogId, StoredMembership), WireError> {
     let mut reader = Reader::new(mark.bytes.clone(), "a mark");
     reader.version(MARK_VERSION)?;
+    if mark.index >= INDEX_MAX {
+        return Err(reader.error());
+    }
     let applied = log_id(reader.u64()?, mark.index);
     let membership_id = reader.log_id_option()?;
     let membership = reader.membership()?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use piton_raft::log::{
-    EntryRecord, Faults, FaultyDisk, GroupId, Log, LogConfig, LogError, ManualWriter,
+    EntryId, EntryRecord, Faults, FaultyDisk, GroupId, Log, LogConfig, LogError, ManualWriter,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -24,6 +24,7 @@ struct Model {
     vote: Option<Bytes>,
     purged: Option<u64>,
     is_forgotten: bool,
+    floor: Option<EntryId>,
     entries: BTreeMap<u64, EntryRecord>,
 }
 
@@ -79,7 +80,8 @@ fn model(log: &Log, group: GroupId) -> Model {
         purged.index
     });
     let entries = entries.into_iter().map(|entry| (entry.index, entry)).collect();
-    Model { vote: state.vote, purged, is_forgotten: state.is_forgotten, entries }
+    let (is_forgotten, floor) = (state.is_forgotten, state.floor);
+    Model { vote: state.vote, purged, is_forgotten, floor, entries }
 }
 
 fn purge_name(index: u64) -> Bytes {
@@ -120,6 +122,8 @@ impl Life {
                 let entry = |entry: &EntryRecord| (entry.index, entry.clone());
                 model.entries.extend(entries.iter().map(entry));
                 model.is_forgotten = false;
+                let reached = (serial, model.last());
+                model.floor = model.floor.filter(|floor| (floor.term, floor.index) > reached);
                 self.log.append(group, entries, done);
             }
             60..70 => {
@@ -143,10 +147,13 @@ impl Life {
                 }
                 self.log.purge(group, through, purge_name(through), done);
             }
-            // Nothing of the group is left but its vote; what comes next may begin anywhere.
+            // Nothing of the group is left but its vote and how far it had come; what comes next may
+            // begin anywhere.
             90..93 => {
-                model = Model { vote: model.vote, is_forgotten: true, ..Model::default() };
-                self.log.forget(group, done);
+                let term = serial + random.random_range(0..60);
+                let floor = Some(EntryId { index: model.last(), term });
+                model = Model { vote: model.vote, is_forgotten: true, floor, ..Model::default() };
+                self.log.forget(group, floor, done);
             }
             _ => {
                 let committed = Bytes::from(format!("committed {serial}"));

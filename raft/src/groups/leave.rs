@@ -1,4 +1,4 @@
-//! A group that leaves this node: stopped, and then forgotten but for its vote.
+//! A group that leaves this node: stopped, and then forgotten but for its vote and how far it had come.
 //!
 //! ORDER: the log forgets first, durably. From then on the group is gone, whatever a crash leaves of
 //! its state and its snapshots: a start takes neither for a log that lacks something (`fit`), and
@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Groups, Inner, SNAPSHOT_DIRECTORY};
+use super::{Groups, Inner, SNAPSHOT_DIRECTORY, Slot};
 use crate::error::{RaftError, ReplicaError};
 use crate::execution::{blocking, failpoint};
-use crate::log::{GroupId, LogError};
+use crate::group::Running;
+use crate::log::{EntryId, GroupId, LogError};
+use crate::log_store::LogStore;
 use crate::replica::Replica;
 use crate::replica_thread::ReplicaThread;
 use crate::snapshot;
+use crate::types::term_of;
 
 impl Groups {
     /// Stops a group on this node alone; the others go on. What was acknowledged stays, and the group
@@ -27,12 +30,11 @@ impl Groups {
             slot.and_then(Option::take)
         };
         let Some(stopped) = stopped else { return };
-        let inner = Arc::clone(&self.inner);
+        let slot = Slot { inner: Arc::clone(&self.inner), group };
         // On Raft's runtime, so that a caller who goes away leaves nothing half stopped.
         let ended = self.inner.handle.spawn(async move {
-            inner.switch.remove(group);
-            stopped.running().stop().await;
-            inner.groups.lock().remove(&group);
+            slot.inner.stop(stopped.running()).await;
+            drop(slot);
         });
         if ended.await.is_err() {
             tracing::warn!(%group, "group did not stop in order");
@@ -40,8 +42,8 @@ impl Groups {
     }
 
     /// Forgets a group that does not run here: its entries, its snapshots, and, through `replica`, its
-    /// state. The vote stays: a replica that comes back under this node's id must not vote twice in a
-    /// term. A crash at any moment is harmless: either the group is still there, or it can be
+    /// state. The vote stays, and how far the log had come: a replica that comes back under this node's
+    /// id must neither vote twice in a term nor as if it had acknowledged nothing. A crash at any moment is harmless: either the group is still there, or it can be
     /// forgotten again.
     ///
     /// The node must be no voter of the group any more: it acknowledged what it forgets.
@@ -49,19 +51,9 @@ impl Groups {
     /// # Errors
     /// [`RaftError::Running`], or when log, state or snapshots cannot be used.
     pub async fn forget(&self, group: GroupId, replica: Box<dyn Replica>) -> Result<(), RaftError> {
-        {
-            let mut groups = self.inner.groups.lock();
-            if groups.contains_key(&group) {
-                return Err(RaftError::Running { group });
-            }
-            groups.insert(group, None);
-        }
-        let inner = Arc::clone(&self.inner);
-        let forgotten = self.inner.handle.spawn(async move {
-            let forgotten = inner.forget(group, replica).await;
-            inner.groups.lock().remove(&group);
-            forgotten
-        });
+        let slot = self.inner.take_slot(group).ok_or(RaftError::Running { group })?;
+        let forgotten =
+            self.inner.handle.spawn(async move { slot.inner.forget(group, replica).await });
         forgotten
             .await
             .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }))
@@ -74,10 +66,22 @@ impl Groups {
 }
 
 impl Inner {
+    /// Stops a group, and waits for all that is under way for it.
+    pub(super) async fn stop(&self, running: &Running) {
+        let member = self.switch.remove(running.id);
+        running.stop().await;
+        if let Some(member) = member {
+            member.ended().await;
+        }
+    }
+
     async fn forget(&self, group: GroupId, replica: Box<dyn Replica>) -> Result<(), RaftError> {
         if !self.log.state(group).is_forgotten {
+            let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
+            let reached = self.log_id(group, store.reached())?;
+            let floor = reached.map(|id| EntryId { index: id.index, term: term_of(&id) });
             let (tx, rx) = oneshot::channel();
-            self.log.forget(group, move |result| {
+            self.log.forget(group, floor, move |result| {
                 // The receiver is gone only if the node stops.
                 let _ = tx.send(result);
             });

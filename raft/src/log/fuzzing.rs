@@ -108,7 +108,8 @@ fn open(files: &[(u64, Vec<u8>)], verify_sealed: bool) {
 /// 11      ends the batch, with a number(1) of its own
 /// 12      ends the batch; its header lies: records(1) bytes(1)
 /// 13      ends the batch and the segment
-/// 14      bytes as they are: length(1) and so many
+/// 14      a record that says that the group was forgotten, or how far it had come: which(1), then as 0
+/// 15      bytes as they are: length(1) and so many
 /// ```
 /// An index, a term or a number is one of [`NUMBERS`] if its byte is 0xf0 or more.
 struct Program<'a> {
@@ -139,7 +140,11 @@ impl<'a> Program<'a> {
                     let (records, bytes) = (self.number(), self.number());
                     self.end_batch(Some(records), Some(bytes));
                 }
-                14 => self.record(RecordKind::Forgotten),
+                14 => {
+                    let kind =
+                        [RecordKind::Forgotten, RecordKind::Floor][usize::from(self.byte() % 2)];
+                    self.record(kind);
+                }
                 13 => {
                     self.end_batch(None, None);
                     let number = SEGMENT + self.files.len() as u64;

@@ -18,9 +18,11 @@ const GROUP: GroupId = GroupId(3);
 
 fn payload(kind: RecordKind) -> Vec<u8> {
     match kind {
-        RecordKind::Batch | RecordKind::Truncate | RecordKind::Freed | RecordKind::Forgotten => {
-            Vec::new()
-        }
+        RecordKind::Batch
+        | RecordKind::Truncate
+        | RecordKind::Freed
+        | RecordKind::Forgotten
+        | RecordKind::Floor => Vec::new(),
         RecordKind::Head => {
             let previous = Previous { segment: 6, end: 900, footer: Some(800) };
             Head { previous: Some(previous), first_live: 5 }.encode()
@@ -74,7 +76,7 @@ fn rewrite(bytes: &mut [u8], place: Place, kind: u8, version: u8) {
 
 #[test]
 fn a_record_of_a_newer_release_is_known_as_such() {
-    for (kind, version) in [(3, 2), (3, 0), (12, 1), (255, 255)] {
+    for (kind, version) in [(3, 2), (3, 0), (13, 1), (255, 255)] {
         let content =
             Content { kind: RecordKind::Entry, group: GROUP, index: 11, term: 2, payload: b"p" };
         let mut bytes = Vec::new();
@@ -126,7 +128,7 @@ fn a_log_that_a_newer_release_wrote_is_refused_and_left_as_it_is() {
         let LogError::Newer { file, offset: found, kind, version } = &refused else {
             panic!("{refused:?}")
         };
-        assert_eq!((file, *found, *kind, *version), (&path, u64::from(offset), 12, 1));
+        assert_eq!((file, *found, *kind, *version), (&path, u64::from(offset), 13, 1));
         assert!(refused.to_string().contains("only a newer release knows"), "{refused}");
     }
     let left = disk.contents();
@@ -151,7 +153,7 @@ fn damage_before_a_record_of_a_newer_release_is_no_torn_tail() {
 #[test]
 fn nobody_accepts_the_loss_of_a_log_that_a_newer_release_wrote() {
     let (_, path, mut bytes, offset) = log_of_three();
-    rewrite(&mut bytes[offset as usize..], Place { segment: 1, offset }, 12, 1);
+    rewrite(&mut bytes[offset as usize..], Place { segment: 1, offset }, 13, 1);
     let directory = tempfile::tempdir().expect("a temporary directory");
     let log = directory.path().join(LOG_DIRECTORY);
     std::fs::create_dir(&log).expect("it is new");

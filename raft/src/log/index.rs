@@ -60,6 +60,9 @@ impl Slot {
     }
 }
 
+/// Bytes are summed by this many indices, so that a long log is not looked at entry by entry.
+const BLOCK: u64 = 256;
+
 /// Room in a group's index that is not worth giving back.
 const SPARE_SLOTS: usize = 1024;
 
@@ -68,6 +71,11 @@ const SPARE_SLOTS: usize = 1024;
 pub(super) enum Found {
     InMemory(EntryRecord),
     OnDisk { index: u64, slot: Slot, place: Place },
+}
+
+/// A floor that an entry has not reached.
+pub(super) fn still_above(floor: Option<EntryId>, index: u64, term: u64) -> Option<EntryId> {
+    floor.filter(|floor| (term, index) < (floor.term, floor.index))
 }
 
 /// Entries that a change removed, by the segment that held them: count and bytes.
@@ -81,6 +89,8 @@ pub(super) struct GroupIndex {
     pub(super) purged: Option<Purged>,
     /// Nothing has come since the group was forgotten.
     pub(super) is_forgotten: bool,
+    /// How far the group's entries reached before it was forgotten, until they reach as far again.
+    pub(super) floor: Option<EntryId>,
     /// Index of the first slot.
     first: u64,
     // INVARIANT: slots are contiguous; the stored ones come before the waiting ones.
@@ -89,6 +99,8 @@ pub(super) struct GroupIndex {
     recent: VecDeque<Bytes>,
     recent_bytes: usize,
     live_bytes: u64,
+    /// Bytes of entries by block of indices; blocks without any are left out.
+    block_bytes: BTreeMap<u64, u64>,
     synced: u64,
     /// Counts truncations: what was written before one is not known to be durable after it.
     generation: u64,
@@ -97,8 +109,12 @@ pub(super) struct GroupIndex {
 impl GroupIndex {
     /// Builds the index of a group from what recovery found; all of it is durable.
     pub(super) fn recovered(first: u64, slots: VecDeque<Slot>) -> GroupIndex {
-        let live_bytes = slots.iter().map(|slot| u64::from(slot.length)).sum();
-        GroupIndex { first, slots, live_bytes, ..GroupIndex::default() }
+        let mut index = GroupIndex { first, slots, ..GroupIndex::default() };
+        for (slot, at) in index.slots.iter().zip(first..) {
+            index.live_bytes += u64::from(slot.length);
+            *index.block_bytes.entry(at / BLOCK).or_default() += u64::from(slot.length);
+        }
+        index
     }
 
     pub(super) fn mark_all_synced(&mut self) {
@@ -112,6 +128,7 @@ impl GroupIndex {
             committed: self.committed.clone(),
             purged: self.purged.clone(),
             is_forgotten: self.is_forgotten,
+            floor: self.floor,
             first: self.slots.front().map(|slot| id(self.first, slot)),
             last: self.slots.back().map(|slot| id(self.end() - 1, slot)),
         }
@@ -197,11 +214,15 @@ impl GroupIndex {
                 self.first = entry.index;
             }
         }
+        if let Some(EntryRecord { index, term, .. }) = entries.last() {
+            self.floor = still_above(self.floor, *index, *term);
+        }
         let mut added = 0;
         for (entry, ticket) in entries.iter().zip(ticket..) {
             let length = u32::try_from(entry.bytes.len()).expect("limited when submitted");
             let whereabouts = Whereabouts::Waiting { ticket };
             self.slots.push_back(Slot::new(entry.term, length, whereabouts));
+            *self.block_bytes.entry(entry.index / BLOCK).or_default() += u64::from(length);
             self.recent.push_back(entry.bytes.clone());
             added += entry.bytes.len();
         }
@@ -218,7 +239,7 @@ impl GroupIndex {
         while self.end() > from.max(self.first) {
             let Some(slot) = self.slots.pop_back() else { break };
             freed += self.recent.pop_back().map_or(0, |bytes| bytes.len());
-            self.count_removed(&slot, removed);
+            self.count_removed(self.end(), &slot, removed);
         }
         self.recent_bytes -= freed;
         freed
@@ -235,7 +256,7 @@ impl GroupIndex {
                 freed += self.recent.pop_front().map_or(0, |bytes| bytes.len());
             }
             if let Some(slot) = self.slots.pop_front() {
-                self.count_removed(&slot, removed);
+                self.count_removed(self.first, &slot, removed);
             }
             self.first += 1;
         }
@@ -245,15 +266,23 @@ impl GroupIndex {
     }
 
     /// Drops everything but the vote. Returns the entries' bytes in memory.
-    pub(super) fn forget(&mut self, removed: &mut Removed) -> usize {
+    pub(super) fn forget(&mut self, floor: Option<EntryId>, removed: &mut Removed) -> usize {
         let freed = self.truncate(0, removed);
         (self.purged, self.committed, self.first) = (None, None, 0);
-        self.is_forgotten = true;
+        (self.is_forgotten, self.floor) = (true, floor);
         freed
     }
 
-    fn count_removed(&mut self, slot: &Slot, removed: &mut Removed) {
+    fn count_removed(&mut self, index: u64, slot: &Slot, removed: &mut Removed) {
         self.live_bytes -= u64::from(slot.length);
+        let block = index / BLOCK;
+        let left = self.block_bytes.get_mut(&block).map(|bytes| {
+            *bytes -= u64::from(slot.length);
+            *bytes
+        });
+        if left == Some(0) {
+            self.block_bytes.remove(&block);
+        }
         if let Some(segment) = slot.stored_in() {
             let (count, bytes) = removed.entry(segment).or_default();
             *count += 1;
@@ -342,14 +371,23 @@ impl GroupIndex {
         found
     }
 
-    /// Bytes of the entries in `range`.
+    /// Bytes of the entries in `range`. Looks at the entries of two blocks, and at the sums between.
     pub(super) fn bytes_in(&self, range: Range<u64>) -> u64 {
-        let position = |index: u64| {
-            let position = index.clamp(self.first, self.end()) - self.first;
-            usize::try_from(position).unwrap_or(self.slots.len())
-        };
-        let (start, end) = (position(range.start), position(range.end));
-        self.slots.range(start..end.max(start)).map(|slot| u64::from(slot.length)).sum()
+        let start = range.start.clamp(self.first, self.end());
+        let end = range.end.clamp(start, self.end());
+        let (first_block, last_block) = (start.div_ceil(BLOCK), end / BLOCK);
+        if first_block >= last_block {
+            return self.scan(start..end);
+        }
+        let between = self.block_bytes.range(first_block..last_block).map(|(_, bytes)| bytes);
+        self.scan(start..first_block * BLOCK)
+            + between.sum::<u64>()
+            + self.scan(last_block * BLOCK..end)
+    }
+
+    /// The same, entry by entry; the range lies within the log.
+    fn scan(&self, range: Range<u64>) -> u64 {
+        range.filter_map(|index| self.slot(index)).map(|slot| u64::from(slot.length)).sum()
     }
 
     /// Indices of entries that lie in a segment.
@@ -359,5 +397,51 @@ impl GroupIndex {
         // The slots are asked first: behind a purge point at the end of all numbers there is no next.
         let numbered = self.slots.iter().zip(first..);
         numbered.filter(move |(slot, _)| here(slot)).map(|(_, index)| index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    #[test]
+    fn bytes_of_a_range_are_those_of_its_entries() {
+        let mut random = SmallRng::seed_from_u64(1);
+        let (mut index, mut removed) = (GroupIndex::default(), Removed::new());
+        let mut next = 700;
+        for round in 0..400 {
+            let entries: Vec<_> = (next..next + random.random_range(0..900))
+                .map(|index| {
+                    let bytes = Bytes::from(vec![0; random.random_range(0..20)]);
+                    EntryRecord { index, term: round, bytes }
+                })
+                .collect();
+            index.append(&entries, 0);
+            let end = index.end();
+            match random.random_range(0..3) {
+                0 => {
+                    index.truncate(random.random_range(index.first..=end), &mut removed);
+                }
+                1 => {
+                    let purged = random.random_range(index.first..=end + 3);
+                    let purged = Purged { index: purged, bytes: Bytes::new() };
+                    index.purge(purged, &mut removed);
+                }
+                _ => {}
+            }
+            next = index.next_index().unwrap_or(next);
+            for _ in 0..20 {
+                let range = random.random_range(0..end + 9)..random.random_range(0..end + 9);
+                let entries = index.find(range.clone(), usize::MAX);
+                let bytes = entries.iter().map(|found| match found {
+                    Found::InMemory(entry) => entry.bytes.len() as u64,
+                    Found::OnDisk { slot, .. } => u64::from(slot.length),
+                });
+                assert_eq!(index.bytes_in(range.clone()), bytes.sum::<u64>(), "{range:?}");
+            }
+        }
     }
 }

@@ -130,6 +130,9 @@ pub struct GroupLogState {
     pub purged: Option<Purged>,
     /// The group was forgotten here, and nothing but votes has come since.
     pub is_forgotten: bool,
+    /// How far the group's entries reached here before it was forgotten, until they reach as far
+    /// again: no vote goes to a candidate with less.
+    pub floor: Option<EntryId>,
     /// First entry after the purge point; `None`: there is none.
     pub first: Option<EntryId>,
     pub last: Option<EntryId>,
@@ -297,10 +300,16 @@ impl Log {
         self.shared.submit(group, Submitted::Purge(purged), Box::new(done));
     }
 
-    /// Drops everything of the group but its vote: a replica that comes back must not vote twice in
-    /// a term. The log may then begin anew, at any index. Durable at `done`.
-    pub fn forget(&self, group: GroupId, done: impl FnOnce(Result<(), LogError>) + Send + 'static) {
-        self.shared.submit(group, Submitted::Forget, Box::new(done));
+    /// Drops everything of the group but its vote, and notes how far its entries reached: a replica
+    /// that comes back must neither vote twice in a term nor as if it had acknowledged nothing. The
+    /// log may then begin anew, at any index. Durable at `done`.
+    pub fn forget(
+        &self,
+        group: GroupId,
+        floor: Option<EntryId>,
+        done: impl FnOnce(Result<(), LogError>) + Send + 'static,
+    ) {
+        self.shared.submit(group, Submitted::Forget { floor }, Box::new(done));
     }
 
     /// Calls `done` once everything submitted before is durable, the last committed ids too.
@@ -358,7 +367,7 @@ impl Log {
             || entries.slot(index).is_some_and(|slot| slot.term == term)
     }
 
-    /// Bytes of the group's entries with an index in `range`. Looks at each of them.
+    /// Bytes of the group's entries with an index in `range`.
     pub fn bytes_in(&self, group: GroupId, range: Range<u64>) -> u64 {
         let state = self.shared.state.lock();
         state.groups.get(&group).map_or(0, |index| index.bytes_in(range))

@@ -55,10 +55,12 @@ pub(super) enum RecordKind {
     Footer,
     /// Nothing of the group is left but its vote.
     Forgotten,
+    /// The group's entries reached `index` and `term` here before it was forgotten.
+    Floor,
 }
 
 impl RecordKind {
-    pub(super) const ALL: [RecordKind; 11] = [
+    pub(super) const ALL: [RecordKind; 12] = [
         RecordKind::Batch,
         RecordKind::Head,
         RecordKind::Entry,
@@ -70,6 +72,7 @@ impl RecordKind {
         RecordKind::Freed,
         RecordKind::Footer,
         RecordKind::Forgotten,
+        RecordKind::Floor,
     ];
 
     pub(super) fn to_byte(self) -> u8 {
@@ -85,6 +88,7 @@ impl RecordKind {
             RecordKind::Freed => 9,
             RecordKind::Footer => 10,
             RecordKind::Forgotten => 11,
+            RecordKind::Floor => 12,
         }
     }
 
@@ -105,7 +109,8 @@ impl RecordKind {
             | RecordKind::Truncate
             | RecordKind::Freed
             | RecordKind::Footer
-            | RecordKind::Forgotten => 1,
+            | RecordKind::Forgotten
+            | RecordKind::Floor => 1,
         }
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::disk::{Disk, DiskFile};
-use super::index::{GroupIndex, Slot, Whereabouts};
+use super::index::{GroupIndex, Slot, Whereabouts, still_above};
 use super::record::{self, HEADER_BYTES, Place, RecordKind};
 use super::segment::{
     self, Batch, BatchBuilder, Head, Previous, Record, SegmentIndex, Stop, is_spare,
@@ -24,7 +24,7 @@ use super::segment::{
 };
 use super::shared::{GroupHead, Segment};
 use super::writer::current::{Current, publish, push_heads};
-use super::{GroupId, LogConfig, LogContents, LogError, Purged, Recovered};
+use super::{EntryId, GroupId, LogConfig, LogContents, LogError, Purged, Recovered};
 
 /// The fresh segment, for the writer to go on.
 pub(super) struct Newest {
@@ -328,6 +328,7 @@ impl Found {
                 purged: None,
                 committed: None,
                 is_forgotten: false,
+                floor: None,
             };
             let bytes = Bytes::copy_from_slice(if header.kind == RecordKind::Footer {
                 &[]
@@ -351,10 +352,16 @@ impl Found {
                 RecordKind::Forgotten => {
                     let head = self.heads.entry(group).or_insert_with(none);
                     (head.purged, head.committed, head.is_forgotten) = (None, None, true);
+                    head.floor = None;
+                }
+                RecordKind::Floor => {
+                    let head = self.heads.entry(group).or_insert_with(none);
+                    head.floor = Some(EntryId { index: header.index, term: header.term });
                 }
                 RecordKind::Entry | RecordKind::RewrittenEntry => {
                     if let Some(head) = self.heads.get_mut(&group) {
                         head.is_forgotten = false;
+                        head.floor = still_above(head.floor, header.index, header.term);
                     }
                 }
                 RecordKind::Freed => self.first_live = self.first_live.max(header.index),
@@ -461,7 +468,8 @@ fn to_copy(record: &Record<'_>) -> Option<TailRecord> {
         | RecordKind::Purge
         | RecordKind::Freed
         | RecordKind::Footer
-        | RecordKind::Forgotten => None,
+        | RecordKind::Forgotten
+        | RecordKind::Floor => None,
     }
 }
 
@@ -532,12 +540,12 @@ impl Entries {
         heads: impl IntoIterator<Item = GroupHead>,
     ) -> Result<BTreeMap<GroupId, GroupIndex>, LogError> {
         let mut groups = BTreeMap::new();
-        for GroupHead { group, vote, purged, committed, is_forgotten } in heads {
+        for GroupHead { group, vote, purged, committed, is_forgotten, floor } in heads {
             let slots = self.groups.remove(&group).unwrap_or_default();
             let next = purged.as_ref().map(|purged| purged.index.saturating_add(1));
             let mut index = contiguous(dir, group, next, slots)?;
             (index.vote, index.purged, index.committed) = (vote, purged, committed);
-            index.is_forgotten = is_forgotten;
+            (index.is_forgotten, index.floor) = (is_forgotten, floor);
             index.mark_all_synced();
             groups.insert(group, index);
         }

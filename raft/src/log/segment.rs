@@ -4,7 +4,7 @@
 //! ```text
 //! segment = opening batch, batch*, [footer batch], old or zero bytes
 //! batch   = Batch record, record*          (one write, one sync; then the next batch)
-//! opening = Batch, Head, every group's Vote, Forgotten, Purge, Committed, then records as in any batch
+//! opening = Batch, Head, every group's Vote, Forgotten, Floor, Purge, Committed, then records as in any batch
 //! ```
 //!
 //! A segment is filled under a name that recovery ignores and renamed once its opening batch is
@@ -274,7 +274,8 @@ impl SegmentIndex {
             | RecordKind::Committed
             | RecordKind::Purge
             | RecordKind::Freed
-            | RecordKind::Footer => {}
+            | RecordKind::Footer
+            | RecordKind::Floor => {}
         }
     }
 

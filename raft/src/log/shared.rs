@@ -19,7 +19,7 @@ use super::disk::DiskFile;
 use super::index::{Found, GroupIndex, Removed, Slot, Whereabouts};
 use super::reader::EntryReader;
 use super::record::{HEADER_BYTES, PAYLOAD_BYTES_MAX, Place};
-use super::{EntryRecord, GroupId, LogConfig, LogError, LogStats, Purged};
+use super::{EntryId, EntryRecord, GroupId, LogConfig, LogError, LogStats, Purged};
 
 /// Told on the writer thread how an operation ended.
 pub(super) type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
@@ -36,7 +36,9 @@ pub(super) enum Submitted {
     },
     Purge(Purged),
     /// Drops all but the vote.
-    Forget,
+    Forget {
+        floor: Option<EntryId>,
+    },
     /// Nothing: tells when everything before is durable.
     Sync,
 }
@@ -78,6 +80,8 @@ pub(super) struct GroupHead {
     pub(super) committed: Option<Bytes>,
     /// Nothing has come since the group was forgotten.
     pub(super) is_forgotten: bool,
+    /// How far its entries reached before that, until they reach as far again.
+    pub(super) floor: Option<EntryId>,
 }
 
 pub(super) struct State {
@@ -312,10 +316,10 @@ impl State {
                 forgotten = index.purge(purged.clone(), &mut removed);
                 Submitted::Purge(purged)
             }
-            Submitted::Forget => {
-                forgotten = index.forget(&mut removed);
+            Submitted::Forget { floor } => {
+                forgotten = index.forget(floor, &mut removed);
                 self.committed_changed.remove(&group);
-                Submitted::Forget
+                Submitted::Forget { floor }
             }
             Submitted::Sync => Submitted::Sync,
         };
@@ -385,6 +389,7 @@ impl State {
             purged: index.purged.clone(),
             committed: index.committed.clone(),
             is_forgotten: index.is_forgotten,
+            floor: index.floor,
         };
         self.groups.iter().map(head).collect()
     }
@@ -451,7 +456,8 @@ fn check_size(group: GroupId, submitted: &Submitted) -> Result<usize, LogError> 
         }
         Submitted::Vote(bytes) => check(bytes),
         Submitted::Purge(purged) => check(&purged.bytes),
-        Submitted::Truncate { .. } | Submitted::Forget => Ok(HEADER_BYTES),
+        Submitted::Truncate { .. } => Ok(HEADER_BYTES),
+        Submitted::Forget { .. } => Ok(2 * HEADER_BYTES),
         Submitted::Sync => Ok(0),
     }
 }

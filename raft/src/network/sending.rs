@@ -9,11 +9,11 @@ use openraft::RPCTypes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Link, RpcError, network, unreachable};
+use super::{Link, RpcError, does_not_fit, network, unreachable};
 use crate::config::NodeId;
 use crate::error::TransportError;
 use crate::execution::blocking;
-use crate::frame::{Answer, Request, SnapshotAnswer, SnapshotName};
+use crate::frame::{Answer, Request, SnapshotAnswer, SnapshotName, is_of_another};
 use crate::snapshot::SnapshotFile;
 use crate::switch::Question;
 use crate::transport::Lane;
@@ -86,7 +86,13 @@ impl Link {
             };
             match sent.await {
                 Ok(vote) => return Ok(vote),
-                Err(Interrupted::Over(error)) => return Err(error),
+                Err(Interrupted::Over(error)) => {
+                    // It may be this side's file: then it would fail there for ever.
+                    let (snapshots, file) = (self.snapshots.clone(), file.clone());
+                    let examined = blocking(move || snapshots.examine(&file));
+                    examined.await.map_err(|error| network(&error.to_string()))?;
+                    return Err(error);
+                }
                 Err(Interrupted::Silence(error)) if heard.elapsed() > self.patience => {
                     return Err(error);
                 }
@@ -176,7 +182,14 @@ impl Link {
         loop {
             let request = Request::SnapshotInstall { name, vote };
             match self.ask_snapshot(request, heard).await? {
-                SnapshotAnswer::Installed { vote } => return Ok(vote),
+                SnapshotAnswer::Installed { vote: now }
+                    if now == vote || is_of_another(&now, self.switch.node()) =>
+                {
+                    return Ok(now);
+                }
+                SnapshotAnswer::Installed { .. } => {
+                    return Err(Interrupted::Over(does_not_fit()));
+                }
                 SnapshotAnswer::Going => sleep(INSTALL_ASKED_EVERY).await,
                 SnapshotAnswer::Through { .. } => {
                     return Err(Interrupted::Silence(network("a part of the snapshot was lost")));
@@ -196,7 +209,7 @@ impl Link {
                 *heard = Instant::now();
                 Ok(answer)
             }
-            Ok(_) => Err(Interrupted::Over(network("the answer does not fit the question"))),
+            Ok(_) => Err(Interrupted::Over(does_not_fit())),
             Err(error) => Err(Interrupted::Silence(error)),
         }
     }

@@ -15,12 +15,12 @@ use openraft::RPCTypes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Link, RpcError, network, unreachable};
+use super::{Link, RpcError, does_not_fit, last_of, network, unreachable};
 use crate::error::TransportError;
-use crate::frame::{Body, Frame};
+use crate::frame::{Body, Frame, is_append_answer};
 use crate::switch::{OpenSession, SessionAnswer};
 use crate::transport::Lane;
-use crate::types::{AppendRequest, AppendResult};
+use crate::types::{AppendRequest, AppendResult, LogId};
 use crate::wire::entry_to_record;
 
 /// How long to wait with a frame for which the transport has no room.
@@ -45,6 +45,8 @@ pub(super) struct Session<'s, S> {
 /// A request without an answer. Its room on the way is given back with it.
 struct UnderWay {
     sequence: u64,
+    prev: Option<LogId>,
+    last: Option<LogId>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -54,7 +56,7 @@ enum Next {
     /// It waits for room.
     Request(AppendRequest, BoxFuture<'static, Option<OwnedSemaphorePermit>>),
     /// The transport had none: again at that time.
-    Frame(Bytes, OwnedSemaphorePermit, Instant),
+    Frame(Bytes, UnderWay, Instant),
 }
 
 impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
@@ -119,7 +121,7 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
     /// Sends the next request, now that there is room on the way.
     fn send(&mut self, room: Option<OwnedSemaphorePermit>) -> Result<(), RpcError> {
         let Link { switch, to, group, .. } = self.link;
-        let (frame, room) = match std::mem::replace(&mut self.next, Next::None) {
+        let (frame, request) = match std::mem::replace(&mut self.next, Next::None) {
             Next::None => return Ok(()),
             Next::Request(request, _) => {
                 let first = request.entries.first().map(|entry| entry.log_id.index);
@@ -134,21 +136,23 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
                 if self.under_way.is_empty() {
                     self.progress = Instant::now();
                 }
-                let body = Body::Append { sequence: self.sequence, request };
+                let (sequence, prev, last) =
+                    (self.sequence, request.prev_log_id, last_of(&request));
+                self.sequence += 1;
+                let body = Body::Append { sequence, request };
                 let number = self.open.as_ref().map_or(0, |(open, _)| open.number);
                 let frame = Frame { group: *group, number, body };
-                (frame.encode(), room)
+                (frame.encode(), UnderWay { sequence, prev, last, _room: room })
             }
-            Next::Frame(frame, room, _) => (frame, room),
+            Next::Frame(frame, request, _) => (frame, request),
         };
         match switch.send_encoded(*to, Lane::Entries, frame.clone()) {
             Ok(()) => {
-                self.under_way.push_back(UnderWay { sequence: self.sequence, _room: room });
-                self.sequence += 1;
+                self.under_way.push_back(request);
                 Ok(())
             }
             Err(TransportError::Busy) => {
-                self.next = Next::Frame(frame, room, Instant::now() + BUSY_FOR);
+                self.next = Next::Frame(frame, request, Instant::now() + BUSY_FOR);
                 Ok(())
             }
             Err(TransportError::Unreachable) => Err(unreachable("the frame could not be sent")),
@@ -156,9 +160,12 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
     }
 
     fn take_answer(&mut self, answer: Option<SessionAnswer>) -> Result<AppendResult, RpcError> {
-        let expected = self.under_way.pop_front().map(|request| request.sequence);
-        match answer {
-            Some((sequence, Some(result))) if Some(sequence) == expected => Ok(result),
+        match (answer, self.under_way.pop_front()) {
+            (Some((sequence, Some(result))), Some(request)) if sequence == request.sequence => {
+                let UnderWay { prev, last, .. } = request;
+                let fits = is_append_answer(&result, self.link.switch.node(), prev, last);
+                if fits { Ok(result) } else { Err(does_not_fit()) }
+            }
             _ => Err(network("the follower ended the session")),
         }
     }

@@ -22,7 +22,9 @@ pub(crate) fn remove_all(disk: &dyn Disk, dir: &Path, group: GroupId) -> Result<
         let path = dir.join(name);
         disk.remove(&path).map_err(disk_error("remove", &path))?;
     }
-    Ok(())
+    // ORDER: before the log holds anything of the group again, which a snapshot that came back would
+    // contradict. Also where nothing is left to remove: an earlier call may have ended in between.
+    disk.sync_dir(dir).map_err(disk_error("sync", dir))
 }
 
 /// Whose a snapshot is, where it stands, and its file.

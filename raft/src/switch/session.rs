@@ -3,21 +3,24 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, stream};
-use tokio::sync::mpsc;
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::{mpsc, watch};
 
 use super::{Member, Switch};
 use crate::config::NodeId;
 use crate::frame::{Body, Frame};
-use crate::log::GroupId;
+use crate::log::{GroupId, Log};
 use crate::transport::Lane;
 use crate::types::{AppendRequest, AppendResult};
+use crate::wire::entry_to_record;
 
 /// An append session of a leader elsewhere.
 pub(super) struct InboundSession {
     number: u64,
     next: u64,
     requests: mpsc::UnboundedSender<AppendRequest>,
+    /// Ends the session's task when dropped.
+    _ends: watch::Sender<()>,
 }
 
 /// What comes back in an append session: the sequence number, and `None` when it is over.
@@ -60,9 +63,19 @@ impl Switch {
             && let Some(member) = self.member(group)
         {
             let (requests, rx) = mpsc::unbounded_channel();
-            let session = InboundSession { number, next: 0, requests };
+            let (ends, mut ended) = watch::channel(());
+            let session = InboundSession { number, next: 0, requests, _ends: ends };
             inbound.insert((group, from), session);
-            self.runtime.spawn(self.clone().serve_session(from, group, number, member, rx));
+            let requests = until_ended(rx, ended.clone(), member.log.clone());
+            let serving = self.clone().serve_session(from, group, number, member, requests);
+            // What it was not answered goes with it: the leader sends it again, in another session.
+            self.runtime.spawn(async move {
+                tokio::select! {
+                    biased;
+                    _ = ended.changed() => {}
+                    () = serving => {}
+                }
+            });
         }
         let taken = match inbound.get_mut(&(group, from)) {
             Some(session) if session.number == number && session.next == sequence => {
@@ -88,11 +101,8 @@ impl Switch {
         group: GroupId,
         number: u64,
         member: Arc<Member>,
-        requests: mpsc::UnboundedReceiver<AppendRequest>,
+        requests: impl Stream<Item = AppendRequest> + Send + 'static,
     ) {
-        let requests = stream::unfold(requests, async |mut requests| {
-            requests.recv().await.map(|request| (request, requests))
-        });
         let mut results = std::pin::pin!(member.raft.stream_append(Box::pin(requests)));
         let mut sequence = 0;
         while let Some(result) = results.next().await {
@@ -110,4 +120,27 @@ impl Switch {
             inbound.remove(&(group, from));
         }
     }
+}
+
+/// The requests of a session until it ends. Openraft keeps what it is given, also while its log waits
+/// for room: the rest stays here meanwhile, and goes with the session.
+fn until_ended(
+    requests: mpsc::UnboundedReceiver<AppendRequest>,
+    ended: watch::Receiver<()>,
+    log: Log,
+) -> impl Stream<Item = AppendRequest> {
+    stream::unfold((requests, ended, log), async |(mut requests, mut ended, log)| {
+        let next = async {
+            let request = requests.recv().await?;
+            let bytes = request.entries.iter().map(|entry| entry_to_record(entry).len()).sum();
+            drop(log.room(bytes).await);
+            Some(request)
+        };
+        let request = tokio::select! {
+            biased;
+            _ = ended.changed() => None,
+            request = next => request,
+        };
+        Some((request?, (requests, ended, log)))
+    })
 }

@@ -12,8 +12,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::AppendEntriesResponse;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, mpsc, oneshot, watch};
 
 use super::{Member, Switch};
 use crate::config::NodeId;
@@ -25,10 +27,48 @@ use crate::log_store::durable;
 use crate::snapshot::{IncomingSnapshot, SnapshotFile};
 use crate::state_machine::snapshot_meta;
 use crate::transport::Lane;
-use crate::types::Vote;
+use crate::types::{AppendRequest, LogId, Vote, term_of};
 
 /// The transfers of one group.
-pub(super) type Transfers = Mutex<HashMap<NodeId, Transfer>>;
+pub(super) struct Transfers {
+    /// `None` once the group stops here.
+    by_sender: Mutex<Option<HashMap<NodeId, Transfer>>>,
+    /// Held by each transfer's task.
+    tasks: Arc<RwLock<()>>,
+}
+
+impl Transfers {
+    pub(super) fn new() -> Transfers {
+        Transfers { by_sender: Mutex::new(Some(HashMap::new())), tasks: Arc::default() }
+    }
+
+    /// Notes a transfer; an older one of this sender ends with its queue. False: the group stops.
+    fn insert(&self, from: NodeId, transfer: Transfer) -> bool {
+        let mut by_sender = self.by_sender.lock();
+        by_sender.as_mut().map(|by_sender| by_sender.insert(from, transfer)).is_some()
+    }
+
+    fn with<T>(&self, from: NodeId, look: impl FnOnce(&Transfer) -> T) -> Option<T> {
+        self.by_sender.lock().as_ref()?.get(&from).map(look)
+    }
+
+    fn retain(&self, keep: impl Fn(NodeId) -> bool) {
+        if let Some(by_sender) = &mut *self.by_sender.lock() {
+            by_sender.retain(|sender, _| keep(*sender));
+        }
+    }
+
+    /// Ends all transfers; none begins any more.
+    pub(super) fn close(&self) {
+        drop(self.by_sender.lock().take());
+    }
+
+    /// Waits until the tasks of all transfers have ended, once they are closed and the group has
+    /// stopped.
+    pub(super) async fn ended(&self) {
+        drop(self.tasks.write().await);
+    }
+}
 
 /// A snapshot on its way in from one node. Ends when dropped.
 pub(super) struct Transfer {
@@ -48,7 +88,8 @@ enum Phase {
     },
     /// It is whole, and is being synced, verified or installed.
     Installing,
-    Installed(Vote),
+    /// Raft has taken it, or has all that is in it: its last entry.
+    Taken(LogId),
     Failed,
 }
 
@@ -70,8 +111,7 @@ impl Transfer {
 fn answer_of(name: SnapshotName, phase: Phase) -> SnapshotAnswer {
     match phase {
         Phase::Receiving { through } => SnapshotAnswer::Through { offset: through },
-        Phase::Installing => SnapshotAnswer::Through { offset: name.bytes },
-        Phase::Installed(vote) => SnapshotAnswer::Installed { vote },
+        Phase::Installing | Phase::Taken(_) => SnapshotAnswer::Through { offset: name.bytes },
         Phase::Failed => SnapshotAnswer::Lost,
     }
 }
@@ -85,23 +125,25 @@ impl Switch {
         member: Arc<Member>,
         name: SnapshotName,
     ) -> Answer {
-        let known = {
-            let transfers = member.transfers.lock();
-            let known = transfers.get(&from).filter(|known| known.is_of(name));
-            known.map(|known| (known.phase.clone(), known.written.clone()))
-        };
-        if let Some((phase, mut written)) = known {
+        let known = member.transfers.with(from, |known| {
+            known.is_of(name).then(|| (known.phase.clone(), known.written.clone()))
+        });
+        if let Some((phase, mut written)) = known.flatten() {
             // What has arrived need not come again, but a slow disk is waited for: what waits for it
             // here is bounded by the sender's window.
             let through = match *phase.lock() {
                 Phase::Receiving { through } => through,
-                Phase::Installing | Phase::Installed(_) | Phase::Failed => 0,
+                Phase::Installing | Phase::Taken(_) | Phase::Failed => 0,
             };
             // Its end is seen in the phase.
             let _ = written.wait_for(|written| *written >= through).await;
             let phase = *phase.lock();
             return Answer::Snapshot(answer_of(name, phase));
         }
+        // From here on the group's stop waits for this.
+        let Ok(task) = Arc::clone(&member.transfers.tasks).try_read_owned() else {
+            return Answer::Refused;
+        };
         let snapshots = member.snapshots.clone();
         let incoming = match execution::blocking(move || snapshots.receive()).await {
             Ok(Ok(incoming)) => incoming,
@@ -116,11 +158,12 @@ impl Switch {
         let (written, seen) = watch::channel(0);
         let phase = Arc::new(Mutex::new(Phase::Receiving { through: 0 }));
         let transfer = Transfer { name, phase: phase.clone(), parts, written: seen, vote };
-        // An older one of this sender ends with its queue.
-        member.transfers.lock().insert(from, transfer);
-        let receiving = Receiving { from, group, name, phase, incoming, written };
-        self.runtime.clone().spawn(receiving.run(self, member, queue, wanted));
-        Answer::Snapshot(SnapshotAnswer::Through { offset: 0 })
+        // One that is not noted ends with its queue, too.
+        let begun = member.transfers.insert(from, transfer);
+        let receiving = Receiving { from, group, name, phase, written, _task: task };
+        self.runtime.clone().spawn(receiving.run(self, member, incoming, queue, wanted));
+        let begun = begun.then_some(SnapshotAnswer::Through { offset: 0 });
+        begun.map_or(Answer::Refused, Answer::Snapshot)
     }
 
     /// Queues a part, if it is the next one; its answer follows when it is written.
@@ -136,15 +179,14 @@ impl Switch {
         let answer = match self.member(group) {
             None => Answer::Refused,
             Some(member) => {
-                let transfers = member.transfers.lock();
-                match transfers.get(&from).filter(|transfer| transfer.name.index == index) {
+                let part = Part { number, bytes };
+                let taken = member.transfers.with(from, |transfer| {
+                    (transfer.name.index == index).then(|| transfer.queue(offset, part))
+                });
+                match taken.flatten() {
+                    Some(Ok(())) => return,
+                    Some(Err(answer)) => Answer::Snapshot(answer),
                     None => Answer::Snapshot(SnapshotAnswer::Lost),
-                    Some(transfer) => {
-                        if transfer.queue(offset, Part { number, bytes }) {
-                            return;
-                        }
-                        Answer::Snapshot(transfer.answer())
-                    }
                 }
             }
         };
@@ -153,41 +195,72 @@ impl Switch {
 }
 
 impl Transfer {
-    fn queue(&self, offset: u64, part: Part) -> bool {
-        let mut phase = self.phase.lock();
-        let Phase::Receiving { through } = &mut *phase else { return false };
-        let end = offset.saturating_add(part.bytes.len() as u64);
-        if *through != offset || end > self.name.bytes {
-            return false;
+    /// Takes a part that is the next one; else says how far this is.
+    fn queue(&self, offset: u64, part: Part) -> Result<(), SnapshotAnswer> {
+        {
+            let mut phase = self.phase.lock();
+            let end = offset.saturating_add(part.bytes.len() as u64);
+            if let Phase::Receiving { through } = &mut *phase
+                && *through == offset
+                && end <= self.name.bytes
+            {
+                *through = end;
+                if self.parts.send(part).is_ok() {
+                    return Ok(());
+                }
+                *phase = Phase::Failed;
+            }
         }
-        *through = end;
-        self.parts.send(part).is_ok()
+        Err(self.answer())
     }
 }
 
 /// Has a snapshot installed that was received, or tells how far that is.
-pub(super) fn install(
+pub(super) async fn install(
     member: &Member,
     from: NodeId,
     name: SnapshotName,
     vote: Vote,
 ) -> SnapshotAnswer {
-    let transfers = member.transfers.lock();
-    let Some(transfer) = transfers.get(&from).filter(|transfer| transfer.name == name) else {
-        return SnapshotAnswer::Lost;
-    };
-    let phase = *transfer.phase.lock();
-    match phase {
-        Phase::Receiving { through } if through < name.bytes => {
-            SnapshotAnswer::Through { offset: through }
+    let answer = member.transfers.with(from, |transfer| {
+        if transfer.name != name {
+            return Err(SnapshotAnswer::Lost);
         }
-        // For as long as its task lives, it makes progress: a disk that fails ends it.
-        Phase::Receiving { .. } | Phase::Installing => {
-            transfer.vote.send_replace(Some(vote));
-            SnapshotAnswer::Going
+        let phase = *transfer.phase.lock();
+        match phase {
+            Phase::Receiving { through } if through < name.bytes => Err(transfer.answer()),
+            // For as long as its task lives, it makes progress: a disk that fails ends it.
+            Phase::Receiving { .. } | Phase::Installing => {
+                transfer.vote.send_replace(Some(vote));
+                Err(SnapshotAnswer::Going)
+            }
+            Phase::Taken(last) => Ok(last),
+            Phase::Failed => Err(SnapshotAnswer::Lost),
         }
-        Phase::Installed(vote) => SnapshotAnswer::Installed { vote },
-        Phase::Failed => SnapshotAnswer::Lost,
+    });
+    match answer {
+        Some(Ok(last)) => member.confirm_taken(from, vote, last).await,
+        Some(Err(answer)) => answer,
+        None => SnapshotAnswer::Lost,
+    }
+}
+
+impl Member {
+    /// Tells a leader that its snapshot is installed, if Raft says so under the leader's own vote: it
+    /// takes the answer for a promise, and what was so when the snapshot came need not be so now.
+    async fn confirm_taken(&self, from: NodeId, vote: Vote, last: LogId) -> SnapshotAnswer {
+        let (prev_log_id, entries, leader_commit) = (Some(last), Vec::new(), None);
+        let request = AppendRequest { vote, prev_log_id, entries, leader_commit };
+        match self.raft.append_entries(request).await {
+            Ok(AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_)) => {
+                SnapshotAnswer::Installed { vote }
+            }
+            Ok(AppendEntriesResponse::HigherVote(vote)) => SnapshotAnswer::Installed { vote },
+            Ok(AppendEntriesResponse::Conflict) | Err(_) => {
+                self.transfers.retain(|sender| sender != from);
+                SnapshotAnswer::Lost
+            }
+        }
     }
 }
 
@@ -197,8 +270,20 @@ struct Receiving {
     group: GroupId,
     name: SnapshotName,
     phase: Arc<Mutex<Phase>>,
-    incoming: IncomingSnapshot,
     written: watch::Sender<u64>,
+    _task: OwnedRwLockReadGuard<()>,
+}
+
+/// However the task ends, its transfer has an end: another one may begin.
+struct Ends<'a>(&'a Mutex<Phase>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        let mut phase = self.0.lock();
+        if !matches!(*phase, Phase::Taken(_)) {
+            *phase = Phase::Failed;
+        }
+    }
 }
 
 impl Receiving {
@@ -206,49 +291,51 @@ impl Receiving {
         self,
         switch: Arc<Switch>,
         member: Arc<Member>,
+        incoming: IncomingSnapshot,
         queue: mpsc::UnboundedReceiver<Part>,
         mut wanted: watch::Receiver<Option<Vote>>,
     ) {
-        let (from, phase) = (self.from, self.phase.clone());
-        let failed = |error: &SnapshotError| {
+        let ends = Ends(&self.phase);
+        let from = self.from;
+        let lost = |error: &SnapshotError| {
             tracing::warn!(%from, error = error as &dyn std::error::Error, "snapshot lost");
-            *phase.lock() = Phase::Failed;
         };
-        let incoming = match self.receive(&switch, &member, queue).await {
+        let incoming = match self.receive(&switch, &member, incoming, queue).await {
             Some(Ok(incoming)) => incoming,
-            Some(Err(error)) => return failed(&error),
+            Some(Err(error)) => return lost(&error),
             None => return,
         };
-        *phase.lock() = Phase::Installing;
+        *self.phase.lock() = Phase::Installing;
         let snapshots = member.snapshots.clone();
         let file = match execution::blocking(move || snapshots.received(incoming)).await {
             Ok(Ok(file)) => file,
-            Ok(Err(error)) => return failed(&error),
-            Err(_) => return *phase.lock() = Phase::Failed,
+            Ok(Err(error)) => return lost(&error),
+            Err(_) => return,
         };
         let vote = wanted.wait_for(Option::is_some).await.ok().and_then(|vote| *vote);
         let Some(vote) = vote else {
-            // Another transfer of this sender has begun.
+            // Another transfer of this sender has begun, or the group stops.
             let snapshots = member.snapshots.clone();
             let removed = execution::blocking(move || snapshots.remove_unless_adopted(&file));
             return drop(removed.await);
         };
-        let installed = install_file(&member, vote, file).await;
-        if installed.is_some() {
+        if let Some(last) = install_file(&member, vote, file).await {
+            *self.phase.lock() = Phase::Taken(last);
             // What others had begun to send is of no use any more.
-            member.transfers.lock().retain(|sender, _| *sender == from);
+            member.transfers.retain(|sender| sender == from);
         }
-        *phase.lock() = installed.map_or(Phase::Failed, Phase::Installed);
+        drop(ends);
     }
 
     /// Writes the parts until all have come. `None`: nobody sends any more.
     async fn receive(
-        self,
+        &self,
         switch: &Switch,
         member: &Member,
+        mut incoming: IncomingSnapshot,
         mut queue: mpsc::UnboundedReceiver<Part>,
     ) -> Option<Result<IncomingSnapshot, SnapshotError>> {
-        let Receiving { from, group, name, mut incoming, written: told, .. } = self;
+        let Receiving { from, group, name, .. } = *self;
         while incoming.bytes() < name.bytes {
             let Some(Part { number, bytes }) = queue.recv().await else {
                 let snapshots = member.snapshots.clone();
@@ -268,7 +355,7 @@ impl Receiving {
                 Ok(incoming) => incoming,
                 Err(error) => return Some(Err(error)),
             };
-            told.send_replace(incoming.bytes());
+            self.written.send_replace(incoming.bytes());
             let answer = SnapshotAnswer::Through { offset: incoming.bytes() };
             let body = Body::Answer(Answer::Snapshot(answer));
             switch.reply(from, Lane::Bulk, &Frame { group, number, body });
@@ -277,21 +364,36 @@ impl Receiving {
     }
 }
 
-async fn install_file(member: &Member, vote: Vote, file: SnapshotFile) -> Option<Vote> {
+/// Answers the snapshot's last entry. `None`: Raft refused it, or something failed.
+async fn install_file(member: &Member, vote: Vote, file: SnapshotFile) -> Option<LogId> {
     let meta = snapshot_meta(&file).ok()?;
+    let last = meta.last_log_id?;
+    // Openraft takes it for granted that a snapshot contradicts neither its leader's vote nor what is
+    // committed here.
+    let committed = member.raft.metrics().borrow_watched().local_committed;
+    let contradicts = committed.is_some_and(|here| last > here && last.index <= here.index);
+    if contradicts
+        || term_of(&last) > vote.leader_id.term
+        || meta.last_membership.log_id() > &meta.last_log_id
+    {
+        tracing::warn!(group = %member.store.group(), file = ?file, "snapshot lost: nobody may say that");
+        let snapshots = member.snapshots.clone();
+        drop(execution::blocking(move || snapshots.remove_unless_adopted(&file)).await);
+        return None;
+    }
     let snapshot = openraft::Snapshot { meta, snapshot: file.clone() };
     let response = member.raft.install_full_snapshot(vote, snapshot).await.ok();
     // Raft may know better than to install an old snapshot.
     let snapshots = member.snapshots.clone();
     let removed = execution::blocking(move || snapshots.remove_unless_adopted(&file));
     removed.await.ok()?;
-    // ORDER: then it answers at once, for entries that may still wait for the disk here. The leader
-    // takes the answer for a promise, and stops if they are gone after a power cut.
+    // ORDER: then it answers at once, for entries that may still wait for the disk here, and the leader
+    // takes the answer for a promise.
     let (tx, rx) = oneshot::channel();
     member.log.sync(move |result| {
         // The receiver is gone only if the group was dropped meanwhile.
         let _ = tx.send(result);
     });
     durable(rx).await.ok()?;
-    response.map(|response| response.vote)
+    response.filter(|response| response.vote == vote).map(|_| last)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use piton_raft::log::{Faults, FaultyDisk};
+use piton_raft::log::{EntryRecord, Faults, FaultyDisk};
 use piton_raft::{
     Disk, Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, RaftError, Removed,
     SNAPSHOT_DIRECTORY,
@@ -94,6 +94,50 @@ async fn a_group_stops_alone_and_goes_on_when_it_is_started_again() {
     assert_eq!(cluster.nodes[0].ledger.payloads(), [bytes("one"), bytes("two")]);
 }
 
+/// Goal: whoever asked for the start may go away meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_whose_start_nobody_waited_for_can_be_stopped() {
+    let (disk, ledger) = (FaultyDisk::new(1), Ledger::default());
+    let groups = open(&disk, &ledger);
+    let mut start = Box::pin(groups.bootstrap(GROUP, ledger.replica()));
+    let begun = futures::poll!(&mut start);
+    drop(start);
+    assert!(begun.is_pending(), "it takes a sync");
+    await_until("it runs", || groups.group(GROUP).is_some()).await;
+    groups.stop(GROUP).await;
+    assert!(groups.group(GROUP).is_none());
+    let group = groups.start(GROUP, ledger.replica()).await.expect("it starts again");
+    await_until("it serves", || group.leadership().borrow().serving).await;
+    groups.shutdown().await;
+}
+
+/// Goal: once a group has stopped, nothing of it is written any more, so that it may be forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_for_a_snapshot_under_way() {
+    let cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    let node = &cluster.nodes[0];
+    node.group().propose(bytes("one")).await.expect("propose");
+    node.ledger.checkpoint();
+    node.disk.hang_snapshots();
+    let group = node.group().clone();
+    let taking = tokio::spawn(async move { group.snapshot_now().await });
+    let dir = node.dir().join(SNAPSHOT_DIRECTORY);
+    let files = || std::fs::read_dir(&dir).expect("read the directory").count();
+    await_until("it is being written", || files() == 1).await;
+    let groups = node.groups().clone();
+    let stopping = tokio::spawn(async move { groups.stop(GROUP).await });
+    let looked_at = std::time::Instant::now() + std::time::Duration::from_millis(300);
+    await_until("it had time to stop", || std::time::Instant::now() > looked_at).await;
+    assert!(!stopping.is_finished());
+    node.disk.go_on();
+    stopping.await.expect("no panic");
+    // Raft has stopped, so it may say so.
+    drop(taking.await.expect("no panic"));
+    node.groups().forget(GROUP, node.ledger.replica()).await.expect("forget");
+    assert_eq!(files(), 0);
+}
+
 /// Goal: whatever a power cut leaves of a group that is being forgotten, it is either whole or can be
 /// forgotten again, the node starts, and the vote is kept.
 #[tokio::test(flavor = "multi_thread")]
@@ -154,6 +198,109 @@ async fn what_is_left_of_a_forgotten_group_is_cleared_when_it_begins_anew() {
         check_forgotten(&groups, &disk, &ledger, &vote).await;
         assert_eq!(ledger.clears(), 1);
         groups.shutdown().await;
+    }
+}
+
+/// Goal: an entry that a replica acknowledged and then forgot is not lost by its vote, neither at once
+/// nor after a restart: the majority that the entry has rests on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_forgotten_votes_for_nobody_with_less() {
+    for restarts in [false, true] {
+        let mut cluster = Cluster::start(3, tuning()).await;
+        let leader = cluster.await_leader(&[0, 1, 2]).await;
+        let (lags, forgets) = ((leader + 1) % 3, (leader + 2) % 3);
+        cluster.network.isolate(cluster.nodes[lags].id);
+        let group = cluster.nodes[leader].group();
+        let committed = group.propose(bytes("acknowledged")).await.expect("propose");
+        cluster.network.isolate(cluster.nodes[leader].id);
+        let forgetful = &cluster.nodes[forgets];
+        forgetful.groups().stop(GROUP).await;
+        forgetful.groups().forget(GROUP, forgetful.ledger.replica()).await.expect("forget");
+        if restarts {
+            cluster.stop_node(forgets).await;
+            cluster.start_node(forgets).await;
+        } else {
+            let replica = forgetful.ledger.replica();
+            forgetful.groups().start(GROUP, replica).await.expect("it begins anew");
+        }
+        cluster.network.heal(cluster.nodes[lags].id, cluster.nodes[forgets].id);
+        let candidate = cluster.nodes[lags].group();
+        let begun = std::time::Instant::now();
+        let mut looks = tokio::time::interval(tuning().heartbeat);
+        while begun.elapsed() < 4 * tuning().election_max {
+            let term = candidate.metrics().term;
+            candidate.elect().await;
+            await_until("it stands", || candidate.metrics().term > term).await;
+            looks.tick().await;
+            assert!(!candidate.metrics().is_leader, "it lacks what was acknowledged");
+        }
+        cluster.network.heal_all();
+        await_until("all have what was acknowledged", || {
+            cluster.nodes.iter().all(|node| node.ledger.applied() >= committed.index)
+        })
+        .await;
+        for node in &cluster.nodes {
+            assert!(node.ledger.payloads().contains(&bytes("acknowledged")));
+        }
+    }
+}
+
+/// Goal: while a replica is filled anew, it finds memberships of long ago in the log, and in the first
+/// one it was alone. It does not take itself for the leader, and may lead again when it is filled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_forgotten_does_not_stand_before_it_is_filled() {
+    let mut tuning = tuning();
+    tuning.request_entries_max = 1;
+    let cluster = Cluster::start_founded_by(1, 3, tuning).await;
+    cluster.await_leader(&[0]).await;
+    let group = cluster.nodes[0].group();
+    for node in [2, 3] {
+        group.add_learner(NodeId(node)).await.expect("add a learner");
+    }
+    cluster.set_voters(&[1, 2, 3], Removed::Leaves).await;
+    for number in 0..30 {
+        group.propose(bytes(format!("{number}"))).await.expect("propose");
+    }
+    cluster.set_voters(&[2, 3], Removed::Leaves).await;
+    let left = &cluster.nodes[0];
+    left.groups().stop(GROUP).await;
+    left.groups().forget(GROUP, left.ledger.replica()).await.expect("forget");
+    let anew = left.groups().start(GROUP, left.ledger.replica()).await.expect("start");
+
+    let leader = cluster.await_leader(&[1, 2]).await;
+    let group = cluster.nodes[leader].group();
+    let term = group.metrics().term;
+    let delay = std::time::Duration::from_millis(20);
+    cluster.network.delay(cluster.nodes[leader].id, left.id, delay);
+    group.add_learner(left.id).await.expect("add a learner");
+    let committed = group.propose(bytes("after")).await.expect("propose");
+    await_until("it is filled", || {
+        assert!(anew.metrics().term <= term, "it stood for election: {:?}", anew.metrics());
+        left.ledger.applied() >= committed.index
+    })
+    .await;
+    assert_eq!(left.ledger.book().lines, cluster.nodes[leader].ledger.book().lines);
+    cluster.set_voters(&[1, 2, 3], Removed::Leaves).await;
+    let leader = cluster.await_leader(&[1, 2]).await;
+    cluster.nodes[leader].group().transfer_leader(left.id).await;
+    anew.leadership().wait_for(|now| now.serving).await.expect("the group runs");
+}
+
+/// Goal: once a forgotten group has entries again, no snapshot of before comes back that its log would
+/// contradict, whenever the power is cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_of_a_forgotten_group_do_not_come_back() {
+    for seed in 0..16 {
+        let (disk, ledger) = (FaultyDisk::new(seed), Ledger::default());
+        let (groups, _) = group_with_a_past(&disk, &ledger).await;
+        groups.forget(GROUP, ledger.replica()).await.expect("forget");
+        let entry = EntryRecord { index: 0, term: 9, bytes: Bytes::from_static(&[0]) };
+        let (tx, appended) = tokio::sync::oneshot::channel();
+        groups.log().append(GROUP, vec![entry], |result| tx.send(result).expect("it is awaited"));
+        appended.await.expect("the log runs").expect("append");
+        let disk = disk.cut_power();
+        groups.shutdown().await;
+        open(&disk, &ledger).shutdown().await;
     }
 }
 

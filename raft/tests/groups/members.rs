@@ -137,6 +137,8 @@ async fn one_change_at_a_time() {
     cluster.network.isolate(NodeId(2));
     let waits = group.add_learner(NodeId(3)).await;
     assert!(matches!(waits, Err(ChangeError::Unknown(_))), "{waits:?}");
+    assert_eq!(group.members().learners, BTreeSet::new(), "it may still be undone");
+    assert_eq!(group.add_learner(NodeId(3)).await, Err(ChangeError::InProgress));
     let refused = group.set_voters(members(&[1]), Removed::Leaves).await;
     assert_eq!(refused, Err(ChangeError::InProgress));
     cluster.network.heal_all();

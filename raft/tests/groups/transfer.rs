@@ -1,8 +1,9 @@
 //! Snapshots on their way to a follower that lags: over links that are slow, far, and cut.
 
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use piton_raft::{Lane, NodeId, Tuning};
+use piton_raft::{Lane, NodeId, SNAPSHOT_DIRECTORY, Tuning};
 
 use crate::support::{Cluster, await_until, bytes, tuning};
 
@@ -133,6 +134,24 @@ async fn a_log_is_refilled_over_a_slow_link_without_a_request_sent_twice() {
     assert_eq!(lagging.ledger.restores(), 0);
     let carried = cluster.network.bytes_sent(from, to, Lane::Entries) - sent_before;
     assert!(carried < LOG_BYTES + LOG_BYTES / 5, "{carried} bytes for {LOG_BYTES}");
+}
+
+/// Goal: a snapshot that has rotten on the leader's disk is replaced, since no follower can take it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_replaces_its_snapshot_that_is_damaged() {
+    let mut tuning = small_parts();
+    tuning.snapshot_check = Duration::from_millis(20);
+    let lagging = Lagging::start(tuning, STATE_BYTES / 8).await;
+    let dir = lagging.cluster.nodes[lagging.leader].dir().join(SNAPSHOT_DIRECTORY);
+    let files: Vec<_> = std::fs::read_dir(&dir).expect("read the directory").collect();
+    assert_eq!(files.len(), 1);
+    for file in files {
+        let file = std::fs::File::options().write(true).open(file.expect("read").path());
+        let file = file.expect("open the snapshot");
+        file.write_all_at(b"rotten", STATE_BYTES / 16).expect("write");
+    }
+    lagging.cluster.network.heal_all();
+    lagging.await_installed().await;
 }
 
 /// Goal: nothing is encoded for a node that is not there.

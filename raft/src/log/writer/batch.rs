@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Writer;
-use super::current::{bare, push_heads};
+use super::current::{bare, push_floor, push_heads};
 use crate::log::reader::EntryReader;
 use crate::log::record::{Content, HEADER_BYTES, Place, RecordKind};
 use crate::log::segment::{BatchBuilder, Head, IndexedEntry};
@@ -232,8 +232,9 @@ impl Writer {
                 let purge = bare(RecordKind::Purge, group, purged.index);
                 builder.push(Content { payload: &purged.bytes, ..purge });
             }
-            Submitted::Forget => {
+            Submitted::Forget { floor } => {
                 builder.push(bare(RecordKind::Forgotten, group, 0));
+                push_floor(builder, group, *floor);
                 self.current.index.truncate(group, 0);
             }
             Submitted::Sync => {}

@@ -11,7 +11,7 @@ use crate::log::disk::{Disk, DiskFile};
 use crate::log::record::{Content, Place, RecordKind};
 use crate::log::segment::{BatchBuilder, Head, Previous, SegmentIndex, segment_path, spare_path};
 use crate::log::shared::{GroupHead, Segment};
-use crate::log::{GroupId, LogError};
+use crate::log::{EntryId, GroupId, LogError};
 
 /// The segment being written.
 pub(in crate::log) struct Current {
@@ -177,6 +177,17 @@ pub(in crate::log) fn bare(kind: RecordKind, group: GroupId, index: u64) -> Cont
     Content { kind, group, index, term: 0, payload: &[] }
 }
 
+/// Says how far a group had come before it was forgotten.
+pub(in crate::log) fn push_floor(
+    builder: &mut BatchBuilder,
+    group: GroupId,
+    floor: Option<EntryId>,
+) {
+    if let Some(EntryId { index, term }) = floor {
+        builder.push(Content { term, ..bare(RecordKind::Floor, group, index) });
+    }
+}
+
 /// Begins a segment's opening batch: all that is known of a group but its entries, so that older
 /// segments can go.
 pub(in crate::log) fn push_heads<'a>(
@@ -186,13 +197,14 @@ pub(in crate::log) fn push_heads<'a>(
 ) {
     let payload = head.encode();
     builder.push(Content { payload: &payload, ..bare(RecordKind::Head, GroupId(0), 0) });
-    for GroupHead { group, vote, purged, committed, is_forgotten } in heads {
+    for GroupHead { group, vote, purged, committed, is_forgotten, floor } in heads {
         if let Some(vote) = vote {
             builder.push(Content { payload: vote, ..bare(RecordKind::Vote, *group, 0) });
         }
         if *is_forgotten {
             builder.push(bare(RecordKind::Forgotten, *group, 0));
         }
+        push_floor(builder, *group, *floor);
         if let Some(purged) = purged {
             let purge = bare(RecordKind::Purge, *group, purged.index);
             builder.push(Content { payload: &purged.bytes, ..purge });
