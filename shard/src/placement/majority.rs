@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use piton_core::id::ShardId;
-use piton_raft::{Group, NodeId};
+use piton_raft::{Group, Members, NodeId};
 use tokio::time::{Instant, sleep};
 
 use crate::route::cluster::Cluster;
@@ -19,14 +19,16 @@ pub(super) async fn run(cluster: Cluster) {
     let mut followed: BTreeMap<ShardId, Instant> = BTreeMap::new();
     loop {
         for shard in host.shard_ids() {
-            let Some(replica) = host.replica(shard).filter(|_| host.serving(shard).is_some())
-            else {
+            let replica = host.replica(shard).filter(|_| host.serving(shard).is_some());
+            let Some(replica) = replica else {
                 followed.remove(&shard);
                 host.set_alone(shard, false);
+                host.set_sole_voter(shard, false);
                 continue;
             };
+            let Members { voters, .. } = replica.group.members();
+            host.set_sole_voter(shard, voters == [BTreeSet::from([host.node()])]);
             let last = followed.entry(shard).or_insert_with(Instant::now);
-            let voters = replica.group.members().voters;
             if is_followed(&replica.group, &voters, host.node(), wait / 2) {
                 *last = Instant::now();
             }
