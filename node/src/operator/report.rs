@@ -13,6 +13,9 @@ pub fn write_id(node: NodeId) -> String {
     format!("{:016x}", node.0)
 }
 
+/// The meta group's name among those of shards.
+const META: &str = "meta";
+
 /// All that a node knows of its cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterReport {
@@ -93,11 +96,13 @@ impl ShardReport {
         let voters = self.members.iter().filter(|member| member.role != ReplicaRole::Learner);
         let held: BTreeSet<&str> = voters.map(|member| member.node.as_str()).collect();
         let placed: BTreeSet<&str> = self.placed.iter().map(String::as_str).collect();
+        // Nodes that have no vote in the meta group have a copy of it all the same (D2).
+        let has_all_votes = held.len() == self.members.len() || self.name == META;
         let is_current = |member: &MemberReport| member.behind.is_some_and(|b| b <= behind_max);
         self.leader.is_some()
             && !self.is_changing
             && held == placed
-            && held.len() == self.members.len()
+            && has_all_votes
             && self.members.iter().all(is_current)
     }
 }
@@ -125,7 +130,7 @@ impl ClusterReport {
         let meta = leader_of(&sightings, |status| Some(&status.meta));
         // It is placed nowhere: it is where its leader says.
         let held = meta.map(|(_, said)| said.voters.clone()).unwrap_or_default();
-        let meta = shard_report("meta".to_owned(), meta, held);
+        let meta = shard_report(META.to_owned(), meta, held);
         for node in &mut nodes {
             let led = shards.iter().filter(|shard| shard.leader.as_ref() == Some(&node.id));
             node.leads = led.count() as u32;
