@@ -3,13 +3,14 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
 use piton_raft::log::RealDisk;
 use piton_raft::{GroupId, LOG_DIRECTORY, Losses, RaftError};
 
 use crate::data_directory::{DataDirectory, DataDirectoryError};
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{Identity, IdentityError, KeptIdentity};
 use crate::storage::STORE_DIRECTORY;
 
 /// What opening a store needs in memory.
@@ -24,6 +25,12 @@ pub enum AcceptLossError {
     Directory(#[from] DataDirectoryError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(
+        "this node is one of a cluster, whose other nodes have what it lost: {}. Have them remove it, \
+         empty its data directory, and start it with --join; what it is to hold is sent to it then",
+        others.join(", ")
+    )]
+    HasPeers { others: Vec<String> },
     #[error("find out what is lost")]
     Look(#[source] RaftError),
     #[error("write the log anew")]
@@ -49,7 +56,7 @@ pub fn accept_loss(path: &Path, accepted: bool) -> Result<String, AcceptLossErro
     let directory = DataDirectory::open(path)?;
     let path = directory.path();
     let mut text = String::new();
-    let mut identity = match Identity::kept(path)? {
+    let identity = match Identity::kept(path)? {
         Some(identity) => identity,
         None => {
             let copy = Identity::copy_in(&RealDisk, path)?.ok_or_else(no_data)?;
@@ -57,6 +64,11 @@ pub fn accept_loss(path: &Path, accepted: bool) -> Result<String, AcceptLossErro
             copy
         }
     };
+    let peers = identity.peers();
+    if !peers.is_empty() {
+        let others = peers.iter().map(|(node, address)| format!("node {node} at {address}"));
+        return Err(AcceptLossError::HasPeers { others: others.collect() });
+    }
     let missing = match identity.check_log(&RealDisk, path) {
         Ok(()) => false,
         Err(IdentityError::LogMissing { .. }) => true,
@@ -73,10 +85,9 @@ pub fn accept_loss(path: &Path, accepted: bool) -> Result<String, AcceptLossErro
         let aside = set_aside(path)?;
         let _ = writeln!(text, "The damaged log is kept in {}.", aside.display());
     }
-    let written = |source| IdentityError::Write { path: path.to_owned(), source };
-    identity.write(path).map_err(written)?;
+    identity.keep(path)?;
     losses.accept().map_err(AcceptLossError::Write)?;
-    identity.note_log(&RealDisk, path)?;
+    KeptIdentity::new(Arc::new(RealDisk), path, identity).note_log()?;
     text.push_str("The loss is accepted: the node can be started.\n");
     Ok(text)
 }

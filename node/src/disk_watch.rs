@@ -104,7 +104,7 @@ impl DiskWatch {
                 let Ok((watch, missing)) = looked.await else { return };
                 self = watch;
                 if let Some(reason) = missing {
-                    self.ready.set(false);
+                    self.ready.set(Err("the data directory is gone"));
                     gone.send_replace(Some(reason));
                     return;
                 }

@@ -4,10 +4,13 @@
 //! `node.toml` says whether there is a log, and the log and the snapshots have a copy of it beside
 //! them. So a log that vanished is missed, and one of another node is not taken for this one's.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use piton_raft::{Disk, LOG_DIRECTORY, NodeId, SNAPSHOT_DIRECTORY, log};
 use piton_store::EngineKind;
 use serde::{Deserialize, Serialize};
@@ -75,9 +78,68 @@ pub(crate) struct Identity {
     #[serde(default)]
     has_log: bool,
     /// The node founds its cluster, and has not done with it: whatever group has no past here begins
-    /// here.
+    /// here, and what the cluster is to have at first is set up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_founding: bool,
+    /// The node has drawn its id, and does not know yet whether a cluster has let it in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_joining: bool,
+    /// The port for other nodes, where any free one will do: they look for the node where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peer_port: Option<u16>,
+    /// Where the other nodes of the cluster are, as far as was known last; by their ids.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    peers: BTreeMap<String, String>,
+}
+
+/// Nodes and their peer addresses.
+pub(crate) type Peers = BTreeMap<NodeId, String>;
+
+/// The identity of a node that has its data directory open, for those who add to it.
+#[derive(Clone)]
+pub(crate) struct KeptIdentity {
+    kept: Arc<Kept>,
+}
+
+struct Kept {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    identity: Mutex<Identity>,
+}
+
+impl KeptIdentity {
+    pub(crate) fn new(disk: Arc<dyn Disk>, directory: &Path, identity: Identity) -> Self {
+        let (directory, identity) = (directory.to_owned(), Mutex::new(identity));
+        Self { kept: Arc::new(Kept { disk, directory, identity }) }
+    }
+
+    pub(crate) fn now(&self) -> Identity {
+        self.kept.identity.lock().clone()
+    }
+
+    /// Changes it in memory and in its file. Blocks.
+    ///
+    /// # Errors
+    /// When the file cannot be written; then nothing has changed.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Identity)) -> Result<(), IdentityError> {
+        let Kept { disk, directory, identity } = &*self.kept;
+        let mut identity = identity.lock();
+        let mut next = identity.clone();
+        change(&mut next);
+        if next != *identity {
+            next.keep(directory)?;
+            *identity = next;
+        }
+        identity.keep_copies(disk.as_ref(), directory)
+    }
+
+    /// Notes that there is a log.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn note_log(&self) -> Result<(), IdentityError> {
+        self.change(|identity| identity.has_log = true)
+    }
 }
 
 impl Identity {
@@ -144,23 +206,14 @@ impl Identity {
         Ok(())
     }
 
-    /// Notes on both sides that there is a log, once there is: the founding is done with.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub(crate) fn note_log(
-        &mut self,
-        disk: &dyn Disk,
-        directory: &Path,
-    ) -> Result<(), IdentityError> {
-        if !self.has_log || self.is_founding {
-            (self.has_log, self.is_founding) = (true, false);
-            let path = directory.join(FILE);
-            self.write(directory).map_err(|source| IdentityError::Write { path, source })?;
+    /// Has a copy of it beside the log, once there is one.
+    fn keep_copies(&self, disk: &dyn Disk, directory: &Path) -> Result<(), IdentityError> {
+        if !self.has_log {
+            return Ok(());
         }
         for dir in COPIES.map(|of| directory.join(of)) {
             let path = dir.join(FILE);
-            if read_copy(disk, &path)?.is_none() {
+            if read_copy(disk, &path)?.as_ref() != Some(self) {
                 let written = self.write_copy(disk, &dir, &path);
                 written.map_err(|source| IdentityError::Write { path, source })?;
             }
@@ -209,7 +262,7 @@ impl Identity {
     }
 
     /// An id that no other node has.
-    pub(crate) fn draw_node() -> NodeId {
+    fn draw_node() -> NodeId {
         let (high, low) = Uuid::new_v4().as_u64_pair();
         NodeId((high ^ low).max(1))
     }
@@ -220,13 +273,51 @@ impl Identity {
         Self { is_founding: true, ..Self::member(Self::draw_node(), cluster_id, shards) }
     }
 
-    /// A node of a cluster that there is.
-    pub(crate) fn member(node: NodeId, cluster_id: String, shards: u32) -> Self {
-        let node_id = format!("{:016x}", node.0);
-        Self { node_id, cluster_id, shards, has_log: false, is_founding: false }
+    /// A node that asks to be let into a cluster.
+    pub(crate) fn joiner() -> Self {
+        Self { is_joining: true, ..Self::member(Self::draw_node(), String::new(), 0) }
     }
 
-    pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
+    /// It was let in.
+    pub(crate) fn joined(&mut self, cluster_id: String, shards: u32, peers: &Peers) {
+        (self.cluster_id, self.shards, self.is_joining) = (cluster_id, shards, false);
+        self.set_peers(peers);
+    }
+
+    fn member(node: NodeId, cluster_id: String, shards: u32) -> Self {
+        Self {
+            node_id: hexadecimal(node),
+            cluster_id,
+            shards,
+            has_log: false,
+            is_founding: false,
+            is_joining: false,
+            peer_port: None,
+            peers: BTreeMap::new(),
+        }
+    }
+
+    /// Where the other nodes are.
+    pub(crate) fn peers(&self) -> Peers {
+        let peers = self.peers.iter().filter_map(|(node, address)| {
+            Some((NodeId(u64::from_str_radix(node, 16).ok()?), address.clone()))
+        });
+        peers.collect()
+    }
+
+    /// Whether these are where the other nodes are.
+    pub(crate) fn is_with(&self, peers: &Peers) -> bool {
+        let mut with = self.clone();
+        with.set_peers(peers);
+        with == *self
+    }
+
+    pub(crate) fn set_peers(&mut self, peers: &Peers) {
+        let others = peers.iter().filter(|(node, _)| **node != self.node());
+        self.peers = others.map(|(node, address)| (hexadecimal(*node), address.clone())).collect();
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
         // ORDER: the file is whole and durable before it gets its name, and the name is durable
         // before this node promises anything to anyone under it.
         let temporary = directory.join(TEMPORARY_FILE);
@@ -237,6 +328,10 @@ impl Identity {
         fs::rename(&temporary, directory.join(FILE))?;
         File::open(directory)?.sync_all()
     }
+}
+
+fn hexadecimal(node: NodeId) -> String {
+    format!("{:016x}", node.0)
 }
 
 /// What lies in a directory that only a node can have written.

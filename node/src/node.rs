@@ -2,32 +2,32 @@
 //! together. Starts in the order in which things may be refused: a wrong configuration, a taken
 //! port, a directory in use, and only then the state.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use piton_core::time::Span;
-use piton_proto::enums::IndexedValueType;
-use piton_raft::{Disk, NodeId};
-use piton_shard::{Clock, Meta, MetaError, Namespace, NewNamespace, NodeRecord, Room};
+use piton_shard::{Clock, MetaError, NodeRecord, Room};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, ConfigError, shards_default};
+use crate::config::{Config, ConfigError, PeerConfig, shards_default};
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::disk_watch::DiskWatch;
 use crate::frontend::{self, Facts, Frontend};
-use crate::identity::{Identity, IdentityError};
-use crate::membership::{self, JoinError, Origin, Welcome};
+use crate::identity::{Identity, IdentityError, KeptIdentity};
+use crate::membership::{self, Door, JoinError, Origin, Welcome};
+use crate::peer::{self, PeerError};
 use crate::process_metrics;
 use crate::storage::{Devices, Opening, Storage, StorageError};
 use crate::storage_metrics::StorageSizes;
-use crate::telemetry::{self, Metrics, Ready, Refresh};
+use crate::telemetry::{self, Http, Metrics, Ready, Refresh};
+
+mod set_up;
+use set_up::set_up;
 
 /// The official server's namespace for workflows of its own; tools expect it in lists.
 const SYSTEM_NAMESPACE: &str = "temporal-system";
@@ -57,6 +57,8 @@ pub enum NodeError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Peers(#[from] PeerError),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("set up namespaces and limits")]
@@ -102,6 +104,8 @@ pub enum Failure {
     Directory(String),
     /// A part of the workflows is not served any more: the node must end and start anew.
     Group(String),
+    /// The cluster has no place for this node, since it was removed, say: the node must end.
+    Unwanted(String),
 }
 
 impl Node {
@@ -135,43 +139,25 @@ impl Node {
         Listeners { grpc, http }: Listeners,
         directory: DataDirectory,
     ) -> Result<Self, NodeError> {
-        let disk = Arc::clone(&devices.disk);
         let addresses = (local(&grpc, config.listen.grpc()), local(&http, config.listen.http()));
-        let mut config = config;
-        choose_peer_port(&mut config)?;
-        let Identified { mut identity, record, known } =
-            identify(disk.as_ref(), &directory, &config, addresses).await?;
-        let (kept, is_founding) = (identity.shards, identity.is_founding);
-        let room = Room::default();
-        let opening = Opening {
-            config: &config,
-            directory: directory.path(),
-            identity: &identity,
-            record: &record,
-            known: &known,
-            room: &room,
-            rebuilds: &rebuilds,
-        };
-        let (storage, mut registry) = Storage::open(&opening, devices.clone()).await?;
-        let noted = identity.note_log(disk.as_ref(), directory.path()).map_err(NodeError::from);
-        let set_up = match noted {
-            Ok(()) if is_founding || storage.is_alone(&known) => {
-                set_up(&storage, &config, kept).await
-            }
-            // What the cluster is to have was said to its first node.
-            Ok(()) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = set_up {
-            storage.close().await;
-            return Err(error);
-        }
-
-        let ready = Ready::default();
         let (stop, stopping) = watch::channel(false);
+        // ORDER: before anything that may take long, or wait for other nodes.
+        let shown = Http::default();
+        let pages = serve_pages(http, shown.clone(), stopping.clone());
+        let room = Room::default();
+        let begun = begin(&config, &devices, &rebuilds, &directory, &room, addresses, &shown.ready);
+        let (storage, facts, mut registry) = match begun.await {
+            Ok(begun) => begun,
+            Err(error) => {
+                stop.send_replace(true);
+                end_in_time(pages, config.admission.stop_max()).await;
+                return Err(error);
+            }
+        };
+        let Http { ready, figures } = shown;
         let disk_watch = DiskWatch::new(
             directory.path().to_owned(),
-            disk,
+            Arc::clone(&devices.disk),
             Arc::clone(&devices.measure_space),
             config.data.free_bytes_min,
             room.clone(),
@@ -180,13 +166,12 @@ impl Node {
         );
         let refresh = register_figures(&storage, directory.path(), &mut registry);
         let metrics = Metrics::new(registry);
-        let (address, cluster_id) = (addresses.0.to_string(), identity.cluster_id);
-        let facts = Facts { cluster_id, address, shards: kept };
         let frontend =
             Frontend::new(storage.cluster.clone(), storage.clock, facts, stopping.clone());
-        let pages = serve_pages(http, metrics.clone(), ready.clone(), refresh, stopping.clone());
         let api = serve_api(grpc, frontend, &config, &metrics, stopping);
-        ready.set(true);
+        // Nobody else sets it.
+        let _ = figures.set((metrics, refresh));
+        ready.set(Ok(()));
         let files_gone = disk_watch.start(stop.subscribe());
         Ok(Self {
             grpc: addresses.0,
@@ -252,6 +237,7 @@ impl Node {
             biased;
             reason = reason(self.files_gone.clone()) => Failure::Directory(reason),
             reason = reason(self.storage.log_failed()) => Failure::Log(reason),
+            reason = reason(self.storage.unwanted()) => Failure::Unwanted(reason),
             reason = reason(engine) => self.store_failure(reason).await,
             reason = reason(checkpoints) => self.store_failure(reason).await,
             // ORDER: last. A log or a store that fails takes groups along, and says more.
@@ -294,84 +280,159 @@ impl Node {
     }
 
     async fn lay_down(self) -> DataDirectory {
-        self.ready.set(false);
+        self.ready.set(Err("stopping"));
         // ORDER: while requests are still taken, so that they find the next leader from here.
         self.storage.hand_over().await;
         self.stop.send_replace(true);
         // What is not answered in time is cut off; its client asks again elsewhere.
         let stop_max = self.config.admission.stop_max();
-        for mut task in [self.api, self.pages] {
-            if tokio::time::timeout(stop_max, &mut task).await.is_err() {
-                task.abort();
-                // Waits for the abort to take effect; an abort is what was asked for.
-                let _ = task.await;
-            }
+        for task in [self.api, self.pages] {
+            end_in_time(task, stop_max).await;
         }
         self.storage.close().await;
         self.directory
     }
 }
 
-/// Who a node is, and what it was told of the others.
+/// Waits for a task that was told to stop, and cuts it off if that takes too long.
+async fn end_in_time(mut task: JoinHandle<()>, stop_max: Duration) {
+    if tokio::time::timeout(stop_max, &mut task).await.is_err() {
+        task.abort();
+        // Waits for the abort to take effect; an abort is what was asked for.
+        let _ = task.await;
+    }
+}
+
+/// Where a node's API and its pages are.
+type Addresses = (SocketAddr, SocketAddr);
+
+/// Brings a node's state up, as far as it is to be before it is ready.
+async fn begin(
+    config: &Config,
+    devices: &Devices,
+    rebuilds: &Counter,
+    directory: &DataDirectory,
+    room: &Room,
+    addresses: Addresses,
+    ready: &Ready,
+) -> Result<(Storage, Facts, Registry), NodeError> {
+    let Identified { identity, record, listener } =
+        identify(devices, directory, config, addresses, ready).await?;
+    let opening = Opening {
+        config,
+        directory: directory.path(),
+        identity: &identity,
+        record: &record,
+        listener: &listener,
+        ready,
+        room,
+        rebuilds,
+    };
+    let (storage, registry) = Storage::open(&opening, devices.clone()).await?;
+    if let Err(error) = finish_founding(&storage, config, &identity).await {
+        storage.close().await;
+        return Err(error);
+    }
+    let Identity { cluster_id, shards, .. } = identity.now();
+    let facts = Facts { cluster_id, address: addresses.0.to_string(), shards };
+    Ok((storage, facts, registry))
+}
+
+/// Sets up what the cluster is to have. That was said to its first node, which says it again at each
+/// start for as long as it is alone.
+async fn finish_founding(
+    storage: &Storage,
+    config: &Config,
+    identity: &KeptIdentity,
+) -> Result<(), NodeError> {
+    let Identity { is_founding, shards, .. } = identity.now();
+    if is_founding || storage.is_alone(identity) {
+        set_up(storage, config, shards).await?;
+    }
+    // ORDER: last. Until then, another start has to go on with it.
+    identity.change(|identity| {
+        identity.is_founding = false;
+        if config.peer.port == 0 {
+            identity.peer_port = Some(storage.peer_address().port());
+        }
+    })?;
+    Ok(())
+}
+
+/// Who a node is, and where others connect.
 struct Identified {
-    identity: Identity,
+    identity: KeptIdentity,
     record: NodeRecord,
-    known: Vec<(NodeId, String)>,
+    listener: std::net::TcpListener,
 }
 
 /// Whose the directory is, and whether it may be opened. An empty one becomes that of a new cluster, or
 /// of a node that joins one.
 async fn identify(
-    disk: &dyn Disk,
+    devices: &Devices,
     directory: &DataDirectory,
     config: &Config,
-    (api, http): (SocketAddr, SocketAddr),
+    (api, http): Addresses,
+    ready: &Ready,
 ) -> Result<Identified, NodeError> {
+    let (disk, path) = (Arc::clone(&devices.disk), directory.path());
     let asked = config.shards.count;
-    let kept = Identity::of(disk, directory.path())?;
-    let record = |node| {
-        let joined = Clock::start().now();
-        membership::record(config, node, config.peer.listen(), api, http, joined)
-    };
-    let mut known = Vec::new();
-    let identity = match (membership::origin(config, kept.as_ref())?, kept) {
-        (None, Some(kept)) => kept,
-        (Some(Origin::Joiner), _) => {
-            let node = Identity::draw_node();
-            let Welcome { cluster_id, shards, peers } =
-                membership::join(config, &record(node)).await?;
-            known = peers;
-            let identity = Identity::member(node, cluster_id, shards);
-            identity.keep(directory.path())?;
-            identity
-        }
-        (_, _) => {
-            let identity = Identity::founder(asked.unwrap_or_else(shards_default));
-            identity.keep(directory.path())?;
-            identity
-        }
+    let kept = Identity::of(disk.as_ref(), path)?;
+    let origin = membership::origin(config, kept.as_ref())?;
+    let (mut identity, is_new) = match (kept, &origin) {
+        (Some(kept), _) => (kept, false),
+        (None, Some(Origin::Joiner)) => (Identity::joiner(), true),
+        (None, _) => (Identity::founder(asked.unwrap_or_else(shards_default)), true),
     };
     // ORDER: before the store, of which nothing may be thrown away for a log that is missing.
-    identity.check_log(disk, directory.path())?;
+    identity.check_log(disk.as_ref(), path)?;
+    // ORDER: before others are told of it.
+    let listener = listen_for_peers(config, identity.peer_port)?;
+    let peer = listener.local_addr().unwrap_or(config.peer.listen());
+    let record = {
+        let joined = Clock::start().now();
+        membership::record(config, identity.node(), peer, api, http, joined)
+    };
+    if is_new {
+        identity.peer_port = (config.peer.port == 0).then(|| peer.port());
+        // ORDER: before anybody is told of it, so that one who asks twice asks as one node.
+        identity.keep(path)?;
+    }
+    let identity = KeptIdentity::new(disk, path, identity);
+    if matches!(origin, Some(Origin::Joiner)) {
+        let welcome = Door::new(config, &record)?.join(ready).await?;
+        let Welcome { cluster_id, shards, peers } = welcome;
+        identity.change(|identity| identity.joined(cluster_id, shards, &peers))?;
+    }
     // ORDER: before anything is opened. A shard that is led with another number of them would
     // take up slots that are not its own.
-    let kept = identity.shards;
+    let kept = identity.now().shards;
     if let Some(asked) = asked.filter(|&asked| asked != kept) {
         return Err(NodeError::Shards { kept, asked });
     }
-    let record = record(identity.node());
-    Ok(Identified { identity, record, known })
+    Ok(Identified { identity, record, listener })
 }
 
-/// Where any free port will do, one is chosen now: others are told of it before it is listened on.
-fn choose_peer_port(config: &mut Config) -> Result<(), NodeError> {
-    if config.peer.port == 0 {
-        let address = config.peer.listen();
-        let listen = |source| NodeError::Listen { what: "other nodes", address, source };
-        let listener = std::net::TcpListener::bind(address).map_err(listen)?;
-        config.peer.port = listener.local_addr().map_err(listen)?.port();
+/// Where any free port will do, it is the one that the node had before, where others look for it.
+fn listen_for_peers(
+    config: &Config,
+    kept: Option<u16>,
+) -> Result<std::net::TcpListener, NodeError> {
+    let asked = &config.peer;
+    if let Some(port) = kept.filter(|_| asked.port == 0) {
+        match peer::listen(&PeerConfig { port, ..asked.clone() }) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => {
+                tracing::warn!(port, %error, "the port that other nodes know is taken; another is used");
+            }
+        }
     }
-    Ok(())
+    peer::listen(asked).map_err(|error| match error {
+        PeerError::Listen { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            NodeError::PortTaken { what: "other nodes", address, flag: "--peer-port" }
+        }
+        error => error.into(),
+    })
 }
 
 /// The ports of a node, taken.
@@ -434,14 +495,11 @@ fn register_figures(storage: &Storage, directory: &Path, registry: &mut Registry
 
 fn serve_pages(
     listener: TcpListener,
-    metrics: Metrics,
-    ready: Ready,
-    refresh: Refresh,
+    http: Http,
     stopping: watch::Receiver<bool>,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let served = telemetry::serve_http(listener, metrics, ready, refresh, told(stopping)).await;
-        if let Err(error) = served {
+        if let Err(error) = telemetry::serve_http(listener, http, told(stopping)).await {
             tracing::error!(%error, "the HTTP port ended");
         }
     })
@@ -453,97 +511,5 @@ async fn told(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// Makes what a first start is told to make; does nothing that is done already.
-async fn set_up(storage: &Storage, config: &Config, shards: u32) -> Result<(), NodeError> {
-    let meta = storage.cluster.meta();
-    let routes = meta.bootstrap_routes(shards).await?.len() as u32;
-    if routes != shards {
-        return Err(NodeError::Shards { kept: routes, asked: shards });
-    }
-    if !config.limits.is_empty() {
-        meta.set_limits(&config.limits).await?;
-    }
-    // The server's own, which clients of the official server expect to be there.
-    register(storage, SYSTEM_NAMESPACE).await?;
-    for name in &config.namespaces.names {
-        let namespace = register(storage, name).await?;
-        add_search_attributes(meta, &namespace, &config.namespaces.search_attributes).await?;
-    }
-    Ok(())
-}
-
-/// The namespace of that name, which is made if there is none.
-async fn register(storage: &Storage, name: &str) -> Result<Arc<Namespace>, NodeError> {
-    let meta = storage.cluster.meta();
-    if let Some(namespace) = meta.namespace(name) {
-        return Ok(namespace);
-    }
-    let retention = Span::of_limit_ms(meta.limits().retention_ms_default);
-    let created = storage.clock.now();
-    let name = name.to_owned();
-    let new = NewNamespace { name, retention, created, ..NewNamespace::default() };
-    Ok(meta.register_namespace(new).await?)
-}
-
-async fn add_search_attributes(
-    meta: &Meta,
-    namespace: &Namespace,
-    wanted: &BTreeMap<String, String>,
-) -> Result<(), NodeError> {
-    let known = meta.search_attributes(&namespace.id);
-    let mut missing = BTreeMap::new();
-    for (name, asked) in wanted {
-        let Some(kind) = search_attribute_type(asked) else { continue };
-        match known.get(name) {
-            Some(&kept) if kept == kind => {}
-            Some(&kept) => {
-                return Err(NodeError::SearchAttribute {
-                    name: name.clone(),
-                    namespace: namespace.name.to_string(),
-                    kept: search_attribute_name(kept),
-                    asked: asked.clone(),
-                });
-            }
-            None => {
-                missing.insert(name.clone(), kind);
-            }
-        }
-    }
-    if !missing.is_empty() {
-        meta.add_search_attributes(&namespace.id, missing).await?;
-    }
-    Ok(())
-}
-
-fn search_attribute_name(kind: IndexedValueType) -> &'static str {
-    let all = crate::config::SEARCH_ATTRIBUTE_TYPES.iter();
-    let named = all.copied().find(|name| search_attribute_type(name) == Some(kind));
-    named.unwrap_or("another server's")
-}
-
-fn search_attribute_type(name: &str) -> Option<IndexedValueType> {
-    match name {
-        "Text" => Some(IndexedValueType::Text),
-        "Keyword" => Some(IndexedValueType::Keyword),
-        "Int" => Some(IndexedValueType::Int),
-        "Double" => Some(IndexedValueType::Double),
-        "Bool" => Some(IndexedValueType::Bool),
-        "Datetime" => Some(IndexedValueType::Datetime),
-        "KeywordList" => Some(IndexedValueType::KeywordList),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::SEARCH_ATTRIBUTE_TYPES;
-
-    #[test]
-    fn every_type_that_the_configuration_takes_is_one_of_the_api() {
-        for name in SEARCH_ATTRIBUTE_TYPES {
-            let kind = search_attribute_type(name).expect(name);
-            assert_eq!(search_attribute_name(kind), *name);
-        }
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use piton_raft::log::{LogError, RealDisk};
-use piton_raft::{Disk, GroupId, Groups, Misfit, NodeConfig, NodeId, RaftError, Transport, Tuning};
+use piton_raft::{Disk, GroupId, Groups, Misfit, NodeConfig, RaftError, Transport, Tuning};
 use piton_shard::{
     Clock, Cluster, FEATURE_LEVEL, HostParts, Ids, NodeRecord, Room, Serving, ShardConfig,
     ShardError, ShardHost, ShardMetrics, WirePeer,
@@ -19,18 +19,17 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::clock_watch::ClockWatch;
 use crate::config::Config;
 use crate::disk_watch::{self, MeasureSpace};
-use crate::identity::Identity;
+use crate::identity::{Identity, IdentityError, KeptIdentity};
 use crate::log_metrics::LogCollector;
-use crate::membership::{Answers, Membership, NetCarrier};
+use crate::membership::{self, Answers, Door, JoinError, Membership, NetCarrier, Unwanted};
 use crate::peer::{self, PeerError, PeerNet};
 use crate::storage_metrics::SnapshotCollector;
 use crate::store_upkeep::StoreUpkeep;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Ready};
 
 /// Where the store lies in the data directory; the log and the snapshots are named by Raft.
 pub(crate) const STORE_DIRECTORY: &str = "store";
@@ -40,6 +39,8 @@ const PROPOSED_BYTES_MAX: usize = 64 << 20;
 const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 /// How often a node that starts looks whether its shards are led.
 const READY_CHECK: Duration = Duration::from_millis(2);
+/// Of several nodes, one that starts may have to wait for others, and says so this often.
+const WAITING_SAID: Duration = Duration::from_secs(30);
 /// A node alone that is not ready by then will not be.
 const READY_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -78,6 +79,14 @@ pub enum StorageError {
     LogFailed(String),
     #[error("the store failed while the node started: {0}")]
     StoreFailed(String),
+    #[error("a part of what the node holds failed while it started: {0}")]
+    GroupFailed(String),
+    #[error("the cluster has no place for this node: {0}")]
+    Unwanted(String),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
     #[error("a storage thread ended early")]
     Thread(#[from] tokio::task::JoinError),
 }
@@ -128,11 +137,12 @@ impl Default for Devices {
 pub(crate) struct Opening<'a> {
     pub(crate) config: &'a Config,
     pub(crate) directory: &'a Path,
-    pub(crate) identity: &'a Identity,
+    pub(crate) identity: &'a KeptIdentity,
     /// What this node says of itself to the others.
     pub(crate) record: &'a NodeRecord,
-    /// Where the others are, as far as this node was told when it joined.
-    pub(crate) known: &'a [(NodeId, String)],
+    /// Where others connect.
+    pub(crate) listener: &'a std::net::TcpListener,
+    pub(crate) ready: &'a Ready,
     pub(crate) room: &'a Room,
     /// How often the store was discarded, to be rebuilt.
     pub(crate) rebuilds: &'a Counter,
@@ -142,18 +152,12 @@ pub(crate) struct Opening<'a> {
 pub(crate) struct Storage {
     pub(crate) cluster: Cluster,
     pub(crate) clock: Clock,
-    groups: Groups,
     serving: Serving,
-    net: Arc<PeerNet>,
     membership: Membership,
     clock_watch: ClockWatch,
-    /// Whom the network tells of lost peers.
-    told_of_lost: Arc<Mutex<Option<Groups>>>,
-    store: Arc<dyn Store>,
     upkeep: Option<StoreUpkeep>,
     store_failed: watch::Receiver<Option<String>>,
-    // ORDER: last. What runs on it has stopped by then.
-    _raft: RaftRuntime,
+    on: Ground,
 }
 
 /// The small runtime of Raft's timers and of the network between nodes (D11).
@@ -213,89 +217,45 @@ impl Storage {
         failure: watch::Sender<Option<String>>,
     ) -> Result<(Self, Registry), StorageError> {
         let mut registry = Metrics::registry();
-        let Opening { config, directory, identity, record, known, room, rebuilds } = *opening;
-        let (node, shards) = (identity.node(), identity.shards);
+        opening.ready.set(Err("opening the log and the store"));
         let help = "How often the store was discarded, and rebuilt from snapshots and the log";
-        registry.register("store_rebuilds", help, rebuilds.clone());
+        registry.register("store_rebuilds", help, opening.rebuilds.clone());
         let Devices { disk, wrap_store, on_idle, .. } = devices;
         let store_failed = failure.subscribe();
-        let store = open_store(config, directory, rebuilds).await?;
-        let store: Arc<dyn Store> = Arc::new(Watched::over(
-            wrap_store(store),
-            Box::new(move |error| {
-                let reason = with_causes(error);
-                failure.send_if_modified(|first| {
-                    first.is_none().then(|| *first = Some(reason)).is_some()
-                });
-            }),
-        ));
-        let told_of_lost: Arc<Mutex<Option<Groups>>> = Arc::default();
-        let raft = RaftRuntime::start(on_idle).map_err(StorageError::Runtime)?;
-        let clock = Clock::start();
-        let net = start_net(opening, &raft, clock, &told_of_lost, &mut registry);
-        let net = match net {
-            Ok(net) => Arc::new(net),
-            Err(error) => {
-                close_store(store).await;
-                return Err(error.into());
-            }
-        };
-        let ways = Ways { runtime: raft.handle(), transport: net.transport() };
-        let groups = match open_groups(opening, disk, on_idle, &store, ways).await {
-            Ok(groups) => groups,
-            Err(error) => {
-                net.stop().await;
-                close_store(store).await;
-                return Err(error);
-            }
-        };
-        *told_of_lost.lock() = Some(groups.clone());
-        registry.register_collector(Box::new(LogCollector(groups.log().clone())));
-        let snapshots = Arc::clone(groups.snapshot_stats());
-        registry.register_collector(Box::new(SnapshotCollector(snapshots)));
-        let parts = HostParts {
-            node,
-            founders: identity.is_founding.then(|| BTreeSet::from([node])),
-            config: ShardConfig { room: room.clone(), ..shard_config(config, shards) },
-            groups: groups.clone(),
-            store: Arc::clone(&store),
-            clock,
-            ids: Ids::random(),
-            metrics: ShardMetrics::register(&mut registry),
-            peer: Arc::new(WirePeer(NetCarrier(Arc::clone(&net)))),
-        };
-        let (cluster, serving) = match serve(parts).await {
+        let store = open_store(opening.config, opening.directory, opening.rebuilds).await?;
+        let store = watched(wrap_store(store), failure);
+        let on = Ground::open(opening, disk, on_idle, store, &mut registry).await?;
+        let (cluster, serving) = match serve(on.parts(opening, &mut registry)).await {
             Ok(serving) => serving,
             Err(error) => {
-                told_of_lost.lock().take();
-                groups.shutdown().await;
-                net.stop().await;
-                close_store(store).await;
+                on.close().await;
                 return Err(error.into());
             }
         };
-        let (of, cluster_id) = (cluster.clone(), identity.cluster_id.clone());
-        net.answer_with(Arc::new(Answers { cluster: of, cluster_id, shards }));
-        let membership = Membership::start(&cluster, &net, record.clone(), known.to_vec());
-        let clock_watch = ClockWatch::start(&cluster, &net, &mut registry);
-        let upkeep = StoreUpkeep::start(Arc::clone(&store));
+        let Opening { config, identity, record, .. } = *opening;
+        let Identity { cluster_id, shards, .. } = identity.now();
+        let (of, this) = (cluster.clone(), record.clone());
+        on.net.answer_with(Arc::new(Answers { cluster: of, cluster_id, shards, record: this }));
+        let door = (!config.cluster.join.is_empty()).then(|| Door::new(config, record));
+        let door = match door.transpose() {
+            Ok(door) => door,
+            Err(error) => {
+                serving.stop().await;
+                on.close().await;
+                return Err(error.into());
+            }
+        };
+        let unwanted = on.unwanted.clone();
+        let membership =
+            Membership::start(&cluster, &on.net, record.clone(), identity, door, &unwanted);
+        let clock_watch = ClockWatch::start(&cluster, &on.net, &mut registry);
+        let upkeep = StoreUpkeep::start(Arc::clone(&on.store));
         let upkeep = upkeep.inspect_err(|error| tracing::warn!(%error, "no space is given back"));
         let upkeep = upkeep.ok();
-        let storage = Self {
-            cluster,
-            clock,
-            groups,
-            serving,
-            net,
-            membership,
-            clock_watch,
-            told_of_lost,
-            store,
-            upkeep,
-            store_failed,
-            _raft: raft,
-        };
-        if let Err(error) = storage.wait_until_ready(known).await {
+        let clock = on.clock;
+        let storage =
+            Self { cluster, clock, serving, membership, clock_watch, upkeep, store_failed, on };
+        if let Err(error) = storage.wait_until_ready(opening).await {
             storage.close().await;
             return Err(error);
         }
@@ -303,57 +263,91 @@ impl Storage {
     }
 
     /// Whether this node has all that there is, so that nothing will come from others.
-    pub(crate) fn is_alone(&self, known: &[(NodeId, String)]) -> bool {
+    pub(crate) fn is_alone(&self, identity: &KeptIdentity) -> bool {
         let state = self.cluster.meta().state();
         let this = self.cluster.host().node();
-        let is_other = |node: NodeId| node != this;
-        !known.iter().any(|(node, _)| is_other(*node))
-            && !state.nodes().any(|node| node.state.is_member() && is_other(node.id))
+        identity.now().peers().is_empty()
+            && !state.nodes().any(|node| node.state.is_member() && node.id != this)
     }
 
-    async fn wait_until_ready(&self, known: &[(NodeId, String)]) -> Result<(), StorageError> {
-        let is_alone = self.is_alone(known);
+    async fn wait_until_ready(&self, opening: &Opening<'_>) -> Result<(), StorageError> {
         let ready = async {
-            let mut look = tokio::time::interval(READY_CHECK);
-            let mut said = Instant::now();
-            while !self.cluster.is_ready() {
-                look.tick().await;
-                // Of several nodes, one that starts may have to wait for others.
-                if !is_alone && said.elapsed() >= READY_TIME_MAX {
-                    said = Instant::now();
-                    tracing::warn!(
-                        "waits for a majority of the nodes, without which nothing is led"
-                    );
-                }
+            if self.is_alone(opening.identity) {
+                opening.ready.set(Err("waiting for the shards to be led"));
+                let led = tokio::time::timeout(READY_TIME_MAX, self.wait_until_led()).await;
+                led.map_err(|_| StorageError::NotReady)
+            } else {
+                self.wait_until_current(opening.ready).await;
+                Ok(())
             }
         };
-        let patience = if is_alone { READY_TIME_MAX } else { Duration::MAX };
-        let mut log_failed = self.log_failed();
         let [mut store_failed, _] = self.store_failed();
+        let (mut log_failed, mut group_failed) = (self.log_failed(), self.group_failed());
+        let mut unwanted = self.unwanted();
         let text = |reason: Result<watch::Ref<'_, Option<String>>, _>| {
             reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
         };
         tokio::select! {
-            ready = tokio::time::timeout(patience, ready) => {
-                ready.map_err(|_| StorageError::NotReady)
-            }
+            biased;
             reason = log_failed.wait_for(Option::is_some) => {
                 Err(StorageError::LogFailed(text(reason)))
             }
             reason = store_failed.wait_for(Option::is_some) => {
                 Err(StorageError::StoreFailed(text(reason)))
             }
+            reason = unwanted.wait_for(Option::is_some) => {
+                Err(StorageError::Unwanted(text(reason)))
+            }
+            // ORDER: after the log and the store, which take groups along, and say more.
+            reason = group_failed.wait_for(Option::is_some) => {
+                Err(StorageError::GroupFailed(text(reason)))
+            }
+            ready = ready => ready,
+        }
+    }
+
+    /// Returns once this node leads all shards there are.
+    async fn wait_until_led(&self) {
+        let mut look = tokio::time::interval(READY_CHECK);
+        while !self.cluster.is_ready() {
+            look.tick().await;
+        }
+    }
+
+    /// Returns once this node knows all that the cluster had decided when it was asked. What it holds it
+    /// has opened by then; calls for what is led nowhere wait for a leader or are refused.
+    async fn wait_until_current(&self, ready: &Ready) {
+        ready.set(Err("waiting for a majority of the meta group"));
+        let mut says = tokio::time::interval(WAITING_SAID);
+        says.tick().await;
+        loop {
+            let refresh = self.cluster.meta().refresh();
+            tokio::select! {
+                refreshed = refresh => match refreshed {
+                    Ok(()) => return,
+                    Err(error) => tracing::debug!(%error, "is not current yet"),
+                },
+                _ = says.tick() => tracing::warn!(
+                    "waits for a majority of the meta group, without which nothing is decided"
+                ),
+            }
+            tokio::time::sleep(READY_CHECK).await;
         }
     }
 
     /// Becomes `Some(reason)` when nothing can be made durable any more.
     pub(crate) fn log_failed(&self) -> watch::Receiver<Option<String>> {
-        self.groups.failed()
+        self.on.groups.failed()
     }
 
     /// Becomes `Some(reason)` when a part of the workflows is not served here any more.
     pub(crate) fn group_failed(&self) -> watch::Receiver<Option<String>> {
-        self.groups.group_failed()
+        self.on.groups.group_failed()
+    }
+
+    /// Becomes `Some(reason)` when the cluster has no place for this node any more.
+    pub(crate) fn unwanted(&self) -> watch::Receiver<Option<String>> {
+        self.on.unwanted.subscribe()
     }
 
     /// Become `Some(reason)` when the store has to be rebuilt.
@@ -394,16 +388,100 @@ impl Storage {
         if tokio::task::spawn_blocking(stop).await.is_err() {
             tracing::warn!("the last checkpoint was not written; the log has it all");
         }
+        self.on.close().await;
+    }
+
+    /// Where other nodes reach this one.
+    pub(crate) fn peer_address(&self) -> SocketAddr {
+        self.on.net.address()
+    }
+}
+
+/// What shards stand on: the store, the network and the groups.
+struct Ground {
+    clock: Clock,
+    groups: Groups,
+    net: Arc<PeerNet>,
+    /// Whom the network tells of lost peers.
+    told_of_lost: Arc<Mutex<Option<Groups>>>,
+    store: Arc<dyn Store>,
+    unwanted: Unwanted,
+    // ORDER: last. What runs on it has stopped by then.
+    _raft: RaftRuntime,
+}
+
+impl Ground {
+    async fn open(
+        opening: &Opening<'_>,
+        disk: Arc<dyn Disk>,
+        on_idle: fn(),
+        store: Arc<dyn Store>,
+        registry: &mut Registry,
+    ) -> Result<Self, StorageError> {
+        let (told_of_lost, unwanted) = (Arc::default(), Unwanted::default());
+        let raft = RaftRuntime::start(on_idle).map_err(StorageError::Runtime)?;
+        let clock = Clock::start();
+        let net = start_net(opening, &raft, clock, (&told_of_lost, &unwanted), registry);
+        let net = match net {
+            Ok(net) => Arc::new(net),
+            Err(error) => {
+                close_store(store).await;
+                return Err(error.into());
+            }
+        };
+        let ways = Ways { runtime: raft.handle(), transport: net.transport() };
+        let groups = match open_groups(opening, disk, on_idle, &store, ways).await {
+            Ok(groups) => groups,
+            Err(error) => {
+                net.stop().await;
+                close_store(store).await;
+                return Err(error);
+            }
+        };
+        *told_of_lost.lock() = Some(groups.clone());
+        let on = Self { clock, groups, net, told_of_lost, store, unwanted, _raft: raft };
+        // ORDER: before anything is promised to anyone, which is lost if the log vanishes.
+        if let Err(error) = opening.identity.note_log() {
+            on.close().await;
+            return Err(error.into());
+        }
+        Ok(on)
+    }
+
+    fn parts(&self, opening: &Opening<'_>, registry: &mut Registry) -> HostParts {
+        registry.register_collector(Box::new(LogCollector(self.groups.log().clone())));
+        let snapshots = Arc::clone(self.groups.snapshot_stats());
+        registry.register_collector(Box::new(SnapshotCollector(snapshots)));
+        let identity = opening.identity.now();
+        let (node, room) = (identity.node(), opening.room.clone());
+        HostParts {
+            node,
+            founders: identity.is_founding.then(|| BTreeSet::from([node])),
+            config: ShardConfig { room, ..shard_config(opening.config, identity.shards) },
+            groups: self.groups.clone(),
+            store: Arc::clone(&self.store),
+            clock: self.clock,
+            ids: Ids::random(),
+            metrics: ShardMetrics::register(registry),
+            peer: Arc::new(WirePeer(NetCarrier(Arc::clone(&self.net)))),
+        }
+    }
+
+    async fn close(self) {
         self.told_of_lost.lock().take();
         self.groups.shutdown().await;
         self.net.stop().await;
         close_store(self.store).await;
     }
+}
 
-    /// Where other nodes reach this one.
-    pub(crate) fn peer_address(&self) -> SocketAddr {
-        self.net.address()
-    }
+/// Tells the first error of a store.
+fn watched(store: Arc<dyn Store>, failure: watch::Sender<Option<String>>) -> Arc<dyn Store> {
+    let tell = move |error: &StoreError| {
+        let reason = with_causes(error);
+        failure.send_if_modified(|first| first.is_none().then(|| *first = Some(reason)).is_some());
+    };
+    Arc::new(Watched::over(store, Box::new(tell)))
 }
 
 /// How groups get to other nodes.
@@ -416,15 +494,18 @@ fn start_net(
     opening: &Opening<'_>,
     raft: &RaftRuntime,
     clock: Clock,
-    told_of_lost: &Arc<Mutex<Option<Groups>>>,
+    (told_of_lost, unwanted): (&Arc<Mutex<Option<Groups>>>, &Unwanted),
     registry: &mut Registry,
 ) -> Result<PeerNet, PeerError> {
-    let told = Arc::clone(told_of_lost);
+    let (told, unwanted) = (Arc::clone(told_of_lost), unwanted.clone());
+    let identity = opening.identity.now();
     let parts = peer::Parts {
-        node: opening.identity.node(),
-        cluster: opening.identity.cluster_id.clone(),
+        node: identity.node(),
+        cluster: identity.cluster_id,
         feature_level: FEATURE_LEVEL,
         config: opening.config.peer.clone(),
+        // Another attempt to open the store takes it over.
+        listener: opening.listener.try_clone().map_err(PeerError::Register)?,
         timing: peer::Timing::default(),
         raft: raft.handle(),
         main: Handle::current(),
@@ -433,6 +514,7 @@ fn start_net(
                 groups.peer_lost(node);
             }
         }),
+        unwanted: Arc::new(move |why| membership::say_unwanted(&unwanted, why.to_owned())),
         // The clock by which timers fire, which is not the system's any more once that has been set.
         unix_nanos: Arc::new(move || u64::try_from(clock.now().as_nanos()).unwrap_or(0)),
     };
@@ -491,7 +573,8 @@ async fn open_groups(
     store: &Arc<dyn Store>,
     Ways { runtime, transport }: Ways,
 ) -> Result<Groups, StorageError> {
-    let (node, shards) = (identity.node(), identity.shards);
+    let Identity { shards, .. } = identity.now();
+    let node = identity.now().node();
     let (asked, path) = (Arc::clone(store), directory.join(STORE_DIRECTORY));
     let states = move || match piton_store::owner(asked.as_ref())? {
         Some(found) if found != node.0 => {

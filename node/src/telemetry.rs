@@ -4,15 +4,15 @@
 
 use std::future::Future;
 use std::io::IsTerminal;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use parking_lot::RwLock;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -132,41 +132,44 @@ impl Metrics {
     }
 }
 
-/// Whether this node answers requests; told to `/readyz` and to the gRPC health service.
-#[derive(Clone, Default)]
-pub(crate) struct Ready(Arc<AtomicBool>);
+/// Whether this node answers requests, and why it does not: told to `/readyz`.
+#[derive(Clone)]
+pub(crate) struct Ready(Arc<RwLock<Result<(), &'static str>>>);
 
 impl Ready {
-    pub(crate) fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
+    pub(crate) fn set(&self, ready: Result<(), &'static str>) {
+        *self.0.write() = ready;
     }
 
-    pub(crate) fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    fn get(&self) -> Result<(), &'static str> {
+        *self.0.read()
+    }
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self(Arc::new(RwLock::new(Err("starting"))))
     }
 }
 
 /// Brings figures up to date that are not counted as they change.
 pub(crate) type Refresh = Arc<dyn Fn() + Send + Sync>;
 
-#[derive(Clone)]
-struct Http {
-    metrics: Metrics,
-    ready: Ready,
-    refresh: Refresh,
+/// What the HTTP port shows. It is served from the moment the node listens, and has figures once the
+/// node is up.
+#[derive(Clone, Default)]
+pub(crate) struct Http {
+    pub(crate) ready: Ready,
+    pub(crate) figures: Arc<OnceLock<(Metrics, Refresh)>>,
 }
 
 /// Serves the HTTP port until `stop` completes.
 pub(crate) async fn serve_http(
     listener: TcpListener,
-    metrics: Metrics,
-    ready: Ready,
-    refresh: Refresh,
+    http: Http,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(Http { metrics, ready, refresh }))
-        .with_graceful_shutdown(stop)
-        .await
+    axum::serve(listener, router(http)).with_graceful_shutdown(stop).await
 }
 
 fn router(http: Http) -> Router {
@@ -177,20 +180,21 @@ fn router(http: Http) -> Router {
         .with_state(http)
 }
 
-async fn show_metrics(State(http): State<Http>) -> impl IntoResponse {
+async fn show_metrics(State(http): State<Http>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let refresh = Arc::clone(&http.refresh);
+    let Some((metrics, refresh)) = http.figures.get().cloned() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
+    };
     if tokio::task::spawn_blocking(move || refresh()).await.is_err() {
         tracing::error!("the figures of task queues and files could not be read");
     }
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], http.metrics.text())
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], metrics.text()).into_response()
 }
 
 async fn show_ready(State(http): State<Http>) -> impl IntoResponse {
-    if http.ready.get() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    match http.ready.get() {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
     }
 }
 

@@ -6,7 +6,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -16,12 +17,17 @@ fn piton(arguments: &[&str]) -> Command {
 }
 
 fn piton_at([port, http_port]: [&str; 2], arguments: &[&str]) -> Command {
+    let ports = ["dev", "--port", port, "--http-port", http_port];
+    piton_with(&[&ports, arguments].concat())
+}
+
+fn piton_with(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_piton"));
     // What the tests' own environment says is not meant for it.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PITON_")) {
         command.env_remove(name);
     }
-    command.args(["dev", "--port", port, "--http-port", http_port]).args(arguments);
+    command.args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -35,7 +41,11 @@ struct Server {
 
 impl Server {
     fn start(arguments: &[&str]) -> Server {
-        let mut child = piton(arguments).spawn().unwrap();
+        Server::of(piton(arguments))
+    }
+
+    fn of(mut command: Command) -> Server {
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
         while !said.contains("Ctrl-C stops.") {
@@ -158,4 +168,73 @@ fn a_server_without_file_handles_says_so_and_goes_on() {
     assert_eq!(settings[3], 4, "the first frame is one of settings");
     server.signal("TERM");
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+/// A node of a cluster, on any free ports but for the one that other nodes know.
+fn node(data: &Path, peer_port: u16, arguments: &[&str]) -> Command {
+    let ports = ["server", "--port", "0", "--http-port", "0", "--shards", "1"];
+    let (peer_port, data) = (peer_port.to_string(), data.to_str().unwrap());
+    let node = ["--peer-port", &peer_port, "--data-dir", data];
+    piton_with(&[&ports, &node[..], arguments].concat())
+}
+
+/// A port that is free now, and that nobody is given who asks for any.
+fn free_port() -> u16 {
+    // Below those that systems draw from for connections.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A node that was let in, and ended before anything of the cluster could be sent to it: it says that it
+/// is where nobody is.
+fn joined_and_killed(through: &str, data: &Path, scratch: &Path) {
+    let nowhere = scratch.join("nowhere.toml");
+    std::fs::write(&nowhere, "[peer]\nadvertised = \"127.0.0.1:1\"\n").unwrap();
+    let mut joiner =
+        node(data, 0, &["--config", nowhere.to_str().unwrap(), "--join", through]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let is_let_in = || {
+        let identity = std::fs::read_to_string(data.join("node.toml")).unwrap_or_default();
+        identity.lines().any(|line| line.starts_with("cluster_id") && !line.contains("\"\""))
+    };
+    while !is_let_in() {
+        assert!(Instant::now() < deadline, "it is not let in");
+        std::thread::yield_now();
+    }
+    joiner.kill().unwrap();
+    joiner.wait().unwrap();
+}
+
+#[test]
+fn a_joiner_that_ended_before_it_was_filled_comes_up_at_its_next_start() {
+    let [founder, joiner, scratch] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let first = Server::of(node(founder.path(), 0, &["--bootstrap"]));
+    joined_and_killed(&first.value("Peers"), joiner.path(), scratch.path());
+    // Nobody tells it anything.
+    let second = Server::of(node(joiner.path(), 0, &[]));
+    for server in [second, first] {
+        server.signal("TERM");
+        assert_eq!(server.end().0, Some(0));
+    }
+}
+
+#[test]
+fn one_whose_members_have_moved_meanwhile_asks_again_where_it_is_told_to() {
+    let [founder, joiner, scratch] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let first = Server::of(node(founder.path(), free_port(), &["--bootstrap"]));
+    joined_and_killed(&first.value("Peers"), joiner.path(), scratch.path());
+    first.signal("TERM");
+    assert_eq!(first.end().0, Some(0));
+    let first = Server::of(node(founder.path(), free_port(), &[]));
+    let second = Server::of(node(joiner.path(), 0, &["--join", &first.value("Peers")]));
+    for server in [second, first] {
+        server.signal("TERM");
+        assert_eq!(server.end().0, Some(0));
+    }
 }

@@ -1,10 +1,17 @@
 //! Whole nodes over real sockets: the first founds a cluster, others join it, and clients of any of them
 //! see one server.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 
+use piton_node::config::Config;
+use piton_node::{Node, NodeError, accept_loss};
+use tokio::task::JoinHandle;
+
 use crate::client::Api;
-use crate::nodes::{Running, config};
+use crate::nodes::{Running, chain, config, free_port};
 use crate::worker::{
     Ledger, Worker, await_orders, await_until, check_against, history_of, place_orders,
 };
@@ -16,13 +23,51 @@ fn orders(phase: &str, count: usize) -> Vec<String> {
 }
 
 /// Starts one more node, of the cluster that `through` belongs to.
-async fn join(through: &Running, directory: &std::path::Path) -> Running {
-    let mut config = config(Some(directory));
-    config.cluster.bootstrap = false;
+async fn join(through: &Running, directory: &Path) -> Running {
+    Running::start(joiner(through.node.peer_address(), directory)).await
+}
+
+fn joiner(through: SocketAddr, directory: &Path) -> Config {
+    let mut config = again(directory);
     // Nobody is told how many shards there are but the first.
     config.shards.count = None;
-    config.cluster.join = vec![through.node.peer_address().to_string()];
-    Running::start(config).await
+    config.cluster.join = vec![through.to_string()];
+    config
+}
+
+/// The next start of a node, which is told nothing of the others.
+fn again(directory: &Path) -> Config {
+    let mut config = config(Some(directory));
+    config.cluster.bootstrap = false;
+    config
+}
+
+/// Starts a node that has to wait, and answers where its pages are.
+fn start_waiting(mut config: Config) -> (SocketAddr, JoinHandle<Result<Node, NodeError>>) {
+    config.listen.http_port = free_port();
+    (config.listen.http(), tokio::spawn(Node::start(config)))
+}
+
+/// A page of a node; empty while it does not listen.
+fn page(address: SocketAddr, path: &str) -> String {
+    let mut text = String::new();
+    let Ok(mut stream) = TcpStream::connect(address) else { return text };
+    let request = format!("GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+async fn await_page(address: SocketAddr, path: &str, words: &str) {
+    await_until(&format!("{path} says {words}"), || async {
+        page(address, path).contains(words).then_some(())
+    })
+    .await;
+}
+
+fn identity(directory: &Path) -> toml::Table {
+    let text = std::fs::read_to_string(directory.join("node.toml")).unwrap_or_default();
+    text.parse().unwrap()
 }
 
 /// Waits until every shard has a replica on each node.
@@ -62,10 +107,10 @@ async fn three_nodes_are_one_server_and_outlive_the_first() {
         check_against(&workflow_id, &entry, &history_of(elsewhere.as_ref(), &workflow_id).await);
     }
 
-    // The first comes back, under whatever port, and is found.
-    let mut again = config(Some(directories[0].path()));
-    again.cluster.bootstrap = false;
-    let first = Running::start(again).await;
+    // The first comes back elsewhere, and is found.
+    let mut elsewhere = again(directories[0].path());
+    elsewhere.peer.port = free_port();
+    let first = Running::start(elsewhere).await;
     let api = first.api();
     for (workflow_id, entry) in ledger.entries() {
         check_against(&workflow_id, &entry, &history_of(api.as_ref(), &workflow_id).await);
@@ -84,4 +129,107 @@ async fn an_empty_directory_founds_nothing_unless_it_is_told_to() {
     let error = piton_node::Node::start(alone).await.err().expect("it is told nothing").to_string();
     assert!(error.contains("--bootstrap") && error.contains("--join"), "{error}");
     assert!(!directory.path().join("node.toml").exists());
+}
+
+/// Goal: a node that waits for the others says so, is alive, and has noted by then that it has a log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_that_waits_for_the_others_says_so() {
+    let directories: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let [founder, joined] = [directories[0].path(), directories[1].path()];
+    let mut founding = config(Some(founder));
+    founding.peer.port = free_port();
+    let first = Running::start(founding.clone()).await;
+    let second = join(&first, joined).await;
+    second.stop().await;
+    first.stop().await;
+
+    // As if it had ended before it noted that.
+    let file = joined.join("node.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("has_log = true", "has_log = false")).unwrap();
+    let (pages, second) = start_waiting(again(joined));
+    await_page(pages, "/readyz", "503 ").await;
+    await_page(pages, "/readyz", "waiting for a majority of the meta group").await;
+    assert!(page(pages, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(page(pages, "/metrics").starts_with("HTTP/1.1 503"));
+    assert_eq!(identity(joined)["has_log"].as_bool(), Some(true));
+    assert!(!second.is_finished());
+
+    let first = Running::start(founding).await;
+    let second = second.await.unwrap().unwrap();
+    await_page(pages, "/readyz", "200 OK").await;
+    second.stop().await;
+    first.stop().await;
+}
+
+/// Goal: a node may be started before those that are to let it in, and asks as one node however often.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_joiner_waits_for_a_cluster_and_keeps_its_id_meanwhile() {
+    let directories: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let port = free_port();
+    let there = SocketAddr::from(([127, 0, 0, 1], port));
+    let (pages, second) = start_waiting(joiner(there, directories[1].path()));
+    await_page(pages, "/readyz", "waiting to be let into the cluster").await;
+    let drawn = identity(directories[1].path())["node_id"].clone();
+
+    let mut founder = config(Some(directories[0].path()));
+    founder.peer.port = port;
+    let first = Running::start(founder).await;
+    let second = second.await.unwrap().unwrap();
+    let kept = identity(directories[1].path());
+    assert_eq!(kept["node_id"], drawn);
+    assert!(kept.get("is_joining").is_none() && kept.contains_key("peers"), "{kept}");
+    second.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_never_heard_whether_it_was_let_in_is_told_to_ask_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let asked =
+        "node_id = \"00000000000000aa\"\ncluster_id = \"\"\nshards = 0\nis_joining = true\n";
+    std::fs::write(directory.path().join("node.toml"), asked).unwrap();
+    let error = Node::start(again(directory.path())).await.err().expect("it is no member");
+    assert!(chain(&error).contains("start it with --join"), "{}", chain(&error));
+}
+
+/// Goal: what a cluster is to have at first is set up by a later start where the first one ended early.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founding_that_failed_goes_on_at_the_next_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut wrong = config(Some(directory.path()));
+    wrong.namespaces.search_attributes.insert("WorkflowId".to_owned(), "Keyword".to_owned());
+    let error = Node::start(wrong).await.err().expect("that name is reserved");
+    assert!(chain(&error).contains("reserved"), "{}", chain(&error));
+    let kept = identity(directory.path());
+    assert_eq!(kept["has_log"].as_bool(), Some(true));
+    assert_eq!(kept["is_founding"].as_bool(), Some(true));
+
+    let first = Running::start(config(Some(directory.path()))).await;
+    assert!(identity(directory.path()).get("is_founding").is_none());
+    first.stop().await;
+}
+
+/// Goal: what a node of several lost is with the others, and is not given up for lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_loss_of_a_node_of_a_cluster_is_not_accepted() {
+    let directories: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let [founder, joined] = [directories[0].path(), directories[1].path()];
+    let first = Running::start(config(Some(founder))).await;
+    let second = join(&first, joined).await;
+    let others = [&second, &first].map(|running| running.node.peer_address().to_string());
+    await_until("the founder keeps where the other is", || async {
+        identity(founder).contains_key("peers").then_some(())
+    })
+    .await;
+    second.stop().await;
+    first.stop().await;
+    for (directory, other) in [founder, joined].into_iter().zip(&others) {
+        // The copy beside the log says the same.
+        for file in [directory.join("node.toml"), directory.join("log")] {
+            let error = accept_loss(directory, true).unwrap_err().to_string();
+            assert!(error.contains(other) && error.contains("--join"), "{error}");
+            std::fs::rename(&file, file.with_extension("aside")).unwrap();
+        }
+    }
 }

@@ -1,7 +1,9 @@
 //! Whole nodes as tests start them: few shards, any free ports, a quick end.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use piton_node::config::Config;
 use piton_node::{Devices, Node, NodeError};
@@ -21,6 +23,19 @@ pub(crate) fn config(directory: Option<&Path>) -> Config {
         config.data.directory = directory.to_owned();
     }
     config
+}
+
+/// A port that is free now, and that nobody is given who asks for any.
+pub(crate) fn free_port() -> u16 {
+    // Below those that systems draw from for connections.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A node and a connection to it.

@@ -229,6 +229,9 @@ async fn run_node(config: Config, on_leash: bool) -> anyhow::Result<()> {
                     "stopped, since nothing can be made durable any more: {reason}"
                 ),
                 Failure::Directory(reason) => anyhow::bail!("stopped: {reason}"),
+                Failure::Unwanted(reason) => anyhow::bail!(
+                    "stopped, since the cluster has no place for this node: {reason}"
+                ),
                 Failure::Group(reason) => anyhow::bail!("stopped, to start anew: {reason}"),
                 Failure::Store(reason) => {
                     tracing::error!(reason, "the store failed and is rebuilt from the log");

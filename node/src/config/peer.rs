@@ -58,6 +58,11 @@ impl PeerConfig {
         SocketAddr::new(self.ip, self.port)
     }
 
+    /// What others are told, where this node listens at `bound`.
+    pub(crate) fn told(&self, bound: SocketAddr) -> String {
+        if self.advertised.is_empty() { bound.to_string() } else { self.advertised.clone() }
+    }
+
     pub(crate) fn has_tls(&self) -> bool {
         !self.certificate.as_os_str().is_empty()
     }

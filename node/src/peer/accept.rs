@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
@@ -18,6 +18,7 @@ use super::hello::{self, Hello, HelloError, Refusal, Welcome};
 use super::inbound;
 use super::join;
 use super::lane::PeerLane;
+use super::member::PASSING;
 use super::net::Shared;
 use super::tls::{self, Stream};
 
@@ -40,7 +41,7 @@ pub(super) async fn accept(net: Arc<Shared>, listener: TcpListener) {
         let (tcp, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                if is_news(&net, &format!("accept {error}")) {
+                if is_news(&net, &format!("accept {error}"), Duration::ZERO) {
                     tracing::warn!(%error, "other nodes cannot be let in");
                 }
                 tokio::time::sleep(ACCEPT_AGAIN).await;
@@ -100,15 +101,23 @@ async fn greet_in_time(net: &Arc<Shared>, tcp: TcpStream, from: SocketAddr) {
 fn refuse(net: &Shared, from: SocketAddr, kind: &'static str, reason: &str) {
     net.metrics.refused(kind);
     let address = from.ip();
+    tracing::debug!(%address, kind, reason, "a connection of another node was refused");
+    // A node that has just joined calls those who have not heard of it yet.
+    let lasting = if kind == Refusal::NOT_MEMBER { PASSING } else { Duration::ZERO };
     // By address and not by port, which each attempt has another of.
-    if is_news(net, &format!("{address} {kind} {reason}")) {
-        tracing::warn!(%address, kind, reason, "a connection of another node was refused");
+    if is_news(net, &format!("{address} {kind} {reason}"), lasting) {
+        tracing::warn!(%address, kind, reason, "connections of another node are refused");
     }
 }
 
-fn is_news(net: &Shared, refusal: &str) -> bool {
-    let mut logged = net.refused.lock();
-    logged.len() < LOGGED_MAX && logged.insert(refusal.to_owned())
+/// Whether this was not logged yet, and has come for so long.
+fn is_news(net: &Shared, refusal: &str, lasting: Duration) -> bool {
+    let mut seen = net.refused.lock();
+    if seen.len() >= LOGGED_MAX && !seen.contains_key(refusal) {
+        return false;
+    }
+    let (since, is_logged) = seen.entry(refusal.to_owned()).or_insert((Instant::now(), false));
+    !*is_logged && since.elapsed() >= lasting && !std::mem::replace(is_logged, true)
 }
 
 /// Why a connection was not let in.
@@ -151,7 +160,10 @@ async fn admit(
     mut stream: Stream,
 ) -> Result<(), NotGreeted> {
     let (node, here) = (hello.node(), net.here.node);
-    let not_member = || Refusal::NotMember { node, here };
+    let not_member = || {
+        let is_removed = net.removed.read().contains(&node);
+        if is_removed { Refusal::Removed { node } } else { Refusal::NotMember { node, here } }
+    };
     let Some(member) = net.member(node) else {
         return Err(say(net, stream, not_member().into()).await);
     };
@@ -166,6 +178,7 @@ async fn admit(
         return Err(say(net, stream, not_member().into()).await);
     }
     hello::write(&mut stream, &welcome(net, version)).await?;
+    member.says(&hello.address);
     inbound.keep(lane, inbound::serve(net, &member, lane, stream));
     Ok(())
 }

@@ -21,7 +21,7 @@ use tokio::time::MissedTickBehavior;
 use super::address::PeerAddress;
 use super::calls::outcome;
 use super::frame::{Frame, FrameError, FrameReader, Kind};
-use super::hello::{self, Hello, HelloError, Welcome};
+use super::hello::{self, Hello, HelloError, Refusal, Welcome};
 use super::lane::PeerLane;
 use super::link::Link;
 use super::member::Member;
@@ -78,12 +78,16 @@ enum Ended {
 /// Keeps one connection, until it is aborted.
 pub(super) async fn keep(net: Arc<Shared>, member: Arc<Member>, lane: PeerLane) {
     let mut backoff = Backoff::new(&net.timing);
-    let mut address = member.address.subscribe();
+    let mut addresses = member.addresses.subscribe();
+    let (mut attempt, mut reached) = (0, None);
     let metrics = net.metrics.lane(lane);
     let mut connecting = Counted::new(&metrics.connecting);
     let mut was_connected = false;
     loop {
-        let target = address.borrow_and_update().clone();
+        if addresses.has_changed().is_ok_and(|changed| changed) {
+            attempt = 0;
+        }
+        let target = addresses.borrow_and_update().to_try(attempt).clone();
         match dial(&net, &target, &hello_to(&net, &member, lane)).await {
             Ok((stream, welcome)) => {
                 drop(connecting);
@@ -91,6 +95,7 @@ pub(super) async fn keep(net: Arc<Shared>, member: Arc<Member>, lane: PeerLane) 
                     metrics.reconnects.inc();
                 }
                 member.feature_level.store(welcome.feature_level, Ordering::Relaxed);
+                reached = Some(target);
                 let since = Instant::now();
                 let ended = converse(&net, &member, lane, stream).await;
                 if lane == PeerLane::Urgent {
@@ -106,19 +111,33 @@ pub(super) async fn keep(net: Arc<Shared>, member: Arc<Member>, lane: PeerLane) 
             }
             Err(error) => {
                 metrics.connect_failures.inc();
-                if error.is_refused() && member.fate.lock().refused(lane, Instant::now()) {
+                attempt += 1;
+                // Nothing listens where it never was: that says nothing of its process.
+                let is_refused = error.is_refused() && reached.as_ref() == Some(&target);
+                if is_refused && member.fate.lock().refused(lane, Instant::now()) {
                     tracing::warn!(peer = %member.node, "peer's process is gone");
                     (net.peer_lost)(member.node);
                 }
+                if let DialError::Refused { kind, reason, .. } = &error
+                    && kind == Refusal::REMOVED
+                {
+                    (net.unwanted)(reason);
+                }
                 let reason = error.to_string();
+                tracing::debug!(peer = %member.node, %lane, %reason, "peer was not reached");
                 if member.is_news(&reason) {
-                    tracing::warn!(peer = %member.node, %lane, %reason, "peer cannot be reached");
+                    tracing::warn!(peer = %member.node, %reason, "peer cannot be reached");
                 }
             }
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next()) => {}
-            changed = address.changed() => if changed.is_err() { return },
+            changed = addresses.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                attempt = 0;
+            }
         }
     }
 }
@@ -136,6 +155,7 @@ fn hello_to(net: &Shared, member: &Member, lane: PeerLane) -> Hello {
         feature_level: net.feature_level,
         unix_nanos: (net.unix_nanos)(),
         stranger: false,
+        address: net.here.address.clone(),
     }
 }
 

@@ -54,6 +54,9 @@ pub(super) struct Hello {
     /// A node that wants to join, and knows neither the cluster nor whom it has called.
     #[prost(bool, tag = "11")]
     pub(super) stranger: bool,
+    /// Where the caller's process is reached. It may have moved since the cluster recorded it.
+    #[prost(string, tag = "12")]
+    pub(super) address: String,
 }
 
 /// What is said to it.
@@ -98,11 +101,13 @@ pub enum Refusal {
     OtherNode { node: NodeId, expected: NodeId, here: NodeId },
     #[error("node {node} called itself: its own address is given for another node")]
     Itself { node: NodeId },
-    #[error(
-        "node {node} is not known to node {here} as a member of the cluster: it was removed, or has \
-         joined a moment ago"
-    )]
+    #[error("node {node} is not known to node {here} as a member of the cluster: has it joined?")]
     NotMember { node: NodeId, here: NodeId },
+    #[error(
+        "node {node} was removed from the cluster; to come back, it joins as another node: start it \
+         with --join and an empty data directory"
+    )]
+    Removed { node: NodeId },
     #[error(
         "another process of node {node} has started since: two processes run with the same node id, \
          perhaps on copies of one data directory"
@@ -119,6 +124,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    pub(super) const NOT_MEMBER: &str = "not_member";
+    pub(super) const REMOVED: &str = "removed";
+
     /// A name that does not change.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -126,7 +134,8 @@ impl Refusal {
             Self::OtherCluster { .. } => "other_cluster",
             Self::OtherNode { .. } => "other_node",
             Self::Itself { .. } => "itself",
-            Self::NotMember { .. } => "not_member",
+            Self::NotMember { .. } => Self::NOT_MEMBER,
+            Self::Removed { .. } => Self::REMOVED,
             Self::OlderProcess { .. } => "older_process",
             Self::OlderConnection { .. } => "older_connection",
             Self::UnknownLane { .. } => "unknown_lane",
@@ -141,6 +150,8 @@ impl Refusal {
 pub(super) struct Here {
     pub(super) node: NodeId,
     pub(super) cluster: String,
+    /// Where others reach it.
+    pub(super) address: String,
 }
 
 impl Hello {

@@ -19,12 +19,33 @@ use super::lane::PeerLane;
 use super::link::Link;
 use super::net::Shared;
 
+/// What ends by itself within so long is no trouble: a node starts, or was added a moment ago.
+pub(super) const PASSING: Duration = Duration::from_secs(5);
 /// Nothing was measured yet.
 const UNKNOWN: i64 = i64::MIN;
 
+/// Where a member may be. Others may know of a move that it could not tell here, and it may have moved
+/// since they last heard of it: so both are tried in turn.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Addresses {
+    /// What the cluster has recorded.
+    told: PeerAddress,
+    /// What the member said itself when it last called.
+    said: Option<PeerAddress>,
+}
+
+impl Addresses {
+    pub(super) fn to_try(&self, attempt: usize) -> &PeerAddress {
+        match &self.said {
+            Some(said) if attempt.is_multiple_of(2) => said,
+            _ => &self.told,
+        }
+    }
+}
+
 pub(super) struct Member {
     pub(super) node: NodeId,
-    pub(super) address: watch::Sender<PeerAddress>,
+    pub(super) addresses: watch::Sender<Addresses>,
     links: [RwLock<Option<Arc<Link>>>; 4],
     /// When it last answered a ping, in nanoseconds since this node started; 0 is never.
     heard: AtomicU64,
@@ -36,8 +57,8 @@ pub(super) struct Member {
     pub(super) fate: Mutex<Fate>,
     /// Changes when it has not answered for so long that all connections are given up.
     pub(super) silenced: watch::Sender<()>,
-    /// Why it could not be reached, as far as that was logged since it last could.
-    logged: Mutex<BTreeSet<String>>,
+    /// Since when it could not be reached, and why, as far as that was logged since it last could.
+    trouble: Mutex<(Option<Instant>, BTreeSet<String>)>,
     pub(super) admission: Admission,
     /// ORDER: held while a connection of it is admitted, until those that it replaces have ended.
     pub(super) inbound: tokio::sync::Mutex<Inbound>,
@@ -49,7 +70,7 @@ impl Member {
     pub(super) fn new(net: &Shared, node: NodeId, address: PeerAddress) -> Member {
         Member {
             node,
-            address: watch::Sender::new(address),
+            addresses: watch::Sender::new(Addresses { told: address, said: None }),
             links: Default::default(),
             heard: AtomicU64::new(0),
             round_trip: AtomicU64::new(0),
@@ -58,11 +79,26 @@ impl Member {
             feature_level: AtomicU32::new(0),
             fate: Mutex::default(),
             silenced: watch::Sender::new(()),
-            logged: Mutex::default(),
+            trouble: Mutex::default(),
             admission: Admission::new(&net.config, net.metrics.calls_under_way.clone()),
             inbound: tokio::sync::Mutex::default(),
             dialling: Mutex::default(),
         }
+    }
+
+    /// The cluster has it recorded there.
+    pub(super) fn told_of(&self, address: PeerAddress) {
+        self.addresses.send_if_modified(|now| {
+            let is_other = now.told != address;
+            now.told = address;
+            is_other
+        });
+    }
+
+    /// It called, and said where it is.
+    pub(super) fn says(&self, address: &str) {
+        let Ok(address) = address.parse::<PeerAddress>() else { return };
+        self.addresses.send_if_modified(|now| now.said.replace(address.clone()) != Some(address));
     }
 
     /// The connection for a lane, if the member can be reached.
@@ -118,16 +154,18 @@ impl Member {
     pub(super) fn connected(&self, lane: PeerLane) {
         self.fate.lock().connected(lane);
         if lane == PeerLane::Urgent {
-            self.logged.lock().clear();
+            *self.trouble.lock() = Default::default();
         }
     }
 
-    /// Whether this was not logged yet since the member could last be reached.
+    /// Whether the member could not be reached for some time, and this was not logged yet since it last
+    /// could.
     pub(super) fn is_news(&self, reason: &str) -> bool {
         /// Reasons are few; what makes them many is not worth its room.
         const REASONS_MAX: usize = 16;
-        let mut logged = self.logged.lock();
-        logged.len() < REASONS_MAX && logged.insert(reason.to_owned())
+        let (since, logged) = &mut *self.trouble.lock();
+        let lasts = since.get_or_insert_with(Instant::now).elapsed();
+        lasts >= PASSING && logged.len() < REASONS_MAX && logged.insert(reason.to_owned())
     }
 
     /// Ends all connections with it.

@@ -34,7 +34,7 @@ mod queue;
 mod tests;
 mod tls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub use calls::{Answerer, AskError, NotSent, Unknown};
 pub use hello::Refusal;
 pub use join::Stranger;
 pub use lane::PeerLane;
-pub use net::{PeerLost, Timing, UnixNanos, system_clock};
+pub use net::{PeerLost, Timing, UnixNanos, Unwanted, system_clock};
 pub use tls::TlsError;
 pub(crate) use tls::is_loopback;
 
@@ -81,6 +81,8 @@ pub enum PeerError {
         #[source]
         source: io::Error,
     },
+    #[error("wait for other nodes to connect")]
+    Register(#[source] io::Error),
 }
 
 /// What a network is made of.
@@ -90,6 +92,8 @@ pub struct Parts {
     /// What this build can read and write, told to the others.
     pub feature_level: u32,
     pub config: PeerConfig,
+    /// From [`listen`].
+    pub listener: std::net::TcpListener,
     pub timing: Timing,
     /// Carries all but requests. Nothing on it may wait for the disk or for the API.
     pub raft: Handle,
@@ -98,6 +102,8 @@ pub struct Parts {
     /// Told when a member's process is gone: every connection to it broke, and new ones are refused.
     /// Called on a runtime, so it must not wait.
     pub peer_lost: PeerLost,
+    /// Told when another node says that this one was removed from the cluster. It must not wait either.
+    pub unwanted: Unwanted,
     pub unix_nanos: UnixNanos,
 }
 
@@ -109,7 +115,7 @@ pub struct PeerNet {
 }
 
 impl PeerNet {
-    /// Listens for other nodes. There are no members until they are set, nobody answers requests
+    /// Lets other nodes in. There are no members until they are set, nobody answers requests
     /// until [`PeerNet::answer_with`], and Raft's frames are dropped until it listens.
     ///
     /// # Errors
@@ -117,9 +123,10 @@ impl PeerNet {
     pub fn start(parts: Parts, registry: &mut Registry) -> Result<PeerNet, PeerError> {
         parts.config.check()?;
         let security = Security::load(&parts.config)?;
-        let (listener, address) = listen(&parts)?;
+        let (listener, address) = register(parts.listener, &parts.raft)?;
+        let told = parts.config.told(address);
         let shared = Arc::new(Shared {
-            here: Here { node: parts.node, cluster: parts.cluster },
+            here: Here { node: parts.node, cluster: parts.cluster, address: told },
             incarnation: SmallRng::from_os_rng().random(),
             feature_level: parts.feature_level,
             metrics: PeerMetrics::register(registry),
@@ -129,10 +136,12 @@ impl PeerNet {
             raft: parts.raft,
             main: parts.main,
             peer_lost: parts.peer_lost,
+            unwanted: parts.unwanted,
             unix_nanos: parts.unix_nanos,
             next_epoch: AtomicU64::new(1),
             next_request: AtomicU64::new(1),
             members: Default::default(),
+            removed: Default::default(),
             inbox: Default::default(),
             answerer: Default::default(),
             strangers: Arc::new(Semaphore::new(join::STRANGERS_MAX)),
@@ -160,9 +169,12 @@ impl PeerNet {
 
     /// The members of the cluster from now on. Those that are not among them any more are
     /// disconnected, in both directions; this node itself may be among them. A new address is used
-    /// from the next attempt to connect on, which comes at once where there is no connection.
-    pub fn set_peers(&self, peers: BTreeMap<NodeId, PeerAddress>) {
+    /// from the next attempt to connect on, which comes at once where there is no connection. What a
+    /// member says of itself when it calls is used as well. Who was removed is told so when it calls.
+    pub fn set_peers(&self, peers: BTreeMap<NodeId, PeerAddress>, removed: BTreeSet<NodeId>) {
         let shared = &self.shared;
+        // ORDER: before it is no member any more, so that it is told nothing less.
+        *shared.removed.write() = removed;
         let mut members = shared.members.write();
         let gone: Vec<NodeId> =
             members.keys().filter(|node| !peers.contains_key(node)).copied().collect();
@@ -175,11 +187,7 @@ impl PeerNet {
                 continue;
             }
             if let Some(member) = members.get(&node) {
-                member.address.send_if_modified(|now| {
-                    let is_other = *now != address;
-                    *now = address;
-                    is_other
-                });
+                member.told_of(address);
                 continue;
             }
             let member = Arc::new(Member::new(shared, node, address));
@@ -265,13 +273,23 @@ impl Drop for PeerNet {
     }
 }
 
-fn listen(parts: &Parts) -> Result<(TcpListener, SocketAddr), PeerError> {
-    let address = parts.config.listen();
-    let error = |source| PeerError::Listen { address, source };
-    let listener = std::net::TcpListener::bind(address).map_err(error)?;
-    listener.set_nonblocking(true).map_err(error)?;
-    let address = listener.local_addr().map_err(error)?;
-    // Registers with the runtime that will be woken by it.
-    let _guard = parts.raft.enter();
-    Ok((TcpListener::from_std(listener).map_err(error)?, address))
+/// Takes the port. Who connects waits until the network starts.
+///
+/// # Errors
+/// See [`PeerError`].
+pub fn listen(config: &PeerConfig) -> Result<std::net::TcpListener, PeerError> {
+    config.check()?;
+    let address = config.listen();
+    std::net::TcpListener::bind(address).map_err(|source| PeerError::Listen { address, source })
+}
+
+/// Has the runtime that will be woken by it wait for who connects.
+fn register(
+    listener: std::net::TcpListener,
+    raft: &Handle,
+) -> Result<(TcpListener, SocketAddr), PeerError> {
+    let address = listener.local_addr().map_err(PeerError::Register)?;
+    listener.set_nonblocking(true).map_err(PeerError::Register)?;
+    let _guard = raft.enter();
+    Ok((TcpListener::from_std(listener).map_err(PeerError::Register)?, address))
 }

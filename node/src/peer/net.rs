@@ -53,6 +53,9 @@ impl Default for Timing {
 /// What is told when a member's process is gone.
 pub type PeerLost = Arc<dyn Fn(NodeId) + Send + Sync>;
 
+/// What is told, with the reason, when another node says that this one was removed.
+pub type Unwanted = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// A wall clock, in nanoseconds since 1970.
 pub type UnixNanos = Arc<dyn Fn() -> u64 + Send + Sync>;
 
@@ -74,17 +77,20 @@ pub(super) struct Shared {
     pub(super) raft: Handle,
     pub(super) main: Handle,
     pub(super) peer_lost: PeerLost,
+    pub(super) unwanted: Unwanted,
     pub(super) unix_nanos: UnixNanos,
     pub(super) metrics: PeerMetrics,
     pub(super) next_epoch: AtomicU64,
     pub(super) next_request: AtomicU64,
     pub(super) members: RwLock<BTreeMap<NodeId, Arc<Member>>>,
+    /// Who was a member, and never will be again.
+    pub(super) removed: RwLock<BTreeSet<NodeId>>,
     pub(super) inbox: RwLock<Option<Arc<dyn Inbox>>>,
     pub(super) answerer: RwLock<Option<Arc<dyn Answerer>>>,
     /// How many nodes may ask to join at once.
     pub(super) strangers: Arc<Semaphore>,
-    /// Why whom was refused, as far as that was logged.
-    pub(super) refused: Mutex<BTreeSet<String>>,
+    /// Why whom was refused, since when, and whether that was logged.
+    pub(super) refused: Mutex<BTreeMap<String, (Instant, bool)>>,
     pub(super) started: Instant,
 }
 

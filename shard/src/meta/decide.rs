@@ -178,6 +178,15 @@ fn bootstrap_routes(state: &MetaState, shards: u32) -> Decision {
 }
 
 fn put_node(state: &MetaState, node: &NodeRecord) -> Decision {
+    // It could not read what the others write.
+    let level = state.settings().level;
+    if node.level < level {
+        return Err(MetaError::Invalid(format!(
+            "Node {} knows feature levels up to {}, and the cluster is at {level}: it needs a newer \
+             release.",
+            node.id, node.level
+        )));
+    }
     let Some(before) = state.node(node.id) else {
         return Ok(Some(MetaChange::Node(node.clone())));
     };

@@ -5,8 +5,8 @@ use super::*;
 
 /// Two nodes, where all that node 1 sends goes through a proxy.
 async fn through_proxy(one: Plan, two: Plan) -> (TestNode, TestNode, Proxy) {
+    let (two, proxy) = two.behind_proxy().await;
     let [one, two] = [one.start(), two.start()];
-    let proxy = Proxy::before(two.net.address()).await;
     two.knows(&[(one.id, one.net.address())]);
     one.knows(&[(two.id, proxy.address)]);
     await_until("it is connected", || one.reaches(two.id) && two.reaches(one.id)).await;

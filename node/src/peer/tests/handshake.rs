@@ -7,7 +7,6 @@ use tokio::net::TcpStream;
 
 use super::super::frame::{Batch, Frame, Kind};
 use super::super::hello::{self, Hello, Welcome};
-use super::proxy::Proxy;
 use super::*;
 
 /// A hello of node 2 to node 1, as it should be.
@@ -24,6 +23,7 @@ pub(super) fn hello() -> Hello {
         feature_level: 7,
         unix_nanos: 1,
         stranger: false,
+        address: String::new(),
     }
 }
 
@@ -94,7 +94,8 @@ async fn each_reason_to_refuse_is_told_in_words_and_counted() {
 
 #[test]
 fn the_highest_common_version_is_spoken() {
-    let here = hello::Here { node: NodeId(1), cluster: CLUSTER.to_owned() };
+    let (cluster, address) = (CLUSTER.to_owned(), String::new());
+    let here = hello::Here { node: NodeId(1), cluster, address };
     let spoken = |lowest, highest| {
         let said = Hello { lowest_version: lowest, highest_version: highest, ..hello() };
         said.check(&here).map(|(version, _)| version).ok()
@@ -134,6 +135,30 @@ async fn whoever_dials_checks_who_answers_and_counts_as_connected_only_then() {
     await_until("it is connected", || one.reaches(NodeId(2))).await;
     assert_eq!(one.net.feature_level(NodeId(2)), Some(7));
     assert_eq!(one.net.feature_level(NodeId(3)), None);
+}
+
+/// Goal: a node that has moved is found by whoever it can reach, whatever they were told before or are
+/// told later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_calls_says_where_it_is_and_is_called_there() {
+    let node = node_that_knows_two().await;
+    let two = plan(2).start();
+    two.knows(&[(node.id, node.net.address())]);
+    await_until("it is called where it is", || node.reaches(two.id)).await;
+    // What is told again is not news.
+    node.knows(&[(two.id, "127.0.0.1:1".parse().unwrap())]);
+    drop(two);
+    let two = plan(2).start();
+    two.knows(&[(node.id, node.net.address())]);
+    await_until("it is found where it is now", || node.reaches(two.id)).await;
+
+    // Others know of a move that it cannot tell here.
+    let node = node_that_knows_two().await;
+    let nowhere = "127.0.0.1:1";
+    let _said = greet(&node, &Hello { address: nowhere.to_owned(), ..hello() }).await;
+    two.knows(&[(node.id, nowhere.parse().unwrap())]);
+    node.knows(&[(two.id, two.net.address())]);
+    await_until("it is found where others say", || node.reaches(two.id)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -244,6 +269,15 @@ async fn a_removed_member_is_disconnected_and_not_let_in_again() {
     await_until("its connections are closed", || !two.net.is_connected(one.id, PeerLane::Urgent))
         .await;
     await_until("it is not let in", || one.refused("not_member") >= 4.0).await;
+    assert!(two.unwanted.lock().is_empty(), "it may be one of tomorrow");
+    one.net.set_peers(BTreeMap::new(), BTreeSet::from([two.id]));
+    await_until("it learns that it was removed", || {
+        two.unwanted
+            .lock()
+            .iter()
+            .any(|why| why.contains("with --join and an empty data directory"))
+    })
+    .await;
     for lane in ["urgent", "entries", "bulk", "calls"] {
         for state in ["connected", "accepted"] {
             let name = format!("piton_peer_connections{{lane=\"{lane}\",state=\"{state}\"}}");
@@ -344,8 +378,8 @@ async fn one_that_wants_to_join_may_ask_that_once_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_may_go_through_something_that_only_carries_bytes() {
-    let [one, two] = [plan(1).start(), plan(2).start()];
-    let proxy = Proxy::before(two.net.address()).await;
+    let (two, proxy) = plan(2).behind_proxy().await;
+    let [one, two] = [plan(1).start(), two.start()];
     one.knows(&[(two.id, proxy.address)]);
     two.knows(&[(one.id, one.net.address())]);
     await_until("it is connected", || one.reaches(two.id)).await;

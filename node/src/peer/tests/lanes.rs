@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use super::proxy::{Link, Proxy};
+use super::proxy::Link;
 use super::*;
 
 const RAFT_LANES: [Lane; 3] = [Lane::Urgent, Lane::Entries, Lane::Bulk];
@@ -116,7 +116,8 @@ async fn a_bulk_transfer_over_a_slow_link_holds_no_heartbeat_up() {
     // this is for a machine that is crowded.
     const LONGEST: Duration = Duration::from_millis(150);
     let authority = super::secure::Authority::new();
-    let [one, two] = [authority.plan(1).start(), authority.plan(2).start()];
+    let (two, proxy) = authority.plan(2).behind_proxy().await;
+    let [one, two] = [authority.plan(1).start(), two.start()];
     let base = Instant::now();
     let clocked = Arc::new(Clocked {
         base,
@@ -125,7 +126,6 @@ async fn a_bulk_transfer_over_a_slow_link_holds_no_heartbeat_up() {
         longest_micros: AtomicU64::new(0),
     });
     two.transport.listen(clocked.clone());
-    let proxy = Proxy::before(two.net.address()).await;
     two.knows(&[(one.id, one.net.address())]);
     one.knows(&[(two.id, proxy.address)]);
     await_until("it is connected", || one.reaches(two.id)).await;
@@ -154,8 +154,8 @@ async fn a_bulk_transfer_over_a_slow_link_holds_no_heartbeat_up() {
 async fn a_lane_is_bounded_in_bytes_and_others_go_on() {
     let mut small = plan(1);
     small.config.bulk_queue_bytes_max = 8 << 20;
-    let [one, two] = [small.start(), plan(2).start()];
-    let proxy = Proxy::before(two.net.address()).await;
+    let (two, proxy) = plan(2).behind_proxy().await;
+    let [one, two] = [small.start(), two.start()];
     two.knows(&[(one.id, one.net.address())]);
     one.knows(&[(two.id, proxy.address)]);
     await_until("it is connected", || one.reaches(two.id)).await;

@@ -9,7 +9,7 @@ mod proxy;
 mod raft;
 mod secure;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::runtime::{Handle, Runtime};
 
+use self::proxy::Proxy;
 use super::*;
 
 const CLUSTER: &str = "8c2b6b5e";
@@ -82,6 +83,8 @@ pub(super) struct TestNode {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) inbox: Arc<Record>,
     pub(super) lost: Arc<Mutex<Vec<NodeId>>>,
+    /// Why others said that this node is no member any more.
+    pub(super) unwanted: Arc<Mutex<Vec<String>>>,
     registry: Registry,
     raft: Option<Runtime>,
 }
@@ -93,12 +96,14 @@ pub(super) struct Plan {
     pub(super) config: PeerConfig,
     pub(super) timing: Timing,
     pub(super) unix_nanos: UnixNanos,
+    /// Once it is known where it listens.
+    listener: Option<std::net::TcpListener>,
 }
 
 pub(super) fn plan(id: u64) -> Plan {
     let config = PeerConfig { port: 0, ..PeerConfig::default() };
     let (cluster, timing) = (CLUSTER.to_owned(), Timing::default());
-    Plan { id, cluster, config, timing, unix_nanos: system_clock() }
+    Plan { id, cluster, config, timing, unix_nanos: system_clock(), listener: None }
 }
 
 impl Plan {
@@ -106,7 +111,20 @@ impl Plan {
         self.try_start().unwrap()
     }
 
+    /// Has others call it through a proxy, which is where it says that it is.
+    pub(super) async fn behind_proxy(mut self) -> (Plan, Proxy) {
+        let listener = listen(&self.config).unwrap();
+        let proxy = Proxy::before(listener.local_addr().unwrap()).await;
+        self.config.advertised = proxy.address.to_string();
+        self.listener = Some(listener);
+        (self, proxy)
+    }
+
     pub(super) fn try_start(self) -> Result<TestNode, PeerError> {
+        let listener = match self.listener {
+            Some(listener) => listener,
+            None => listen(&self.config)?,
+        };
         let raft = tokio::runtime::Builder::new_multi_thread();
         let raft = { raft }.worker_threads(1).enable_all().build().unwrap();
         let lost = Arc::new(Mutex::new(Vec::new()));
@@ -114,15 +132,21 @@ impl Plan {
             let lost = Arc::clone(&lost);
             Arc::new(move |node| lost.lock().push(node))
         };
+        let unwanted = Arc::new(Mutex::new(Vec::new()));
         let parts = Parts {
             node: NodeId(self.id),
             cluster: self.cluster,
             feature_level: 7,
             config: self.config,
+            listener,
             timing: self.timing,
             raft: raft.handle().clone(),
             main: Handle::current(),
             peer_lost,
+            unwanted: {
+                let unwanted = Arc::clone(&unwanted);
+                Arc::new(move |why| unwanted.lock().push(why.to_owned()))
+            },
             unix_nanos: self.unix_nanos,
         };
         let mut registry = Registry::with_prefix("piton");
@@ -141,6 +165,7 @@ impl Plan {
             transport,
             inbox,
             lost,
+            unwanted,
             registry,
             raft: Some(raft),
         })
@@ -167,7 +192,7 @@ impl TestNode {
     /// Sets who its peers are, and where.
     pub(super) fn knows(&self, peers: &[(NodeId, SocketAddr)]) {
         let peers = peers.iter().map(|&(node, address)| (node, address.into()));
-        self.net.set_peers(peers.collect());
+        self.net.set_peers(peers.collect(), BTreeSet::new());
     }
 
     pub(super) fn send(&self, to: &TestNode, lane: Lane, frame: impl Into<Bytes>) {

@@ -9,7 +9,6 @@ use piton_raft::{
 };
 use piton_store::{Mark, Row};
 
-use super::proxy::Proxy;
 use super::secure::Authority;
 use super::*;
 
@@ -112,10 +111,11 @@ async fn commit(nodes: &[RaftNode], payload: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_elect_replicate_and_survive_a_cut_over_tls() {
     let authority = Authority::new();
-    let networks = [1, 2, 3].map(|id| authority.plan(id).start());
-    let mut proxies = Vec::new();
-    for network in &networks {
-        proxies.push((network.id, Proxy::before(network.net.address()).await));
+    let (mut networks, mut proxies) = (Vec::new(), Vec::new());
+    for id in 1..=3 {
+        let (plan, proxy) = authority.plan(id).behind_proxy().await;
+        networks.push(plan.start());
+        proxies.push((NodeId(id), proxy));
     }
     let addresses: Vec<_> = proxies.iter().map(|(id, proxy)| (*id, proxy.address)).collect();
     networks.iter().for_each(|network| network.knows(&addresses));

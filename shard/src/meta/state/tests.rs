@@ -2,7 +2,7 @@ use piton_store::MemoryStore;
 
 use super::*;
 use crate::error::MetaError;
-use crate::message::{MetaRequest, NamespaceUpdate, NewNamespace};
+use crate::message::{MetaRequest, NamespaceUpdate, NewNamespace, NodeState};
 use crate::meta::decide::decide;
 use crate::replica::entry::decode_verdicts;
 
@@ -183,4 +183,31 @@ fn a_reopened_replica_reads_the_same_state() {
     let restored = other.replica.restore(rows.mark(), &mut page.into_iter().map(Ok));
     restored.expect("it restores");
     assert_eq!(other.state(), before);
+}
+
+/// Goal: no release comes in, or back, that cannot read what the others may write by then.
+#[test]
+fn a_node_below_the_feature_level_is_not_let_in() {
+    let mut group = Group::new();
+    let node = |id, level| {
+        MetaRequest::PutNode(NodeRecord {
+            id: NodeId(id),
+            peer_address: format!("127.0.0.1:{id}"),
+            api_address: String::new(),
+            http_address: String::new(),
+            zone: String::new(),
+            state: NodeState::Up,
+            level,
+            joined: Timestamp::default(),
+        })
+    };
+    assert!(group.change(node(1, 3)).unwrap());
+    let settings = ClusterSettings { level: 2, ..ClusterSettings::default() };
+    group.change(MetaRequest::SetCluster(settings)).unwrap();
+    assert!(group.change(node(2, 2)).unwrap());
+    for old in [node(3, 1), node(2, 1)] {
+        let refused = group.change(old).unwrap_err().to_string();
+        assert!(refused.contains("up to 1, and the cluster is at 2"), "{refused}");
+    }
+    assert_eq!(group.state().nodes().count(), 2);
 }
