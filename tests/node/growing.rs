@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
-use piton_shard::{MetaError, NodeAnswer, NodeCall, NodeState, NodeStatus};
+use piton_shard::{
+    ClusterSettings, MetaError, NodeAnswer, NodeCall, NodeHealth, NodeState, NodeStatus,
+};
 
 use crate::members::Members;
 use crate::members_client::key;
@@ -15,6 +17,8 @@ use crate::worker::{
 };
 
 const QUEUE: &str = "orders";
+/// The shortest time that may be set.
+const DOWN_AFTER: Duration = Duration::from_secs(10);
 
 fn orders(phase: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{phase}-{number}")).collect()
@@ -148,5 +152,35 @@ async fn nobody_else_says_how_a_node_is() {
     let shard = cluster.shard_of(&key(&namespace, "w"));
     let asked = cluster.answer_node(other, NodeCall::Lead { shard, to: alone }).await;
     assert!(matches!(asked, Err(MetaError::Invalid(_))), "{asked:?}");
+    members.stop().await;
+}
+
+/// A node is lost for good. What it held is held by another one once the time is over that the cluster's
+/// settings give it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_that_is_down_is_replaced_after_the_time_that_is_set() {
+    let mut members = Members::start_alone(2_206).await;
+    let api = members.client();
+    let ledger = Ledger::default();
+    let _worker = Worker::start(&api, QUEUE, 6);
+    let lost = NodeId(2);
+    members.join(lost, "").await;
+    members.join(NodeId(3), "").await;
+    members.await_voters(&[1, 2, 3]).await;
+    let (cluster, _) = members.cluster_of(NodeId(1));
+    let settings = ClusterSettings { down_after: DOWN_AFTER, ..ClusterSettings::default() };
+    cluster.meta().set_cluster(settings).await.unwrap();
+
+    let load = place_orders(&api, &ledger, QUEUE, orders("down", 12));
+    members.kill(lost, false).await;
+    members.join(NodeId(4), "").await;
+    assert_ne!(cluster.health(lost), NodeHealth::Down);
+    members.await_voters(&[1, 3, 4]).await;
+    assert_eq!(cluster.health(lost), NodeHealth::Down);
+    assert_eq!(cluster.health(NodeId(4)), NodeHealth::Heard);
+    let state = cluster.meta().state().node(lost).map(|node| node.state);
+    assert_eq!(state, Some(NodeState::Up), "it may come back, and then holds what it is given");
+    load.join_all().await;
+    await_orders(api.as_ref(), &ledger).await;
     members.stop().await;
 }
