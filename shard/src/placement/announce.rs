@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use piton_raft::NodeId;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::message::{NodeAnswer, NodeCall, NodeHealth};
 use crate::route::cluster::Cluster;
@@ -22,9 +22,17 @@ pub(super) async fn run(cluster: Cluster) {
     loop {
         look_who_is_down(&cluster, &mut down);
         duties.borrow_and_update();
-        announce(&cluster).await;
-        // What is new is told at once: those who ask for a shard's leader wait for it.
-        let _ = timeout(EVERY, duties.changed()).await;
+        let next = Instant::now() + EVERY;
+        let told = async {
+            announce(&cluster).await;
+            sleep_until(next).await;
+        };
+        // What is new is told at once, also while somebody who is silent is waited for: those who ask for
+        // a shard's leader wait for it.
+        tokio::select! {
+            () = told => {}
+            _ = duties.changed() => {}
+        }
     }
 }
 
