@@ -112,7 +112,7 @@ impl Plan {
     }
 
     /// Has others call it through a proxy, which is where it says that it is.
-    pub(super) async fn behind_proxy(mut self) -> (Plan, Proxy) {
+    async fn behind_proxy(mut self) -> (Plan, Proxy) {
         let listener = listen(&self.config).unwrap();
         let proxy = Proxy::before(listener.local_addr().unwrap()).await;
         self.config.advertised = proxy.address.to_string();
