@@ -35,6 +35,7 @@ use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, lo
 use crate::wire;
 
 mod leave;
+mod slot;
 
 /// Where the log lies in a node's directory.
 pub const LOG_DIRECTORY: &str = "log";
@@ -212,11 +213,6 @@ impl Groups {
             .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }))
     }
 
-    #[cfg(test)]
-    pub(crate) fn switch(&self) -> &Arc<Switch> {
-        &self.inner.switch
-    }
-
     /// A group that runs here.
     pub fn group(&self, group: GroupId) -> Option<Group> {
         self.inner.groups.lock().get(&group).cloned().flatten()
@@ -277,27 +273,6 @@ impl Groups {
     }
 }
 
-/// Keeps a group from being started, stopped or forgotten twice at once; given back when dropped.
-struct Slot {
-    inner: Arc<Inner>,
-    group: GroupId,
-}
-
-impl Slot {
-    fn fill(&self, started: Group) {
-        self.inner.groups.lock().insert(self.group, Some(started));
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut groups = self.inner.groups.lock();
-        if groups.get(&self.group).is_some_and(Option::is_none) {
-            groups.remove(&self.group);
-        }
-    }
-}
-
 /// Raft's own runtime, if it is to have one.
 fn own_runtime(tuning: &Tuning) -> std::io::Result<Option<Runtime>> {
     if tuning.execution != Execution::Threads || tuning.runtime.is_some() {
@@ -338,16 +313,6 @@ async fn watch_stalls(groups: Weak<Inner>) {
 }
 
 impl Inner {
-    /// `None`: the group has one already.
-    fn take_slot(self: &Arc<Self>, group: GroupId) -> Option<Slot> {
-        let mut groups = self.groups.lock();
-        if groups.contains_key(&group) {
-            return None;
-        }
-        groups.insert(group, None);
-        Some(Slot { inner: Arc::clone(self), group })
-    }
-
     fn running(&self) -> Vec<Group> {
         self.groups.lock().values().flatten().cloned().collect()
     }
@@ -597,5 +562,12 @@ impl Inner {
         let metrics = metrics.borrow_watched();
         let mut voters = metrics.membership_config.voter_ids();
         voters.next() == Some(self.node) && voters.next().is_none()
+    }
+}
+
+#[cfg(test)]
+impl Groups {
+    pub(crate) fn switch(&self) -> &Arc<Switch> {
+        &self.inner.switch
     }
 }

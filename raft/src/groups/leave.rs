@@ -4,11 +4,9 @@
 //! its state and its snapshots: a start takes neither for a log that lacks something (`fit`), and
 //! clears both before the group may begin anew.
 
-use std::sync::Arc;
-
 use tokio::sync::oneshot;
 
-use super::{Groups, Inner, SNAPSHOT_DIRECTORY, Slot};
+use super::{Groups, Inner, SNAPSHOT_DIRECTORY};
 use crate::error::{RaftError, ReplicaError};
 use crate::execution::{blocking, failpoint};
 use crate::group::Running;
@@ -23,14 +21,7 @@ impl Groups {
     /// Stops a group on this node alone; the others go on. What was acknowledged stays, and the group
     /// may be started again. Does nothing if it does not run here.
     pub async fn stop(&self, group: GroupId) {
-        let stopped = {
-            let mut groups = self.inner.groups.lock();
-            // Nobody may start it before it has ended.
-            let slot = groups.get_mut(&group).filter(|slot| slot.is_some());
-            slot.and_then(Option::take)
-        };
-        let Some(stopped) = stopped else { return };
-        let slot = Slot { inner: Arc::clone(&self.inner), group };
+        let Some((stopped, slot)) = self.inner.take_running(group) else { return };
         // On Raft's runtime, so that a caller who goes away leaves nothing half stopped.
         let ended = self.inner.handle.spawn(async move {
             slot.inner.stop(stopped.running()).await;
@@ -43,8 +34,8 @@ impl Groups {
 
     /// Forgets a group that does not run here: its entries, its snapshots, and, through `replica`, its
     /// state. The vote stays, and how far the log had come: a replica that comes back under this node's
-    /// id must neither vote twice in a term nor as if it had acknowledged nothing. A crash at any moment is harmless: either the group is still there, or it can be
-    /// forgotten again.
+    /// id must neither vote twice in a term nor as if it had acknowledged nothing. A crash at any
+    /// moment is harmless: either the group is still there, or it can be forgotten again.
     ///
     /// The node must be no voter of the group any more: it acknowledged what it forgets.
     ///

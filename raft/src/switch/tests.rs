@@ -34,10 +34,12 @@ struct Peer {
     next_number: AtomicU64,
 }
 
+type Answers = dyn Fn(&Frame) -> Option<(Lane, Body)> + Send + Sync;
+
 /// What it hears, and how it answers at once.
 struct Heard {
     frames: Mutex<Vec<Frame>>,
-    answer: Box<dyn Fn(&Frame) -> Option<(Lane, Body)> + Send + Sync>,
+    answer: Box<Answers>,
     transport: Arc<dyn Transport>,
 }
 
@@ -162,6 +164,10 @@ fn vote_request(vote: Vote) -> VoteRequest {
     request
 }
 
+fn is_installed(answer: &SnapshotAnswer, under: Vote) -> bool {
+    matches!(answer, SnapshotAnswer::Installed { vote } if *vote == under)
+}
+
 /// Goal: that a snapshot is installed is a promise, under the vote of who asks. One that was refused,
 /// since another had been voted for, is not installed because its file came.
 #[tokio::test(flavor = "multi_thread")]
@@ -191,12 +197,11 @@ async fn a_snapshot_counts_as_installed_only_if_raft_has_it() {
     assert!(matches!(peer.begin(name).await, SnapshotAnswer::Through { offset: 0 }));
     peer.send_whole(name, &file).await;
     let answer = peer.install(name, vote).await;
-    let is_by = |by: Vote| move |answer: &SnapshotAnswer| matches!(answer, SnapshotAnswer::Installed { vote } if *vote == by);
-    assert!(is_by(vote)(&answer), "{answer:?}");
+    assert!(is_installed(&answer, vote), "{answer:?}");
     assert_eq!(group.metrics().applied_index, 5);
     let higher = rise(6).await;
     let answer = peer.install(name, vote).await;
-    assert!(is_by(higher)(&answer), "it leads no more: {answer:?}");
+    assert!(is_installed(&answer, higher), "it leads no more: {answer:?}");
     groups.shutdown().await;
 }
 
@@ -323,7 +328,7 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(frame: &Frame, count: &Arc<AtomicUsize>) -> Bytes {
+    fn frame(frame: &Frame, count: &Arc<AtomicUsize>) -> Bytes {
         count.fetch_add(1, Ordering::Relaxed);
         Bytes::from_owner(Counted { bytes: frame.encode(), count: count.clone() })
     }
@@ -361,7 +366,7 @@ async fn requests_of_a_session_go_with_it() {
             let request = append(vote, prev, vec![entry(sequence, 3)]);
             let body = Body::Append { sequence, request };
             let frame = Frame { group: GROUP, number: session, body };
-            let frame = Counted::new(&frame, &count);
+            let frame = Counted::frame(&frame, &count);
             peer.transport.send(NODE, Lane::Entries, frame).expect("the node is there");
         }
         counts.push(count);
@@ -418,6 +423,14 @@ async fn what_no_peer_may_say_is_dropped() {
         assert!(!fits, "{frame:?}");
         peer.send(number, frame.body);
     }
+    let answer = peer.ask(Request::Heartbeat(append(lead(1, PEER), None, vec![]))).await;
+    assert!(matches!(answer, Answer::Append(Ok(None))), "it has seen no higher vote: {answer:?}");
+    // A snapshot of later terms than its leader's.
+    let (name, file) = snapshot(5, 10);
+    peer.begin(name).await;
+    peer.send_whole(name, &file).await;
+    let answer = peer.install(name, leads).await;
+    assert!(matches!(answer, SnapshotAnswer::Lost), "{answer:?}");
     let answer = peer.ask(Request::Heartbeat(append(lead(1, PEER), None, vec![]))).await;
     assert!(matches!(answer, Answer::Append(Ok(None))), "it has seen no higher vote: {answer:?}");
     assert_eq!(*groups.group_failed().borrow(), None);

@@ -371,12 +371,12 @@ async fn install_file(member: &Member, vote: Vote, file: SnapshotFile) -> Option
     // Openraft takes it for granted that a snapshot contradicts neither its leader's vote nor what is
     // committed here.
     let committed = member.raft.metrics().borrow_watched().local_committed;
-    let contradicts = committed.is_some_and(|here| last > here && last.index <= here.index);
-    if contradicts
+    let contradicts = committed.is_some_and(|here| last > here && last.index <= here.index)
         || term_of(&last) > vote.leader_id.term
-        || meta.last_membership.log_id() > &meta.last_log_id
-    {
-        tracing::warn!(group = %member.store.group(), file = ?file, "snapshot lost: nobody may say that");
+        || meta.last_membership.log_id() > &meta.last_log_id;
+    if contradicts {
+        let group = member.store.group();
+        tracing::warn!(%group, ?file, "snapshot lost: nobody may say that");
         let snapshots = member.snapshots.clone();
         drop(execution::blocking(move || snapshots.remove_unless_adopted(&file)).await);
         return None;
