@@ -1,6 +1,6 @@
 //! Every metric that an operator is promised is seen to move.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -108,6 +108,31 @@ fn assert_listed(metrics: &BTreeMap<String, f64>) {
     }
 }
 
+/// Whether each that the documentation has is there, with the labels that it says. Those between nodes have
+/// a test of their own.
+fn assert_promised(metrics: &BTreeMap<String, f64>) {
+    let rows = METRICS.lines().filter(|line| line.starts_with("| `piton_"));
+    let names = rows.filter_map(|row| row.split('|').nth(1)).flat_map(|cell| cell.split('`'));
+    let names = names.filter(|name| name.starts_with("piton_") && !name.contains("_peer_"));
+    for promised in names {
+        let (name, labels) = promised.split_once('{').unwrap_or((promised, ""));
+        let wanted = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty());
+        let wanted: BTreeSet<&str> = wanted.collect();
+        let mut series = metrics.keys().filter(|key| {
+            let rest = key.split('{').next().and_then(|key| key.strip_prefix(name));
+            rest.is_some_and(|rest| ["", "_bucket", "_sum", "_count"].contains(&rest))
+        });
+        let first = series.next().unwrap_or_else(|| panic!("{name} is documented and not there"));
+        for key in series.chain([first]) {
+            // Every other piece is a value.
+            let labels = key.split_once('{').map_or("", |(_, labels)| labels).split('"').step_by(2);
+            let labels = labels.map(|label| label.trim_matches([',', '=', '}']));
+            let labels = labels.filter(|label| !["", "le"].contains(label));
+            assert_eq!(labels.collect::<BTreeSet<_>>(), wanted, "{key}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_is_seen_to_move() {
     let mut config = config(None);
@@ -180,6 +205,7 @@ async fn every_metric_is_seen_to_move() {
         assert!(is > was, "{name} {labels:?} was {was} and is {is}: {after:#?}");
     }
     assert_listed(&after);
+    assert_promised(&after);
     assert_eq!(sum(&after, "piton_activity_retries_total", &[]), 1.0);
     assert_eq!(sum(&after, "piton_activity_failures_total", &[]), 1.0);
 

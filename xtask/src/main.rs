@@ -1,10 +1,11 @@
-//! Every developer command, the same here and in CI: `cargo xtask test | tidy | golden-data |
-//! sim | mutate | soak | ratio | conformance`.
+//! Every developer command, the same here and in CI: `cargo xtask test | tidy | deploy-check |
+//! golden-data | sim | mutate | soak | ratio | conformance`.
 //!
 //! It drives cargo, npm and pip and starts servers under test; it knows nothing of their insides,
 //! so it builds in seconds and depends on no crate of the workspace.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
+mod deploy;
 mod mutate;
 mod process;
 mod ratio;
@@ -30,6 +31,8 @@ usage: cargo xtask <command>
 
   test [--fast]        everything CI runs; --fast leaves out the SDK suites but a smoke
   tidy                 the house rules that a machine can check
+  deploy-check         what is in deploy/, by those tools it is for that are on the path: openssl, promtool,
+                       helm, hadolint, docker-compose, systemd-analyze
   golden-data          writes the present version's data directory, which every later one must
                        open, to tests/node/golden
   sim [--seeds N] [--from S]
@@ -75,14 +78,14 @@ fn run(arguments: &[String]) -> Result<bool> {
     let mut report = Report::new(&workspace)?;
     match command.as_str() {
         "test" => test::run(&workspace, &mut report, parse_fast(rest)?)?,
-        "tidy" | "golden-data" => {
+        "tidy" | "golden-data" | "deploy-check" => {
             if !rest.is_empty() {
                 bail!("{command} takes no arguments\n{USAGE}");
             }
-            if command == "tidy" {
-                report.step("tidy", |_| tidy::run(&workspace.root));
-            } else {
-                report.step("golden data", |log| test::golden_data(&workspace, log));
+            match command.as_str() {
+                "tidy" => _ = report.step("tidy", |_| tidy::run(&workspace.root)),
+                "deploy-check" => deploy::run(&workspace, &mut report),
+                _ => _ = report.step("golden data", |log| test::golden_data(&workspace, log)),
             }
         }
         "sim" => sim::run(&workspace, &mut report, sim::parse(rest)?),

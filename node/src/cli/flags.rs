@@ -44,6 +44,10 @@ pub(crate) struct Flags {
     /// 127.0.0.1].
     #[arg(long, env = "PITON_PEER_IP", value_parser = read_ip)]
     peer_ip: Option<IpAddr>,
+    /// What other nodes are told to connect to; the host must stand in this node's certificate [default: the
+    /// peer address and port].
+    #[arg(long, value_name = "HOST:PORT", env = "PITON_PEER_ADVERTISED")]
+    peer_advertised: Option<String>,
     /// With an empty data directory: join the cluster of this node, by host:port of its peer port; may be
     /// repeated.
     #[arg(long, value_name = "HOST:PORT", env = "PITON_JOIN", value_delimiter = ',')]
@@ -145,11 +149,15 @@ impl Flags {
         }
         set(&mut config.peer.port, self.peer_port);
         set(&mut config.peer.ip, self.peer_ip);
+        set(&mut config.peer.advertised, self.peer_advertised);
         set(&mut config.cluster.zone, self.zone);
         if !self.join.is_empty() {
             config.cluster.join = self.join;
             // What a command founds by default, it does not where it is told to join.
             config.cluster.bootstrap = false;
+        } else if self.bootstrap == Some(true) {
+            // A node's file names the others for good, and the first node founds once.
+            config.cluster.join.clear();
         }
         set(&mut config.cluster.bootstrap, self.bootstrap);
         set(&mut config.data.table_bytes, self.table_bytes);
@@ -173,7 +181,7 @@ impl Flags {
 }
 
 /// An address, or the one name that every machine knows.
-fn read_ip(text: &str) -> Result<IpAddr, String> {
+pub(crate) fn read_ip(text: &str) -> Result<IpAddr, String> {
     if text.eq_ignore_ascii_case("localhost") {
         return Ok(Ipv4Addr::LOCALHOST.into());
     }
@@ -254,6 +262,24 @@ mod tests {
         flags.overlay(&mut file).unwrap();
         assert!(!file.data.ephemeral);
         assert!(parse(&["dev", "--ephemeral=1"]).unwrap().data.ephemeral);
+    }
+
+    #[test]
+    fn what_a_command_founds_does_not_join_what_its_file_names() {
+        let overlaid = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from([&["piton", "server"], arguments].concat()).unwrap();
+            let Command::Server { flags, .. } = cli.command else { panic!("it is no server") };
+            let mut config = Config::default();
+            config.cluster.join = vec!["node2:7234".to_owned()];
+            flags.overlay(&mut config).map(|()| config)
+        };
+        let config = overlaid(&["--bootstrap", "--peer-advertised", "node1:7234"]).unwrap();
+        assert!(config.cluster.bootstrap && config.cluster.join.is_empty());
+        assert_eq!(config.peer.advertised, "node1:7234");
+        let config = overlaid(&["--bootstrap=false"]).unwrap();
+        assert_eq!(config.cluster.join, ["node2:7234"]);
+        let error = overlaid(&["--bootstrap", "--join", "node3:7234"]).unwrap_err().to_string();
+        assert!(error.contains("give one of them"), "{error}");
     }
 
     #[test]

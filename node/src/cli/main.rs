@@ -1,8 +1,10 @@
 //! The binary `piton`: flags and variables to a configuration, a node, and an orderly end.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -12,7 +14,7 @@ use tokio::runtime::Runtime;
 
 use crate::cluster_command::ClusterCommand;
 use crate::dev_cluster::AskedPorts;
-use crate::flags::{Flags, long_help};
+use crate::flags::{Flags, long_help, read_ip};
 use crate::signals::Signals;
 
 mod allocator;
@@ -79,6 +81,22 @@ enum Command {
     },
     /// Says how a cluster is, and has things moved in it.
     Cluster(ClusterCommand),
+    /// Asks the node on this machine whether it serves; exits with 0 if it does, and with 1 if not.
+    #[command(after_long_help = HEALTH)]
+    Health {
+        /// The node's configuration file, which says where it listens.
+        #[arg(long, value_name = "FILE", env = "PITON_CONFIG")]
+        config: Option<PathBuf>,
+        /// Address that it listens on [default: 127.0.0.1].
+        #[arg(long, env = "PITON_IP", value_parser = read_ip)]
+        ip: Option<IpAddr>,
+        /// Its port of /healthz and /readyz [default: 8233].
+        #[arg(long, env = "PITON_HTTP_PORT")]
+        http_port: Option<u16>,
+        /// Ask only whether the process answers (/healthz), not whether it serves (/readyz).
+        #[arg(long)]
+        live: bool,
+    },
     /// Looks after the data directory of a node that does not run.
     #[command(subcommand)]
     Data(DataCommand),
@@ -110,6 +128,19 @@ Example:
   piton data accept-loss --data-dir /var/lib/piton --yes
       Accepts it; a damaged log is kept beside the new one.
 ";
+
+const HEALTH: &str = "\
+For containers without a shell, and for scripts. It waits for an answer for at most five seconds.
+
+Example:
+  piton health
+      Of a node on port 8233, or where PITON_CONFIG, PITON_IP and PITON_HTTP_PORT say.
+  piton health --live --http-port 8300
+      Whether the process answers, even if it cannot serve for the time being.
+";
+
+/// How long a node may take to say how it is.
+const HEALTH_WAIT: Duration = Duration::from_secs(5);
 
 /// Variables that look as if they were meant for us and mean nothing, each with the one that comes
 /// closest.
@@ -155,6 +186,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let data_dir = data_dir.unwrap_or_else(|| Config::default().data.directory);
             let said = piton_node::accept_loss(&data_dir, yes)?;
             std::io::stdout().write_all(said.as_bytes()).context("say what is lost")?;
+        }
+        Command::Health { config, ip, http_port, live } => {
+            let mut listen =
+                config.as_deref().map(Config::read).transpose()?.unwrap_or_default().listen;
+            listen.ip = ip.unwrap_or(listen.ip);
+            listen.http_port = http_port.unwrap_or(listen.http_port);
+            let page = if live { "/healthz" } else { "/readyz" };
+            piton_node::probe(listen.http(), page, HEALTH_WAIT)?;
         }
         Command::Cluster(command) => {
             return runtime()?.block_on(cluster_command::run(command));

@@ -29,6 +29,26 @@ fn every_key_of_the_documented_file_has_a_comment_above_it() {
 }
 
 #[test]
+fn the_samples_are_the_nodes_of_one_cluster() {
+    let samples = [
+        include_str!("../../../deploy/config/node1.toml"),
+        include_str!("../../../deploy/config/node2.toml"),
+        include_str!("../../../deploy/config/node3.toml"),
+    ];
+    let samples = samples.map(|text| toml::from_str::<Config>(text).unwrap());
+    let called = samples.each_ref().map(|sample| sample.peer.advertised.clone());
+    for sample in &samples {
+        sample.check().unwrap();
+        assert!(!sample.cluster.bootstrap, "it would found a cluster where its disk was lost");
+        assert_eq!(sample.cluster.join, called);
+        let mut but_for_itself = sample.clone();
+        but_for_itself.peer.advertised.clone_from(&samples[0].peer.advertised);
+        but_for_itself.cluster.zone.clone_from(&samples[0].cluster.zone);
+        assert_eq!(but_for_itself, samples[0]);
+    }
+}
+
+#[test]
 fn an_unknown_key_is_refused_by_name() {
     let error = toml::from_str::<Config>("[listen]\nprot = 1\n").unwrap_err();
     assert!(error.to_string().contains("prot"), "{error}");

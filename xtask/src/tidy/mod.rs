@@ -3,6 +3,7 @@
 //! It reads the tree once and runs nothing, so it takes a blink. A rule that hurts is changed here,
 //! with its reason.
 
+mod deploy;
 mod design;
 mod manifest;
 mod mutations;
@@ -56,6 +57,7 @@ pub(crate) fn run(root: &Path) -> Result<Tally> {
 fn check(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
     tree::check(files, &mut findings);
+    deploy::check(files, &mut findings);
     design::check(files, &mut findings);
     mutations::check(files, &mut findings);
     for file in files {
