@@ -17,6 +17,7 @@ pub mod operator;
 pub mod peer;
 mod probe;
 mod process_metrics;
+mod raft_runtime;
 mod storage;
 mod storage_metrics;
 mod store_upkeep;

@@ -17,7 +17,7 @@ use piton_shard::{
 use piton_store::{Opened, Store, StoreError, Watched, with_causes};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::clock_watch::ClockWatch;
@@ -27,6 +27,7 @@ use crate::identity::{Identity, IdentityError, KeptIdentity};
 use crate::log_metrics::LogCollector;
 use crate::membership::{self, Answers, Door, JoinError, Membership, NetCarrier, Unwanted};
 use crate::peer::{self, PeerError, PeerNet};
+use crate::raft_runtime::RaftRuntime;
 use crate::storage_metrics::SnapshotCollector;
 use crate::store_upkeep::StoreUpkeep;
 use crate::telemetry::{Metrics, Ready};
@@ -158,31 +159,6 @@ pub(crate) struct Storage {
     upkeep: Option<StoreUpkeep>,
     store_failed: watch::Receiver<Option<String>>,
     on: Ground,
-}
-
-/// The small runtime of Raft's timers and of the network between nodes (D11).
-struct RaftRuntime(Option<Runtime>);
-
-impl RaftRuntime {
-    fn start(on_idle: fn()) -> std::io::Result<Self> {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.worker_threads(1).thread_name("raft").enable_all();
-        builder.on_thread_park(on_idle).build().map(|runtime| Self(Some(runtime)))
-    }
-
-    fn handle(&self) -> Handle {
-        let runtime = self.0.as_ref().expect("it is there until it is dropped");
-        runtime.handle().clone()
-    }
-}
-
-impl Drop for RaftRuntime {
-    fn drop(&mut self) {
-        // A runtime must not be waited for in asynchronous code, where this may well run.
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
 }
 
 impl Storage {

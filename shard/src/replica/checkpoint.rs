@@ -105,11 +105,6 @@ impl Checkpoints {
         self.shared.tables.lock().push(table);
     }
 
-    #[cfg(test)]
-    pub(crate) fn tables(&self) -> usize {
-        self.shared.tables.lock().len()
-    }
-
     /// A group is gone from this node.
     pub(crate) fn remove(&self, group: GroupId) {
         self.shared.tables.lock().retain(|table| table.group() != group.0);

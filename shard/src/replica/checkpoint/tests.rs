@@ -6,6 +6,13 @@ use piton_store::{Batch, Mark, MemoryStore, Passing, Store, Write};
 
 use super::*;
 
+impl Checkpoints {
+    /// How many groups are looked after.
+    pub(crate) fn tables(&self) -> usize {
+        self.shared.tables.lock().len()
+    }
+}
+
 /// How long a test waits for the thread before it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
