@@ -507,6 +507,8 @@ fn tuning(run_seed: u64, seed: u64) -> Tuning {
         snapshot_log_bytes_min: 64 << 10,
         // Short, so that entries are committed whose proposer has given them up.
         propose_timeout: Duration::from_millis(800),
+        // So little that a follower that was away needs a snapshot.
+        log_held_bytes_max: 0,
         ..Tuning::default()
     };
     if run_seed.is_multiple_of(2) {
@@ -517,6 +519,7 @@ fn tuning(run_seed: u64, seed: u64) -> Tuning {
         snapshot_check: Duration::from_millis(200),
         snapshot_frame_bytes: 4 << 10,
         entries_kept_behind_snapshot: (run_seed / 2 % 2) * 20,
+        log_held_bytes_max: 8 << 10,
         log: LogConfig {
             segment_bytes: 64 << 10,
             preallocate_bytes: 8 << 10,
