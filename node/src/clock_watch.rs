@@ -1,5 +1,6 @@
-//! Compares this node's clock with those of the others (D12). A timer that fires too early cannot be
-//! taken back, so a node whose clock is far from most others' fires none until it is near again.
+//! Compares this node's clock with those of the others (D12). What fires too early cannot be taken back, and
+//! times that are wrong stay in histories, so a node whose clock is far from most others' fires no timers and
+//! leads nothing until it is near again.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -10,13 +11,19 @@ use piton_shard::Cluster;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::peer::PeerNet;
 
-/// How often they are compared.
+/// How often they are compared, and how often before that could be done first.
 const EVERY: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(50);
 /// A clock that is off by more is not to be relied on (D12).
 const OFF_MAX: Duration = Duration::from_millis(250);
+/// A node that starts waits so long for a majority to compare its clock with.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+/// How long it may take to hand over what is led by a clock that is off.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 
 /// Compares, until it is dropped.
 pub(crate) struct ClockWatch {
@@ -30,15 +37,29 @@ impl ClockWatch {
         registry.register_with_unit("clock_ahead", help, Unit::Seconds, ahead.clone());
         let (cluster, net) = (cluster.clone(), Arc::clone(net));
         let task = tokio::spawn(async move {
-            let mut looks = tokio::time::interval(EVERY);
+            let began = Instant::now();
             loop {
-                looks.tick().await;
-                let nanos = ahead_of_median(&offsets(&cluster, &net));
-                ahead.set(nanos as f64 / 1e9);
-                judge(&cluster, nanos);
+                let (offsets, members) = offsets(&cluster, &net);
+                // With fewer than a majority nobody can tell which clocks are right.
+                let is_compared = offsets.len() + 1 > members / 2;
+                let waits = !is_compared && began.elapsed() < FIRST_WAIT;
+                if !waits {
+                    let nanos = ahead_of_median(&offsets);
+                    ahead.set(nanos as f64 / 1e9);
+                    judge(&cluster, nanos).await;
+                }
+                tokio::time::sleep(if waits { SOON } else { EVERY }).await;
             }
         });
         Self { task }
+    }
+
+    /// Before anything is led: a node that has others to compare its clock with relies on it only then.
+    pub(crate) fn begin(cluster: &Cluster) {
+        let this = cluster.host().node();
+        if members(cluster).iter().any(|node| *node != this) {
+            cluster.host().trust_clock(false);
+        }
     }
 }
 
@@ -48,26 +69,32 @@ impl Drop for ClockWatch {
     }
 }
 
-/// Nanoseconds by which each other member's clock is ahead of this one's.
-fn offsets(cluster: &Cluster, net: &PeerNet) -> Vec<i64> {
+fn members(cluster: &Cluster) -> Vec<NodeId> {
     let state = cluster.meta().state();
     let members = state.nodes().filter(|node| node.state.is_member());
-    let others: Vec<NodeId> = members.map(|node| node.id).collect();
-    others.into_iter().filter_map(|node| net.clock_offset(node)).collect()
+    members.map(|node| node.id).collect()
 }
 
-fn judge(cluster: &Cluster, ahead: i64) {
+/// Nanoseconds by which each other member's clock is ahead of this one's, and how many members there are.
+fn offsets(cluster: &Cluster, net: &PeerNet) -> (Vec<i64>, usize) {
+    let members = members(cluster);
+    let offsets = members.iter().filter_map(|node| net.clock_offset(*node));
+    (offsets.collect(), members.len())
+}
+
+async fn judge(cluster: &Cluster, ahead: i64) {
     let is_off = Duration::from_nanos(ahead.unsigned_abs()) > OFF_MAX;
-    if cluster.host().trust_clock(!is_off) {
-        let milliseconds = ahead / 1_000_000;
+    let milliseconds = ahead / 1_000_000;
+    if cluster.trust_clock(!is_off, HAND_OVER_MAX).await {
         if is_off {
             tracing::error!(
                 milliseconds,
                 "this node's clock is ahead of most others' by so much, or behind where it is less \
-                 than 0: it fires no timers until that is mended. Is time synchronised here?"
+                 than 0: it fires no timers and leads nothing. Restart it once the time of this \
+                 machine is right"
             );
         } else {
-            tracing::warn!(milliseconds, "this node's clock is near the others' again");
+            tracing::debug!(milliseconds, "this node's clock is near the others'");
         }
     }
 }

@@ -500,6 +500,7 @@ fn start_net(
 async fn serve(parts: HostParts) -> Result<(Cluster, Serving), ShardError> {
     let host = ShardHost::start(parts).await?;
     let cluster = Cluster::new(Arc::clone(&host));
+    ClockWatch::begin(&cluster);
     match cluster.serve().await {
         Ok(serving) => Ok((cluster, serving)),
         Err(error) => {

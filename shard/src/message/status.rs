@@ -49,8 +49,8 @@ pub struct NodeStatus {
     /// Its replica of the meta group.
     pub meta: ReplicaStatus,
     pub shards: BTreeMap<ShardId, ReplicaStatus>,
-    /// It is about to stop, and is given nothing to lead.
-    pub is_stopping: bool,
+    /// It is given nothing to lead: it is about to stop, or its clock is far from the others'.
+    pub leads_nothing: bool,
 }
 
 impl ReplicaStatus {

@@ -14,10 +14,25 @@ use crate::route::nodes::behind_of_successor;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 impl Cluster {
-    /// Hands over all that this node leads, and is given nothing more to lead. Returns once it leads
-    /// nothing that another node could, or the time is over; with it comes how much it leads still.
+    /// Hands over all that this node leads before it stops, and is given nothing more to lead. Returns once
+    /// it leads nothing that another node could, or the time is over; with it comes how much it leads still.
     pub async fn hand_over_all(&self, limit: Duration) -> usize {
         self.host().stop_leading();
+        self.hand_over_what_is_led(limit).await
+    }
+
+    /// The clock of this node is far from those of the others, or is near them again. As long as it is far
+    /// this node fires no timers, deletes nothing for its age, and hands over what it leads: it would leave
+    /// its times in histories. True: that is another answer than before.
+    pub async fn trust_clock(&self, trusts: bool, limit: Duration) -> bool {
+        let is_new = self.host().trust_clock(trusts);
+        if !trusts {
+            self.hand_over_what_is_led(limit).await;
+        }
+        is_new
+    }
+
+    async fn hand_over_what_is_led(&self, limit: Duration) -> usize {
         let until = Instant::now() + limit;
         let host = self.host();
         let shards = host.shard_ids().filter_map(|shard| host.replica(shard));
@@ -56,7 +71,7 @@ impl Cluster {
         let sightings = self.sightings();
         let may_lead = |node: &NodeId| {
             let is_up = state.node(*node).is_some_and(|node| node.state == NodeState::Up);
-            let stops = sightings.get(node).is_some_and(|seen| seen.status.is_stopping);
+            let stops = sightings.get(node).is_some_and(|seen| seen.status.leads_nothing);
             *node != self.host().node() && is_up && !stops
         };
         let members = group.members();

@@ -163,7 +163,7 @@ fn see(cluster: &Cluster, state: &MetaState, group: &Group, since: Instant) -> S
         seen.shards.insert(shard, shard_seen);
     }
     seen.meta_voters = group.members().voters.into_iter().flatten().collect();
-    let stopping = sightings.values().filter(|sighting| sighting.status.is_stopping);
+    let stopping = sightings.values().filter(|sighting| sighting.status.leads_nothing);
     seen.stopping = stopping.map(|sighting| sighting.status.node).collect();
     let holding = sightings.values().filter(|sighting| !sighting.status.shards.is_empty());
     seen.holding = holding.map(|sighting| sighting.status.node).collect();

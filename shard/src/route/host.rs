@@ -222,17 +222,24 @@ impl ShardHost {
         self.duties.send_modify(|count| *count += 1);
     }
 
-    /// Whether this node's clock is near those of the others. True: that is another answer than before.
+    /// Whether this node's clock is near those of the others, as far as it is known. True: that is another
+    /// answer than before.
     pub fn trust_clock(&self, trusts: bool) -> bool {
-        self.trusts_clock.send_if_modified(|now| std::mem::replace(now, trusts) != trusts)
+        let is_new =
+            self.trusts_clock.send_if_modified(|now| std::mem::replace(now, trusts) != trusts);
+        if is_new {
+            self.duties.send_modify(|count| *count += 1);
+        }
+        is_new
     }
 
     pub(crate) fn trusts_clock(&self) -> watch::Receiver<bool> {
         self.trusts_clock.subscribe()
     }
 
-    pub(crate) fn stops_leading(&self) -> bool {
-        self.stops_leading.load(Ordering::Relaxed)
+    /// Whether this node is to be given nothing to lead.
+    pub(crate) fn leads_nothing(&self) -> bool {
+        self.stops_leading.load(Ordering::Relaxed) || !*self.trusts_clock.borrow()
     }
 
     pub fn node(&self) -> NodeId {

@@ -65,7 +65,7 @@ impl Cluster {
             clock: host.clock().now(),
             meta: meta.map_or_else(ReplicaStatus::default, |meta| status_of(&meta)),
             shards: host.shard_ids().filter_map(replica).collect(),
-            is_stopping: host.stops_leading(),
+            leads_nothing: host.leads_nothing(),
         }
     }
 

@@ -469,7 +469,7 @@ fn node_status() -> NodeStatus {
         clock: TIME,
         meta: ReplicaStatus::default(),
         shards: [(ShardId(3), replica_status())].into(),
-        is_stopping: true,
+        leads_nothing: true,
     }
 }
 
