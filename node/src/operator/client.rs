@@ -44,6 +44,15 @@ impl OperatorClient {
         Ok(Self { stranger: Stranger::new(config, NOBODY, FEATURE_LEVEL)?, addresses })
     }
 
+    /// Asks the other nodes of a report, too, where those that were named do not answer any more.
+    pub fn learn(&mut self, report: &ClusterReport) {
+        let members = report.nodes.iter().filter(|node| node.state != "removed");
+        let addresses = members.filter_map(|node| node.peer.parse().ok());
+        let new = addresses.filter(|address| !self.addresses.contains(address));
+        let new: Vec<PeerAddress> = new.collect();
+        self.addresses.extend(new);
+    }
+
     /// The cluster, as the first node that answers sees it.
     ///
     /// # Errors

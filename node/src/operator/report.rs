@@ -1,6 +1,7 @@
 //! The cluster as one node sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
@@ -13,6 +14,8 @@ pub fn write_id(node: NodeId) -> String {
     format!("{:016x}", node.0)
 }
 
+/// What a node says of itself is believed for so long: it says it anew each second.
+const BELIEVED_FOR: Duration = Duration::from_secs(5);
 /// The meta group's name among those of shards.
 const META: &str = "meta";
 
@@ -179,7 +182,9 @@ fn leader_of<'a>(
     sightings: &'a BTreeMap<NodeId, Sighting>,
     of: impl Fn(&'a NodeStatus) -> Option<&'a ReplicaStatus>,
 ) -> Option<(NodeId, &'a ReplicaStatus)> {
-    let said = sightings.values().filter_map(|seen| Some((seen.status.node, of(&seen.status)?)));
+    // One that was silenced by its end leads nothing, and would be told of until another one leads.
+    let heard = sightings.values().filter(|seen| seen.heard.elapsed() < BELIEVED_FOR);
+    let said = heard.filter_map(|seen| Some((seen.status.node, of(&seen.status)?)));
     let (node, newest) = said.max_by_key(|(_, said)| (said.term, said.serves))?;
     newest.serves.then_some((node, newest))
 }

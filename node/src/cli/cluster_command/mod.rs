@@ -155,8 +155,8 @@ impl Patience {
 /// # Errors
 /// What is to be said of a failure.
 pub(crate) async fn run(command: ClusterCommand) -> anyhow::Result<ExitCode> {
-    let client = client(&command)?;
-    match carry_out(&client, &command).await {
+    let mut client = client(&command)?;
+    match carry_out(&mut client, &command).await {
         Err(error) => match error.downcast_ref() {
             Some(OperatorError::Unreachable(_)) => {
                 table::log(&format!("piton: {error:#}\n"));
@@ -203,8 +203,13 @@ fn local_addresses(directory: Option<&Path>) -> anyhow::Result<Vec<PeerAddress>>
     Ok(vec![PeerConfig::default().listen().into()])
 }
 
-async fn carry_out(client: &OperatorClient, command: &ClusterCommand) -> anyhow::Result<ExitCode> {
+async fn carry_out(
+    client: &mut OperatorClient,
+    command: &ClusterCommand,
+) -> anyhow::Result<ExitCode> {
     let report = client.report().await?;
+    client.learn(&report);
+    let client = &*client;
     let node = |name: &str| find_node(&report, name).and_then(id_of);
     let shard = |number: &u32| ShardId(*number);
     match &command.order {
@@ -283,17 +288,24 @@ fn check_replacement(report: &ClusterReport, gone: &NodeReport) -> anyhow::Resul
 
 /// The node of that id, of an id that begins so, or of that address.
 fn find_node<'a>(report: &'a ClusterReport, name: &str) -> anyhow::Result<&'a NodeReport> {
-    let is_named =
-        |node: &&NodeReport| [&node.peer, &node.api, &node.http].contains(&&name.to_owned());
-    let members = || report.nodes.iter().filter(|node| node.state != "removed");
-    if let Some(node) = members().find(is_named).or_else(|| report.node(name)) {
+    if let Some(node) = report.node(name) {
         return Ok(node);
     }
-    let mut matching = members().filter(|node| node.id.starts_with(&name.to_lowercase()));
-    match (matching.next(), matching.next()) {
-        (Some(node), None) => Ok(node),
-        (Some(_), Some(_)) => bail!("more than one node's id begins with {name}"),
-        (None, _) => bail!("no node is called {name}: `piton cluster members` lists them"),
+    let lower = name.to_lowercase();
+    let is_named = |node: &&NodeReport| {
+        let addresses = [&node.peer, &node.api, &node.http];
+        node.id.starts_with(&lower) || addresses.iter().any(|address| *address == name)
+    };
+    let members = report.nodes.iter().filter(|node| node.state != "removed");
+    let matching: Vec<&NodeReport> = members.filter(is_named).collect();
+    match matching.as_slice() {
+        [] => bail!("no node is called {name}: `piton cluster members` lists them"),
+        [node] => Ok(node),
+        // A node whose disk was lost comes back at its address under another id.
+        several => {
+            let ids: Vec<&str> = several.iter().map(|node| node.id.as_str()).collect();
+            bail!("{name} may mean any of {}: name one by its id", ids.join(", "))
+        }
     }
 }
 
@@ -357,8 +369,13 @@ pub(crate) mod tests {
         }
         assert_eq!(find_node(&report, "00000000000000A").unwrap().id, "00000000000000a1");
         let error = |name| find_node(&report, name).unwrap_err().to_string();
-        assert!(error("0").contains("more than one"));
+        assert!(error("0").contains("may mean any of 00000000000000a1, 00000000000000b2"));
         assert!(error("7").contains("no node is called 7"));
+        // The second one has come back in the place of the first.
+        let mut again = sample();
+        again.nodes[1].peer = again.nodes[0].peer.clone();
+        let error = find_node(&again, "127.0.0.1:7234").unwrap_err().to_string();
+        assert!(error.contains("name one by its id"), "{error}");
     }
 
     #[test]

@@ -105,7 +105,11 @@ pub(super) async fn until(
         let left = match client.report().await {
             Ok(report) => done.left(&report),
             // The node that was asked may be the one that goes; others come back.
-            Err(OperatorError::Unreachable(why)) if Instant::now() < until => Some(why),
+            Err(error @ (OperatorError::Unreachable(_) | OperatorError::Unknown { .. }))
+                if Instant::now() < until =>
+            {
+                Some(error.to_string())
+            }
             Err(error) => return Err(error.into()),
         };
         let Some(left) = left else {

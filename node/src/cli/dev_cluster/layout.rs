@@ -144,18 +144,16 @@ impl Layout {
         draw_ports(&mut planned)?;
         let pids = vec![None; planned.len()];
         let mut layout = Self { directory, nodes: planned, pids };
-        layout.decide_origins();
-        for node in &layout.nodes {
-            let text = toml::to_string(&node.config).context("write a node's configuration")?;
-            std::fs::write(&node.config_file, text)
-                .with_context(|| format!("write {}", node.config_file.display()))?;
-        }
+        layout.decide_origins()?;
         Ok(layout)
     }
 
     /// The first node founds the cluster where there is none yet. Whoever has no data joins the others,
-    /// a node whose disk was wiped among them.
-    fn decide_origins(&mut self) {
+    /// a node whose disk was wiped among them. Writes for each node what it is told.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(super) fn decide_origins(&mut self) -> anyhow::Result<()> {
         let has_data: Vec<bool> = self.nodes.iter().map(NodeLayout::has_data).collect();
         let is_new = !has_data.contains(&true);
         let peers: Vec<String> =
@@ -169,7 +167,11 @@ impl Layout {
             node.config.cluster.bootstrap = founds;
             node.config.cluster.join =
                 if founds { Vec::new() } else { others.map(|(_, peer)| peer.clone()).collect() };
+            let text = toml::to_string(&node.config).context("write a node's configuration")?;
+            std::fs::write(&node.config_file, text)
+                .with_context(|| format!("write {}", node.config_file.display()))?;
         }
+        Ok(())
     }
 
     /// Who has to be ready before others can join.
