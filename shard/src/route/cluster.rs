@@ -308,7 +308,13 @@ impl Cluster {
     async fn send_until_taken(&self, shard: ShardId, call: Call) {
         let until = Instant::now() + self.host.config().insist_wait;
         let error = loop {
-            match self.ask(shard, call.clone()).await {
+            // The leader here takes it also while it is cut off: what it proposed before may be committed
+            // yet, and a ticket that is given up meanwhile leaves its attempt to nobody.
+            let answered = match self.host.serving(shard) {
+                Some(leader) => leader.answer(call.clone()).await,
+                None => self.ask(shard, call.clone()).await,
+            };
+            match answered {
                 Ok(_) => return,
                 Err(error) if error.is_retriable() && Instant::now() < until => {
                     tokio::time::sleep(SEND_PAUSE).await;
