@@ -32,7 +32,12 @@ const LEADER_LOOK: Duration = Duration::from_millis(5);
 
 /// How long a leader that is none any more may take to answer a call that may be sent again; and another.
 const MOVED_WAIT: Duration = Duration::from_millis(100);
-const MOVED_WAIT_UNSAFE: Duration = Duration::from_secs(1);
+const MOVED_WAIT_UNSAFE: Duration = Duration::from_millis(500);
+
+/// A node that was heard of before, and not for so long, is not waited for.
+const SILENT_MAX: Duration = Duration::from_secs(2);
+/// How often who waits for a node looks whether it is silent.
+const SILENT_LOOK: Duration = Duration::from_millis(250);
 
 /// Whether a call that was refused, or not answered, is sent again. What this node cannot do it says at
 /// once, unless somebody else may be able to.
@@ -212,6 +217,23 @@ impl Cluster {
             () = moves => {
                 let text = format!("node {asked} leads shard {shard} no longer");
                 Err(ShardError::OutcomeUnknown(text))
+            }
+            () = self.silence_of(asked) => {
+                Err(ShardError::OutcomeUnknown(format!("node {asked} is silent")))
+            }
+        }
+    }
+
+    /// Returns when another node has not been heard of for too long. Not of one that was never heard of:
+    /// it may have been found in other ways.
+    async fn silence_of(&self, node: NodeId) {
+        if node == self.host.node() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(SILENT_LOOK).await;
+            if self.host.sightings().silent_for(node).is_some_and(|time| time >= SILENT_MAX) {
+                return;
             }
         }
     }
