@@ -27,8 +27,8 @@ use crate::route::leaders::Leader;
 /// How long to wait before a call that another node did not take is sent again.
 const SEND_PAUSE: Duration = Duration::from_millis(20);
 
-/// How often a request that waits for a shard's leader looks again.
-const LEADER_LOOK: Duration = Duration::from_millis(5);
+/// How often a request that waits for a shard's leader looks again where it has heard nothing.
+const LEADER_LOOK: Duration = Duration::from_millis(100);
 
 /// How long a leader that is none any more may take to answer a call that may be sent again; and another.
 const MOVED_WAIT: Duration = Duration::from_millis(100);
@@ -125,13 +125,14 @@ impl Cluster {
             // There is nobody else to ask.
             return sole.answer(call).await;
         }
-        let mut leadership = self.host.leaders().watch(shard);
+        let (mut leadership, mut duties) = (self.host.leaders().watch(shard), self.host.duties());
         let began = Instant::now();
         let until = began + self.host.config().leader_wait;
         let mut error = ShardError::Unavailable(format!("shard {shard} has no leader"));
         // Whom the last refusal named: it may know of a newer leader than this node does.
         let (mut named, mut followed) = (None, false);
         loop {
+            duties.borrow_and_update();
             let known = leadership.borrow_and_update().leader;
             let this = self.host.node();
             let here = self.host.deciding(shard);
@@ -171,7 +172,12 @@ impl Cluster {
                 }
             }
             // Leadership shows before the duties are taken up, so a change is not all to wait for.
-            let change = leadership.changed();
+            let change = async {
+                tokio::select! {
+                    changed = leadership.changed() => changed,
+                    changed = duties.changed() => changed,
+                }
+            };
             let pause = if was_asked { SEND_PAUSE } else { LEADER_LOOK };
             let soon = Instant::now() + pause;
             let has_stopped = tokio::time::timeout_at(soon.min(until), change).await;
