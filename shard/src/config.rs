@@ -91,7 +91,7 @@ impl Default for ShardConfig {
             retention_batch: 100,
             leader_wait: Duration::from_millis(2_500),
             insist_wait: Duration::from_secs(5),
-            majority_wait: Duration::from_millis(1_500),
+            majority_wait: Duration::from_millis(1_200),
             call_wait: Duration::from_secs(10),
             lookups_max: 4,
             scans_max: scans_max(),

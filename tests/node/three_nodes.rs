@@ -205,7 +205,10 @@ async fn an_attempt_whose_commit_its_leader_never_learned_of_comes_to_its_poll()
     let api = members.client();
     schedule_attempt(api.as_ref()).await;
 
-    let poll = |api: Arc<dyn Api>| async move { api.poll_activity_task("later").await };
+    // A leader without a majority keeps no polls: its worker polls again, as workers do.
+    let poll = |api: Arc<dyn Api>| async move {
+        insist("an attempt", || api.poll_activity_task("later")).await
+    };
     let (leader, polled) = propose_unheard(&members, "waits", poll).await;
     let to_leader: Arc<dyn Api> = members.client_of(leader);
     // It waits behind the attempt, and hears when that is given up.

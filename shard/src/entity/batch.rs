@@ -80,6 +80,10 @@ pub(crate) async fn propose<E: Entity>(
             *entity.position() = Position(base.0 + 1);
             Ok(())
         }
+        Outcome::NotLed { leader } => {
+            let leader = leader.filter(|&leader| leader != shard.cluster.host().node());
+            Err(ShardError::NotLeader { shard: shard.id, leader })
+        }
         Outcome::Failed(why) => Err(ShardError::OutcomeUnknown(why)),
     }
 }

@@ -228,6 +228,9 @@ fn known_node(state: &MetaState, node: NodeId) -> Result<&Arc<NodeRecord>, MetaE
 }
 
 fn place(state: &MetaState, shard: ShardId, expected: u64, voters: &BTreeSet<NodeId>) -> Decision {
+    if !state.routes().iter().any(|route| route.shard == shard) {
+        return Err(MetaError::Invalid(format!("There is no shard {shard}.")));
+    }
     let before = state.placement(shard);
     let version = before.map_or(0, |placement| placement.version);
     if version != expected {

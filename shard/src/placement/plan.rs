@@ -249,7 +249,12 @@ impl<'a> Plan<'a> {
             return None;
         }
         // What is overdue is where it was to be by now, as far as is known: nothing is moved on from there.
-        for placement in self.state.placements().filter(|p| !self.seen.is_overdue(p.shard)) {
+        // Nor is the only replica there is, where a shard is to have more: it gets them as soon as there are
+        // nodes for them, and moved before that, all rests on a node that has just come.
+        let replicas = self.state.settings().replicas;
+        let is_lone = |placement: &Placement| placement.voters.len() == 1 && replicas > 1;
+        let placements = self.state.placements();
+        for placement in placements.filter(|p| !self.seen.is_overdue(p.shard) && !is_lone(p)) {
             for from in &placement.voters {
                 let mut others = placement.voters.clone();
                 others.remove(from);

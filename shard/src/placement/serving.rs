@@ -1,19 +1,27 @@
 //! The shards' actors of a node that serves: one for each replica here.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::FutureExt;
 use parking_lot::Mutex as SyncMutex;
 use piton_core::id::ShardId;
 use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
 
 use crate::error::ShardError;
+use crate::leader::panics::text_of;
 use crate::leader::term::{ShardActor, ShardMessage, ShardState};
 use crate::placement::steward::Steward;
 use crate::placement::{announce, keeper, majority};
 use crate::route::cluster::Cluster;
 use crate::workflow::actor;
+
+/// What has panicked may well do so again at once.
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// What serves on a node. Cheap to clone.
 #[derive(Clone)]
@@ -39,12 +47,25 @@ impl Cluster {
             serving.take_up(shard).await?;
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(announce::run(self.clone()));
-        tasks.spawn(keeper::run(self.clone()));
-        tasks.spawn(majority::run(self.clone()));
-        tasks.spawn(Steward::new(self.clone(), serving.clone()).run());
+        let cluster = self.clone();
+        tasks.spawn(again("announce", move || announce::run(cluster.clone())));
+        let cluster = self.clone();
+        tasks.spawn(again("keeper", move || keeper::run(cluster.clone())));
+        let cluster = self.clone();
+        tasks.spawn(again("majority", move || majority::run(cluster.clone())));
+        let (cluster, here) = (self.clone(), serving.clone());
+        tasks.spawn(again("steward", move || Steward::new(cluster.clone(), here.clone()).run()));
         *serving.tasks.lock() = tasks;
         Ok(serving)
+    }
+}
+
+/// Begins anew after a panic, which is a bug of ours: without these the cluster is in nobody's care.
+async fn again<F: Future<Output = ()>>(what: &'static str, run: impl Fn() -> F) {
+    while let Err(panic) = AssertUnwindSafe(run()).catch_unwind().await {
+        let panic = text_of(panic.as_ref());
+        tracing::error!(what, panic, "what keeps the cluster in order panicked and begins anew");
+        sleep(PANIC_PAUSE).await;
     }
 }
 

@@ -26,11 +26,13 @@ pub(super) struct Steward {
     cluster: Cluster,
     serving: Serving,
     surplus: Surplus,
+    /// Replicas that were to be closed and are not forgotten yet.
+    closing: BTreeSet<ShardId>,
 }
 
 impl Steward {
     pub(super) fn new(cluster: Cluster, serving: Serving) -> Self {
-        Self { cluster, serving, surplus: Surplus::default() }
+        Self { cluster, serving, surplus: Surplus::default(), closing: BTreeSet::new() }
     }
 
     /// Works, until it is dropped.
@@ -61,8 +63,9 @@ impl Steward {
             let is_here = host.replica(shard).is_some();
             let result = if placement.voters.contains(&host.node()) {
                 self.surplus.forget(shard);
+                self.closing.remove(&shard);
                 if is_here { Ok(()) } else { self.open(shard).await }
-            } else if is_here && self.is_surplus(shard).await {
+            } else if self.closing.contains(&shard) || is_here && self.is_surplus(shard).await {
                 self.close(shard).await
             } else {
                 Ok(())
@@ -82,8 +85,10 @@ impl Steward {
     }
 
     async fn close(&mut self, shard: ShardId) -> Result<(), ShardError> {
+        self.closing.insert(shard);
         self.serving.lay_down(shard).await;
         self.cluster.host().close(shard).await?;
+        self.closing.remove(&shard);
         self.surplus.forget(shard);
         tracing::info!(%shard, "has no replica here any more");
         Ok(())

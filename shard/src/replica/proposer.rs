@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use piton_raft::{Group, ProposeError};
+use piton_raft::{Group, NodeId, ProposeError};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::ShardConfig;
@@ -19,6 +19,8 @@ const SLOWED_PAUSE: Duration = Duration::from_millis(1);
 pub(crate) enum Outcome {
     /// Replicated and applied.
     Committed,
+    /// Certainly not proposed, since another node leads, or none: the actor must go.
+    NotLed { leader: Option<NodeId> },
     /// Not applied, or nobody knows: the actor must go.
     Failed(String),
 }
@@ -112,7 +114,7 @@ async fn replicate(group: &Group, batch: Vec<Proposal>, metrics: &ShardMetrics) 
             Ok(verdicts) => verdicts.into_iter().map(outcome_of).collect(),
             Err(error) => vec![Outcome::Failed(error.to_string()); waiters.len()],
         },
-        Err(error) => vec![Outcome::Failed(describe(&error)); waiters.len()],
+        Err(error) => vec![outcome_of_refusal(&error); waiters.len()],
     };
     let committed = outcomes.iter().filter(|outcome| **outcome == Outcome::Committed).count();
     metrics.proposed(committed, waiters.len() - committed, began.elapsed());
@@ -131,6 +133,9 @@ fn outcome_of(verdict: Verdict) -> Outcome {
     }
 }
 
-fn describe(error: &ProposeError) -> String {
-    format!("the commit has failed: {error}")
+fn outcome_of_refusal(error: &ProposeError) -> Outcome {
+    match error {
+        ProposeError::NotLeader { leader } => Outcome::NotLed { leader: *leader },
+        error => Outcome::Failed(format!("the commit has failed: {error}")),
+    }
 }

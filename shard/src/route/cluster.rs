@@ -27,12 +27,17 @@ use crate::route::leaders::Leader;
 /// How long to wait before a call that another node did not take is sent again.
 const SEND_PAUSE: Duration = Duration::from_millis(20);
 
-/// How often a request that waits for a shard's leader looks again.
-const LEADER_LOOK: Duration = Duration::from_millis(5);
+/// How often a request that waits for a shard's leader looks again where it has heard nothing.
+const LEADER_LOOK: Duration = Duration::from_millis(100);
 
 /// How long a leader that is none any more may take to answer a call that may be sent again; and another.
 const MOVED_WAIT: Duration = Duration::from_millis(100);
-const MOVED_WAIT_UNSAFE: Duration = Duration::from_secs(1);
+const MOVED_WAIT_UNSAFE: Duration = Duration::from_millis(500);
+
+/// A node that was heard of before, and not for so long, is not waited for.
+const SILENT_MAX: Duration = Duration::from_secs(2);
+/// How often who waits for a node looks whether it is silent.
+const SILENT_LOOK: Duration = Duration::from_millis(250);
 
 /// Whether a call that was refused, or not answered, is sent again. What this node cannot do it says at
 /// once, unless somebody else may be able to.
@@ -120,13 +125,14 @@ impl Cluster {
             // There is nobody else to ask.
             return sole.answer(call).await;
         }
-        let mut leadership = self.host.leaders().watch(shard);
+        let (mut leadership, mut duties) = (self.host.leaders().watch(shard), self.host.duties());
         let began = Instant::now();
         let until = began + self.host.config().leader_wait;
         let mut error = ShardError::Unavailable(format!("shard {shard} has no leader"));
         // Whom the last refusal named: it may know of a newer leader than this node does.
         let (mut named, mut followed) = (None, false);
         loop {
+            duties.borrow_and_update();
             let known = leadership.borrow_and_update().leader;
             let this = self.host.node();
             let here = self.host.deciding(shard);
@@ -166,7 +172,12 @@ impl Cluster {
                 }
             }
             // Leadership shows before the duties are taken up, so a change is not all to wait for.
-            let change = leadership.changed();
+            let change = async {
+                tokio::select! {
+                    changed = leadership.changed() => changed,
+                    changed = duties.changed() => changed,
+                }
+            };
             let pause = if was_asked { SEND_PAUSE } else { LEADER_LOOK };
             let soon = Instant::now() + pause;
             let has_stopped = tokio::time::timeout_at(soon.min(until), change).await;
@@ -212,6 +223,23 @@ impl Cluster {
             () = moves => {
                 let text = format!("node {asked} leads shard {shard} no longer");
                 Err(ShardError::OutcomeUnknown(text))
+            }
+            () = self.silence_of(asked) => {
+                Err(ShardError::OutcomeUnknown(format!("node {asked} is silent")))
+            }
+        }
+    }
+
+    /// Returns when another node has not been heard of for too long. Not of one that was never heard of:
+    /// it may have been found in other ways.
+    async fn silence_of(&self, node: NodeId) {
+        if node == self.host.node() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(SILENT_LOOK).await;
+            if self.host.sightings().silent_for(node).is_some_and(|time| time >= SILENT_MAX) {
+                return;
             }
         }
     }
@@ -308,7 +336,13 @@ impl Cluster {
     async fn send_until_taken(&self, shard: ShardId, call: Call) {
         let until = Instant::now() + self.host.config().insist_wait;
         let error = loop {
-            match self.ask(shard, call.clone()).await {
+            // The leader here takes it also while it is cut off: what it proposed before may be committed
+            // yet, and a ticket that is given up meanwhile leaves its attempt to nobody.
+            let answered = match self.host.serving(shard) {
+                Some(leader) => leader.answer(call.clone()).await,
+                None => self.ask(shard, call.clone()).await,
+            };
+            match answered {
                 Ok(_) => return,
                 Err(error) if error.is_retriable() && Instant::now() < until => {
                     tokio::time::sleep(SEND_PAUSE).await;

@@ -376,6 +376,9 @@ impl ShardHost {
     }
 
     pub(crate) fn set_serving(&self, shard: ShardId, leader: Option<Arc<dyn ShardLeader>>) {
+        let voters = self.replica(shard).map(|replica| replica.group.members().voters);
+        let is_sole = voters == Some(vec![BTreeSet::from([self.node])]);
+        self.set_sole_voter(shard, is_sole && leader.is_some());
         *self.places[shard.0 as usize].serving.write() = leader;
         self.duties.send_modify(|count| *count += 1);
     }

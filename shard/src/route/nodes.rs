@@ -186,7 +186,15 @@ impl Cluster {
             if now.committed_index >= before.last_index {
                 let unavailable = |error| MetaError::Unavailable(format!("{error}"));
                 group.read_index().await.map_err(unavailable)?;
-                return Ok(before);
+                let after = status_of(&group);
+                let members = |said: &ReplicaStatus| {
+                    (said.voters.clone(), said.learners.clone(), said.is_changing)
+                };
+                if after.term == before.term && members(&after) == members(&before) {
+                    return Ok(after);
+                }
+                let text = format!("the members of shard {shard} are changing");
+                return Err(MetaError::Unavailable(text));
             }
             if Instant::now() >= until {
                 let text = format!("shard {shard} cannot commit at the moment");

@@ -40,6 +40,11 @@ impl Sightings {
         self.nodes.lock().get(&node).map_or(self.since, |sighting| sighting.heard)
     }
 
+    /// How long ago a node was last heard of, if it was.
+    pub(crate) fn silent_for(&self, node: NodeId) -> Option<Duration> {
+        self.nodes.lock().get(&node).map(|sighting| sighting.heard.elapsed())
+    }
+
     /// A node has said how it is. Nothing is kept of those that are no `members`.
     pub(crate) fn hear(&self, status: NodeStatus, members: &BTreeSet<NodeId>) {
         let sighting = Sighting { status: Arc::new(status), heard: Instant::now() };

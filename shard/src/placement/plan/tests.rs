@@ -155,7 +155,11 @@ fn one_node_grows_to_three_and_never_has_two_replicas() {
     cluster.join(2, "");
     cluster.settle();
     assert!(cluster.voters().values().all(|voters| voters.len() == 1));
-    assert_eq!((cluster.held_by(1), cluster.held_by(2)), (8, 8));
+    assert_eq!(
+        (cluster.held_by(1), cluster.held_by(2)),
+        (16, 0),
+        "none rests on the new one alone"
+    );
     cluster.join(3, "");
     cluster.settle();
     assert!(cluster.voters().values().all(|voters| voters.len() == 3));
@@ -472,7 +476,8 @@ fn check_settled(cluster: &Cluster, seed: u64) {
         };
         assert!(!voters.iter().any(leaves), "seed {seed}");
     }
-    if plain && up.len() <= 3 {
+    // With two nodes each shard may have one replica, which stays where it is.
+    if plain && up.len() == 3 {
         let led: Vec<usize> = up.iter().map(|node| cluster.led_by(*node)).collect();
         let spread = led.iter().max().zip(led.iter().min()).map(|(most, least)| most - least);
         assert!(spread <= Some(1), "seed {seed}: {led:?}");
