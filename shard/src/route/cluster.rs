@@ -126,7 +126,7 @@ impl Cluster {
             return sole.answer(call).await;
         }
         let (mut leadership, mut duties) = (self.host.leaders().watch(shard), self.host.duties());
-        let began = Instant::now();
+        let (began, this) = (Instant::now(), self.host.node());
         let until = began + self.host.config().leader_wait;
         let mut error = ShardError::Unavailable(format!("shard {shard} has no leader"));
         // Whom the last refusal named: it may know of a newer leader than this node does.
@@ -134,7 +134,6 @@ impl Cluster {
         loop {
             duties.borrow_and_update();
             let known = leadership.borrow_and_update().leader;
-            let this = self.host.node();
             let here = self.host.deciding(shard);
             let other = named.take().or(known).filter(|&leader| leader != this);
             let refusal = match (here, other) {
