@@ -370,6 +370,8 @@ async fn requests_of_a_session_go_with_it() {
             peer.transport.send(NODE, Lane::Entries, frame).expect("the node is there");
         }
         counts.push(count);
+        let looked_at = Instant::now() + Duration::from_millis(100);
+        await_until("Raft has had time to take what it takes", || Instant::now() > looked_at).await;
     }
     for count in &counts[..4] {
         await_until("most of it is gone", || count.load(Ordering::Relaxed) < 100).await;

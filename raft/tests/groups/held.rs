@@ -1,7 +1,7 @@
 //! The log that a leader keeps for followers that lack it, and when it goes all the same.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use piton_raft::{Lane, Tuning};
 
@@ -108,10 +108,18 @@ async fn a_session_that_is_too_slow_ends_so_that_the_log_can_go() {
     cluster.network.heal_all();
     let sent = || cluster.network.bytes_sent(from, to, Lane::Entries) - before;
     await_until("the refill has begun", || sent() > 32 << 10).await;
-    propose_lines(&cluster, leader).await;
-    await_until("the log is purged", || node.group().metrics().purged_index > 50).await;
-    cluster.network.limit(from, to, u64::MAX);
+    // By more than the link carries before it is cut.
+    let purged_beyond = || {
+        let has = cluster.nodes[lagging].group().metrics().last_index;
+        node.group().metrics().purged_index > has + 20
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !purged_beyond() {
+        assert!(Instant::now() < deadline, "the session holds the log");
+        propose_lines(&cluster, leader).await;
+    }
     cluster.network.cut(from, to);
+    cluster.network.limit(from, to, u64::MAX);
     cluster.network.heal(from, to);
     await_caught_up(&cluster, leader, lagging).await;
     // A snapshot taken meanwhile may take the log away that the first one would need.
