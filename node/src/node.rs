@@ -10,7 +10,7 @@ use std::time::Duration;
 use piton_shard::{Clock, MetaError, NodeRecord, Room};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -123,7 +123,7 @@ impl Node {
     /// See [`NodeError`].
     pub async fn start_on(config: Config, devices: Devices) -> Result<Self, NodeError> {
         config.check()?;
-        let listeners = Listeners::bind(&config).await?;
+        let listeners = Listeners::bind(&config)?;
         let directory = if config.data.ephemeral {
             DataDirectory::ephemeral()?
         } else {
@@ -136,17 +136,28 @@ impl Node {
         config: Config,
         devices: Devices,
         rebuilds: Counter,
-        Listeners { grpc, http }: Listeners,
+        listeners: Listeners,
         directory: DataDirectory,
     ) -> Result<Self, NodeError> {
-        let addresses = (local(&grpc, config.listen.grpc()), local(&http, config.listen.http()));
+        let addresses = listeners.addresses(&config);
+        let Listeners { grpc, http } = listeners;
         let (stop, stopping) = watch::channel(false);
         // ORDER: before anything that may take long, or wait for other nodes.
         let shown = Http::default();
         let pages = serve_pages(http, shown.clone(), stopping.clone());
         let room = Room::default();
         let begun = begin(&config, &devices, &rebuilds, &directory, &room, addresses, &shown.ready);
-        let (storage, facts, mut registry) = match begun.await {
+        let begun = match begun.await {
+            Ok((storage, facts, registry)) => match GRPC.listen(grpc, addresses.0) {
+                Ok(grpc) => Ok((storage, facts, registry, grpc)),
+                Err(error) => {
+                    storage.close().await;
+                    Err(error)
+                }
+            },
+            Err(error) => Err(error),
+        };
+        let (storage, facts, mut registry, grpc) = match begun {
             Ok(begun) => begun,
             Err(error) => {
                 stop.send_replace(true);
@@ -268,7 +279,7 @@ impl Node {
         let directory = self.lay_down().await;
         Storage::discard_store(directory.path()).await?;
         rebuilds.inc();
-        let listeners = Listeners::bind(&config).await?;
+        let listeners = Listeners::bind(&config)?;
         Self::start_in(config, devices, rebuilds, listeners, directory).await
     }
 
@@ -437,33 +448,60 @@ fn listen_for_peers(
 
 /// The ports of a node, taken.
 struct Listeners {
-    grpc: TcpListener,
+    /// ORDER: listened on once the node is ready. Clients are refused until then, and go elsewhere; where
+    /// nobody takes their connections, they would wait.
+    grpc: TcpSocket,
     http: TcpListener,
 }
 
+/// More connections than come at once.
+const BACKLOG: u32 = 1_024;
+
 impl Listeners {
-    async fn bind(config: &Config) -> Result<Self, NodeError> {
-        Ok(Self {
-            grpc: listen("gRPC", config.listen.grpc(), "--port").await?,
-            http: listen("HTTP", config.listen.http(), "--http-port").await?,
-        })
+    fn bind(config: &Config) -> Result<Self, NodeError> {
+        let (grpc, http) = (config.listen.grpc(), config.listen.http());
+        Ok(Self { grpc: GRPC.bind(grpc)?, http: HTTP.listen(HTTP.bind(http)?, http)? })
+    }
+
+    /// With the ports that the system chose where 0 was asked for.
+    fn addresses(&self, config: &Config) -> Addresses {
+        let grpc = self.grpc.local_addr().unwrap_or(config.listen.grpc());
+        (grpc, self.http.local_addr().unwrap_or(config.listen.http()))
     }
 }
 
-async fn listen(
+/// What a port is for.
+struct Port {
     what: &'static str,
-    address: SocketAddr,
     flag: &'static str,
-) -> Result<TcpListener, NodeError> {
-    TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        std::io::ErrorKind::AddrInUse => NodeError::PortTaken { what, address, flag },
-        _ => NodeError::Listen { what, address, source },
-    })
 }
 
-/// The address with the port that the system chose where 0 was asked for.
-fn local(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
-    listener.local_addr().unwrap_or(asked)
+const GRPC: Port = Port { what: "gRPC", flag: "--port" };
+const HTTP: Port = Port { what: "HTTP", flag: "--http-port" };
+
+impl Port {
+    fn bind(&self, address: SocketAddr) -> Result<TcpSocket, NodeError> {
+        let bind = || -> std::io::Result<TcpSocket> {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // As a listener has it: the last connections of an older process may still be known.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        };
+        bind().map_err(|source| self.error(address, source))
+    }
+
+    fn listen(&self, socket: TcpSocket, address: SocketAddr) -> Result<TcpListener, NodeError> {
+        socket.listen(BACKLOG).map_err(|source| self.error(address, source))
+    }
+
+    fn error(&self, address: SocketAddr, source: std::io::Error) -> NodeError {
+        let &Self { what, flag } = self;
+        match source.kind() {
+            std::io::ErrorKind::AddrInUse => NodeError::PortTaken { what, address, flag },
+            _ => NodeError::Listen { what, address, source },
+        }
+    }
 }
 
 fn serve_api(

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use piton_node::config::Config;
+use piton_node::config::{Config, ListenConfig};
 use piton_node::{Node, NodeError, accept_loss};
 use tokio::task::JoinHandle;
 
@@ -42,10 +42,10 @@ fn again(directory: &Path) -> Config {
     config
 }
 
-/// Starts a node that has to wait, and answers where its pages are.
-fn start_waiting(mut config: Config) -> (SocketAddr, JoinHandle<Result<Node, NodeError>>) {
-    config.listen.http_port = free_port();
-    (config.listen.http(), tokio::spawn(Node::start(config)))
+/// Starts a node that has to wait, and answers where it is.
+fn start_waiting(mut config: Config) -> (ListenConfig, JoinHandle<Result<Node, NodeError>>) {
+    (config.listen.port, config.listen.http_port) = (free_port(), free_port());
+    (config.listen.clone(), tokio::spawn(Node::start(config)))
 }
 
 /// A page of a node; empty while it does not listen.
@@ -147,12 +147,14 @@ async fn a_node_that_waits_for_the_others_says_so() {
     let file = joined.join("node.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("has_log = true", "has_log = false")).unwrap();
-    let (pages, second) = start_waiting(again(joined));
+    let (listen, second) = start_waiting(again(joined));
+    let pages = listen.http();
     await_page(pages, "/readyz", "503 ").await;
     await_page(pages, "/readyz", "waiting for a majority of the meta group").await;
     assert!(page(pages, "/healthz").starts_with("HTTP/1.1 200"));
     assert!(page(pages, "/metrics").starts_with("HTTP/1.1 503"));
     assert_eq!(identity(joined)["has_log"].as_bool(), Some(true));
+    assert!(TcpStream::connect(listen.grpc()).is_err(), "clients go elsewhere meanwhile");
     assert!(!second.is_finished());
 
     let first = Running::start(founding).await;
@@ -168,7 +170,8 @@ async fn a_joiner_waits_for_a_cluster_and_keeps_its_id_meanwhile() {
     let directories: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
     let port = free_port();
     let there = SocketAddr::from(([127, 0, 0, 1], port));
-    let (pages, second) = start_waiting(joiner(there, directories[1].path()));
+    let (listen, second) = start_waiting(joiner(there, directories[1].path()));
+    let pages = listen.http();
     await_page(pages, "/readyz", "waiting to be let into the cluster").await;
     let drawn = identity(directories[1].path())["node_id"].clone();
 
