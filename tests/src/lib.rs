@@ -3,4 +3,7 @@
 //!
 //! `node/` runs whole nodes in one process, `bench/` is the load generator, `conformance/` holds
 //! the suites on the official SDKs, `histories/` raw calls with the official server's answers to
-//! them; `cargo xtask conformance` runs both.
+//! them; `cargo xtask conformance` runs both. `chaos/` runs real processes and hurts them.
+
+pub mod audit;
+pub mod orders;

@@ -1,10 +1,11 @@
 //! Every developer command, the same here and in CI: `cargo xtask test | tidy | deploy-check |
-//! golden-data | sim | mutate | soak | ratio | conformance`.
+//! golden-data | sim | chaos | mutate | soak | ratio | conformance`.
 //!
 //! It drives cargo, npm and pip and starts servers under test; it knows nothing of their insides,
 //! so it builds in seconds and depends on no crate of the workspace.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
+mod chaos;
 mod deploy;
 mod mutate;
 mod process;
@@ -37,6 +38,9 @@ usage: cargo xtask <command>
                        open, to tests/node/golden
   sim [--seeds N] [--from S]
                        whole nodes in one thread with faults that follow from a seed
+  chaos [--nodes 3] [--minutes 5] [--seed 1] [--faults kill,pause,...] [--server FILE] [...]
+                       a cluster of real processes under load, hurt as drawn from the seed, and
+                       audited; every option: target/ci/piton-chaos --help
   soak [--minutes N]   the seed suite over and over for an hour, or N minutes, with the server killed
                        again and again: nothing of it may grow
   ratio A B [--pairs N] [--seconds S] [--concurrency 1,64,256]
@@ -89,6 +93,7 @@ fn run(arguments: &[String]) -> Result<bool> {
             }
         }
         "sim" => sim::run(&workspace, &mut report, sim::parse(rest)?),
+        "chaos" => chaos::run(&workspace, &mut report, &chaos::parse(rest)?),
         "soak" => soak::run(&workspace, &mut report, soak::parse(rest)?),
         "ratio" => ratio::run(&workspace, &mut report, &ratio::parse(rest)?),
         "mutate" => {
