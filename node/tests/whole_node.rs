@@ -46,6 +46,7 @@ const OPERATORS: &str = "temporal.api.operatorservice.v1.OperatorService";
 fn config(directory: Option<&Path>) -> Config {
     let mut config = Config::default();
     (config.listen.port, config.listen.http_port) = (0, 0);
+    (config.peer.port, config.cluster.bootstrap) = (0, true);
     config.shards.count = Some(2);
     config.admission.stop_ms_max = 2_000;
     config.data.ephemeral = directory.is_none();

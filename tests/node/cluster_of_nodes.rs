@@ -6,7 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use piton_node::config::{Config, ListenConfig};
+use piton_node::config::{Config, ListenConfig, PeerConfig};
+use piton_node::operator::OperatorClient;
 use piton_node::{Node, NodeError, accept_loss};
 use tokio::task::JoinHandle;
 
@@ -70,11 +71,14 @@ fn identity(directory: &Path) -> toml::Table {
     text.parse().unwrap()
 }
 
-/// Waits until every shard has a replica on each node.
-async fn await_replicas(nodes: &[&Running], count: usize) {
-    await_until("every node has a replica of every shard", || async {
-        let full = nodes.iter().all(|running| running.node.replicas() == count);
-        full.then_some(())
+/// Waits until every group has so many voters, which have all but what is on its way.
+async fn await_voters(through: &Running, count: usize) {
+    let address = through.node.peer_address().into();
+    let operator = OperatorClient::new(&PeerConfig::default(), vec![address]).unwrap();
+    await_until("every shard has its voters", || async {
+        let report = operator.report().await.ok()?;
+        let mut groups = report.shards.iter().chain([&report.meta]);
+        groups.all(|group| group.is_whole(1_000) && group.placed.len() == count).then_some(())
     })
     .await;
 }
@@ -92,7 +96,7 @@ async fn three_nodes_are_one_server_and_outlive_the_first() {
     }
     let second = join(&first, directories[1].path()).await;
     let third = join(&second, directories[2].path()).await;
-    await_replicas(&[&first, &second, &third], 2).await;
+    await_voters(&first, 3).await;
 
     // Orders through the second, worked on through the third.
     let (api, elsewhere) = (second.api(), third.api());

@@ -73,7 +73,7 @@ async fn a_request_is_answered_and_a_failure_says_whether_it_arrived() {
     let not_taken = Err(AskError::NotSent(NotSent::NotTaken));
     assert_eq!(ask(&one, two.id, "early").await, not_taken);
     two.net.answer_with(Arc::new(Echo::default()));
-    assert_eq!(ask(&one, two.id, "hello").await.unwrap(), "1: hello");
+    assert_eq!(ask(&one, two.id, "hello").await.unwrap(), "0000000000000001: hello");
     assert_eq!(ask(&one, two.id, "large").await.unwrap().len(), 20 << 20);
     // Neither takes the connection along.
     let failed = Err(AskError::Unknown(Unknown::Failed));
@@ -136,7 +136,7 @@ async fn requests_to_one_node_are_begun_in_the_order_they_were_sent() {
     let begun = echo.begun.lock();
     assert!(begun.iter().enumerate().all(|(number, begun)| *begun == request(number)));
     for (number, answer) in answers.into_iter().enumerate() {
-        assert_eq!(answer.unwrap(), format!("1: {number}"));
+        assert_eq!(answer.unwrap(), format!("0000000000000001: {number}"));
     }
 }
 

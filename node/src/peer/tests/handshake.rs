@@ -73,13 +73,19 @@ async fn each_reason_to_refuse_is_told_in_words_and_counted() {
     check(
         |hello| (hello.lowest_version, hello.highest_version) = (2, 9),
         "version",
-        "node 2 speaks versions 2 to 9 of the peer protocol, and node 1 1 to 1: upgrade the older",
+        "node 0000000000000002 speaks versions 2 to 9 of the peer protocol, and node 0000000000000001 1 to 1: upgrade the older",
     )
     .await;
     check(|hello| hello.cluster = "another".to_owned(), "other_cluster", "cluster another").await;
-    check(|hello| hello.target = 3, "other_node", "expected node 3 at this address").await;
-    check(|hello| hello.node = 1, "itself", "node 1 called itself").await;
-    check(|hello| hello.node = 9, "not_member", "node 9 is not known to node 1").await;
+    check(|hello| hello.target = 3, "other_node", "expected node 0000000000000003 at this address")
+        .await;
+    check(|hello| hello.node = 1, "itself", "node 0000000000000001 called itself").await;
+    check(
+        |hello| hello.node = 9,
+        "not_member",
+        "node 0000000000000009 is not known to node 0000000000000001",
+    )
+    .await;
     check(|hello| hello.lane = 8, "unknown_lane", "asks for lane 8").await;
     check(|hello| hello.stranger = true, "stranger_lane", "may only ask for that").await;
 
@@ -89,7 +95,12 @@ async fn each_reason_to_refuse_is_told_in_words_and_counted() {
     check(|hello| hello.epoch = 4, "older_connection", "a newer connection for entries").await;
     let (_newer, welcome) = greet(&node, &Hello { incarnation: 21, ..hello() }).await;
     assert_eq!(welcome.refusal, "");
-    check(|hello| hello.epoch = 6, "older_process", "another process of node 2 has started").await;
+    check(
+        |hello| hello.epoch = 6,
+        "older_process",
+        "another process of node 0000000000000002 has started",
+    )
+    .await;
 }
 
 #[test]
@@ -174,7 +185,9 @@ async fn an_answer_of_another_node_is_not_believed() {
             hello::write(&mut stream, &welcome).await.unwrap();
         }
     });
-    for words in ["is node 9, and node 1 was expected", "chose version 2"] {
+    for words in
+        ["is node 0000000000000009, and node 0000000000000001 was expected", "chose version 2"]
+    {
         let greeted = super::super::dial::greet(&security, &address, &hello()).await;
         let error = greeted.unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
@@ -345,7 +358,7 @@ async fn one_that_wants_to_join_may_ask_that_once_and_nothing_else() {
     };
     assert_eq!(ask().await, Err(AskError::NotSent(NotSent::NotTaken)), "nobody answers yet");
     node.net.answer_with(Arc::new(super::calls::Echo::default()));
-    assert_eq!(ask().await.unwrap(), "5 joins: me");
+    assert_eq!(ask().await.unwrap(), "0000000000000005 joins: me");
     let too_long = Bytes::from(vec![0; 65 << 10]);
     let refused = stranger.ask(&node.address(), too_long, PATIENCE).await;
     assert_eq!(refused, Err(AskError::NotSent(NotSent::TooLong)));

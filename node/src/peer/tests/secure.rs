@@ -58,12 +58,12 @@ async fn nodes_with_certificates_of_one_ca_reach_each_other() {
     assert!(two.inbox.take().into_iter().any(|(_, arrived)| arrived == frame));
     two.net.answer_with(Arc::new(super::calls::Echo::default()));
     let answer = one.net.ask(two.id, Bytes::from_static(b"hello"), PATIENCE).await;
-    assert_eq!(answer.unwrap(), "1: hello");
+    assert_eq!(answer.unwrap(), "0000000000000001: hello");
     let mut config = PeerConfig::default();
     authority.equip(&mut config, "127.0.0.1");
     let stranger = Stranger::new(&config, NodeId(5), 7).unwrap();
     let joined = stranger.ask(&two.address(), Bytes::from_static(b"me"), PATIENCE).await;
-    assert_eq!(joined.unwrap(), "5 joins: me");
+    assert_eq!(joined.unwrap(), "0000000000000005 joins: me");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

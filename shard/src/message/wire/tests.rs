@@ -218,10 +218,10 @@ async fn a_sender_hears_whether_a_request_was_carried_out() {
         Ok(NodeAnswer::Version(7))
     );
     let (refused, of_poll, meta) = ask(says(PeerAnswer::NotUnderstood(why()))).await;
-    let text = "node 2 refuses a request: why";
+    let text = "node 0000000000000002 refuses a request: why";
     assert_eq!((refused, of_poll, meta), (unavailable(text), Receipt::Unknown, of_meta(text)));
     let (called, of_poll, meta) = ask(Some(Err(Unanswered::NotSent { node, why: why() }))).await;
-    assert_eq!(called, unavailable("node 2 cannot be reached: why"));
+    assert_eq!(called, unavailable("node 0000000000000002 cannot be reached: why"));
     assert_eq!((of_poll, meta), (Receipt::Unreachable, Err(MetaError::NotLed { leader: None })));
     // Nobody knows what became of these.
     let newer =
@@ -229,9 +229,12 @@ async fn a_sender_hears_whether_a_request_was_carried_out() {
     let lost = [
         (
             Some(Err(Unanswered::Lost { node, why: why() })),
-            "node 2 has not answered: why".to_owned(),
+            "node 0000000000000002 has not answered: why".to_owned(),
         ),
-        (Some(Ok(Bytes::from_static(&[9]))), format!("cannot read the answer of node 2: {newer}")),
+        (
+            Some(Ok(Bytes::from_static(&[9]))),
+            format!("cannot read the answer of node 0000000000000002: {newer}"),
+        ),
     ];
     for (answer, text) in lost {
         let (called, of_poll, meta) = ask(answer).await;
@@ -239,7 +242,7 @@ async fn a_sender_hears_whether_a_request_was_carried_out() {
         assert!(matches!(meta, Err(MetaError::Unavailable(_))), "{meta:?}");
     }
     let (called, of_poll, meta) = ask(None).await;
-    let text = "node 2 has not answered: it was given 10000 ms";
+    let text = "node 0000000000000002 has not answered: it was given 10000 ms";
     assert_eq!((called, of_poll), (unknown(text), Receipt::Unreachable));
     assert!(matches!(meta, Err(MetaError::Unavailable(_))), "{meta:?}");
 }
