@@ -97,6 +97,8 @@ async fn a_session_that_is_too_slow_ends_so_that_the_log_can_go() {
     tuning.read_bytes_max = 32 << 10;
     // Until the refill is under way, nothing is due.
     tuning.snapshot_log_bytes_min = 300 << 10;
+    // What the cut takes of a snapshot on its way is missed soon.
+    tuning.snapshot_patience = Duration::from_secs(1);
     let (cluster, leader, lagging) = with_one_cut_off(tuning).await;
     let (from, to) = (cluster.nodes[leader].id, cluster.nodes[lagging].id);
     let node = &cluster.nodes[leader];
