@@ -8,6 +8,7 @@ use std::{fs, io};
 
 use piton_raft::log::RealDisk;
 use piton_raft::{GroupId, LOG_DIRECTORY, Losses, RaftError};
+use piton_store::Mark;
 
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::identity::{Identity, IdentityError, KeptIdentity};
@@ -26,8 +27,9 @@ pub enum AcceptLossError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(
-        "this node is one of a cluster, whose other nodes have what it lost: {}. Have them remove it, \
-         empty its data directory, and start it with --join; what it is to hold is sent to it then",
+        "this node is one of a cluster, whose other nodes have what it lost: {}. Start it: it sets aside what \
+         is damaged, and they fill it. If it does not, have them remove it, empty its data directory, and \
+         start it with --join",
         others.join(", ")
     )]
     HasPeers { others: Vec<String> },
@@ -93,7 +95,15 @@ pub fn accept_loss(path: &Path, accepted: bool) -> Result<String, AcceptLossErro
 }
 
 /// Where the store stands, as far as it can be read.
-fn states(path: &Path, text: &mut String) -> Vec<(GroupId, piton_store::Mark)> {
+fn states(path: &Path, text: &mut String) -> Vec<(GroupId, Mark)> {
+    states_in(path).unwrap_or_else(|why| {
+        let _ = writeln!(text, "{why}.");
+        Vec::new()
+    })
+}
+
+/// Where the store of a node that does not run stands; or why it says nothing.
+pub(crate) fn states_in(path: &Path) -> Result<Vec<(GroupId, Mark)>, String> {
     let opened = piton_store::open_kept(&path.join(STORE_DIRECTORY), STORE_CACHE_BYTES);
     let marks = opened.and_then(|store| {
         let Some(store) = store else { return Ok(None) };
@@ -103,14 +113,11 @@ fn states(path: &Path, text: &mut String) -> Vec<(GroupId, piton_store::Mark)> {
     });
     match marks {
         Ok(Some(marks)) => {
-            return marks.into_iter().map(|(group, mark)| (GroupId(group), mark)).collect();
+            Ok(marks.into_iter().map(|(group, mark)| (GroupId(group), mark)).collect())
         }
-        Ok(None) => text.push_str("There is no store that can be relied on.\n"),
-        Err(error) => {
-            let _ = writeln!(text, "The store is not counted on: {error}.");
-        }
+        Ok(None) => Err("There is no store that can be relied on".to_owned()),
+        Err(error) => Err(format!("The store is not counted on: {error}")),
     }
-    Vec::new()
 }
 
 fn describe(losses: &Losses, missing: bool, text: &mut String) {

@@ -107,7 +107,7 @@ impl ListenConfig {
 }
 
 /// How a node that has no data yet comes into a cluster, and where it stands there.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClusterConfig {
     /// With an empty data directory: found a new cluster.
@@ -117,6 +117,15 @@ pub struct ClusterConfig {
     pub join: Vec<String>,
     /// What fails together with this node: replicas of a shard are spread over zones.
     pub zone: String,
+    /// Where the log is found damaged at a start: come back as another node, which the others fill. With
+    /// false, the node does not start then.
+    pub refill: bool,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self { bootstrap: false, join: Vec::new(), zone: String::new(), refill: true }
+    }
 }
 
 /// Where state is kept.

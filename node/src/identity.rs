@@ -84,6 +84,12 @@ pub(crate) struct Identity {
     /// The node has drawn its id, and does not know yet whether a cluster has let it in.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_joining: bool,
+    /// What this node holds is damaged, and is being set aside: then it becomes another node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_given_up: bool,
+    /// The node in whose place this one came, until the cluster has let go of that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    instead_of: Option<String>,
     /// The port for other nodes, where any free one will do: they look for the node where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) peer_port: Option<u16>,
@@ -115,6 +121,11 @@ impl KeptIdentity {
 
     pub(crate) fn now(&self) -> Identity {
         self.kept.identity.lock().clone()
+    }
+
+    /// The data directory that it is kept in.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.kept.directory
     }
 
     /// Changes it in memory and in its file. Blocks.
@@ -278,6 +289,29 @@ impl Identity {
         Self { is_joining: true, ..Self::member(Self::draw_node(), String::new(), 0) }
     }
 
+    /// A node that comes in the place of this one, which gives up what it holds. It asks the nodes that
+    /// this one knew, to be let into the same cluster.
+    pub(crate) fn successor(&self) -> Self {
+        Self {
+            is_joining: true,
+            peer_port: self.peer_port,
+            peers: self.peers.clone(),
+            instead_of: Some(self.node_id.clone()),
+            ..Self::member(Self::draw_node(), self.cluster_id.clone(), self.shards)
+        }
+    }
+
+    /// In whose place this node came, while the cluster has not let go of that one.
+    pub(crate) fn instead_of(&self) -> Option<NodeId> {
+        let number = u64::from_str_radix(self.instead_of.as_ref()?, 16);
+        number.ok().map(NodeId)
+    }
+
+    /// The cluster has let go of the node in whose place this one came.
+    pub(crate) fn has_replaced(&mut self) {
+        self.instead_of = None;
+    }
+
     /// It was let in.
     pub(crate) fn joined(&mut self, cluster_id: String, shards: u32, peers: &Peers) {
         (self.cluster_id, self.shards, self.is_joining) = (cluster_id, shards, false);
@@ -292,6 +326,8 @@ impl Identity {
             has_log: false,
             is_founding: false,
             is_joining: false,
+            is_given_up: false,
+            instead_of: None,
             peer_port: None,
             peers: BTreeMap::new(),
         }

@@ -18,6 +18,7 @@ pub mod peer;
 mod probe;
 mod process_metrics;
 mod raft_runtime;
+mod refill;
 mod storage;
 mod storage_metrics;
 mod store_upkeep;

@@ -22,6 +22,7 @@ use crate::config::{Config, ConfigError};
 use crate::identity::{Identity, KeptIdentity, Peers};
 use crate::operator::{self, OperatorCall};
 use crate::peer::{Answerer, AskError, PeerAddress, PeerNet, Stranger, TlsError};
+use crate::refill;
 use crate::telemetry::Ready;
 
 /// How long one member may take to let this node in.
@@ -31,6 +32,8 @@ const JOIN_PAUSE: Duration = Duration::from_millis(250);
 const JOIN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A node that was not let in by then ends, so that whoever looks after it sees that.
 const JOIN_WAIT: Duration = Duration::from_secs(600);
+/// A node says every second that it is there.
+const GONE_AFTER: Duration = Duration::from_secs(3);
 /// Before a node says again where it is, where nobody heard it.
 const SAY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -44,6 +47,10 @@ pub enum JoinError {
     /// It is known why, and asking again will not help.
     #[error("the cluster does not let this node in: {0}")]
     Refused(String),
+    #[error(
+        "this node was of cluster {before}, and was let into {cluster_id}: it is not given the right nodes to ask"
+    )]
+    OtherCluster { before: String, cluster_id: String },
     #[error("no node has let this one into its cluster for {} s: {why}", JOIN_WAIT.as_secs())]
     NotInTime { why: String },
 }
@@ -53,12 +60,21 @@ pub enum JoinError {
 pub(crate) enum Knock {
     Join(JoinRequest),
     Operate(OperatorCall),
+    /// A node whose log was damaged asks to be let in as another one.
+    Return(ReturnRequest),
 }
 
 /// What a node that wants to join says of itself.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct JoinRequest {
     record: NodeRecord,
+}
+
+/// What a node says that comes in the place of another one, which is no more.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ReturnRequest {
+    record: NodeRecord,
+    instead_of: NodeId,
 }
 
 /// What it has to know to be one of the cluster.
@@ -84,7 +100,7 @@ type JoinAnswer = Result<Welcome, Denied>;
 pub(crate) const KNOCK: Kind<Knock> = Kind::new("a request of a stranger", &[]);
 const JOIN_ANSWER: Kind<JoinAnswer> = Kind::new("an answer to a request to join", &[]);
 
-/// The way in: the members that are named in the configuration.
+/// The way in: the members that are named in the configuration, and those that were known before.
 pub(crate) struct Door {
     node: NodeId,
     addresses: Vec<PeerAddress>,
@@ -95,13 +111,25 @@ pub(crate) struct Door {
 impl Door {
     /// # Errors
     /// See [`JoinError`].
-    pub(crate) fn new(config: &Config, record: &NodeRecord) -> Result<Self, JoinError> {
-        let addresses = config.cluster.join.iter().map(|address| address.parse());
+    pub(crate) fn new(
+        config: &Config,
+        identity: &Identity,
+        record: &NodeRecord,
+    ) -> Result<Self, JoinError> {
+        let known = identity.peers().into_values();
+        let addresses = config.cluster.join.iter().cloned().chain(known);
+        let addresses = addresses.map(|address| address.parse());
         let addresses = addresses.collect::<Result<_, ConfigError>>()?;
         let stranger = Stranger::new(&config.peer, record.id, FEATURE_LEVEL)?;
-        let request = KNOCK.encode(&Knock::Join(JoinRequest { record: record.clone() }));
+        let record = record.clone();
+        let node = record.id;
+        let knock = match identity.instead_of() {
+            Some(instead_of) => Knock::Return(ReturnRequest { record, instead_of }),
+            None => Knock::Join(JoinRequest { record }),
+        };
+        let request = KNOCK.encode(&knock);
         let request = request.map_err(|error| JoinError::Refused(error.to_string()))?;
-        Ok(Self { node: record.id, addresses, stranger, request })
+        Ok(Self { node, addresses, stranger, request })
     }
 
     /// Asks each member in turn to be let in, until one of them does, or knows that none will. A node
@@ -199,6 +227,13 @@ impl Answerer for Answers {
                 Ok(Knock::Join(JoinRequest { record })) => {
                     Err(Denied::Never(format!("node {from} asks for node {}", record.id)))
                 }
+                Ok(Knock::Return(ReturnRequest { record, instead_of })) if record.id == from => {
+                    let peers = let_return(&cluster, &this, record, instead_of).await;
+                    peers.map(|peers| Welcome { cluster_id, shards, peers })
+                }
+                Ok(Knock::Return(ReturnRequest { record, .. })) => {
+                    Err(Denied::Never(format!("node {from} asks for node {}", record.id)))
+                }
                 Ok(Knock::Operate(call)) => {
                     return operator::answer(&cluster, &cluster_id, call).await;
                 }
@@ -215,6 +250,27 @@ async fn let_in(cluster: &Cluster, this: &NodeRecord, record: NodeRecord) -> Res
         error => Denied::Later(error.to_string()),
     })?;
     Ok(members_known_to(this, &cluster.meta().state()))
+}
+
+/// Lets a node in that comes in the place of another one, whose replicas go to whoever has room for them.
+async fn let_return(
+    cluster: &Cluster,
+    this: &NodeRecord,
+    record: NodeRecord,
+    gone: NodeId,
+) -> Result<Peers, Denied> {
+    // A copy of its directory that is started elsewhere does not drive out a node that is well.
+    let silent = cluster.sightings().get(&gone).map(|sighting| sighting.heard.elapsed());
+    if silent.is_some_and(|time| time < GONE_AFTER) {
+        return Err(Denied::Later(format!("node {gone}, whose place it wants, was just heard of")));
+    }
+    let peers = let_in(cluster, this, record).await?;
+    let state = cluster.meta().state().node(gone).map(|node| node.state);
+    if state.is_some_and(|state| state.is_member() && state != NodeState::Leaving) {
+        let left = cluster.meta().set_node_state(gone, NodeState::Leaving).await;
+        left.map_err(|error| Denied::Later(error.to_string()))?;
+    }
+    Ok(peers)
 }
 
 /// Where the members are. This node is one that can tell, whether its own record is committed yet or not.
@@ -325,6 +381,7 @@ impl Following {
                 say_unwanted(&self.unwanted, removed_text(self.node));
             }
             self.net.set_peers(parsed.collect(), removed);
+            self.end_replacement(&state).await;
             tokio::select! {
                 changed = self.states.changed() => if changed.is_err() { return },
                 Ok(()) = self.known.changed() => {}
@@ -343,6 +400,25 @@ impl Following {
             }
         }
         peers
+    }
+
+    /// What was kept of the node in whose place this one came goes once the cluster has let go of it:
+    /// all that it held is whole elsewhere by then.
+    async fn end_replacement(&self, state: &MetaState) {
+        let Some(gone) = self.identity.now().instead_of() else { return };
+        let is_gone = state.node(gone).is_some_and(|node| !node.state.is_member());
+        if !is_gone {
+            return;
+        }
+        let identity = self.identity.clone();
+        let ended = tokio::task::spawn_blocking(move || refill::end(&identity));
+        match ended.await {
+            Ok(Ok(())) => {
+                tracing::info!(%gone, "the damaged node was replaced, what was set aside is removed")
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "what was set aside stays"),
+            Err(error) => tracing::warn!(%error, "what was set aside stays"),
+        }
     }
 
     /// Keeps them for the next start, which may come before this node has its copy of the meta state.
@@ -426,7 +502,9 @@ pub(crate) fn origin(
 ) -> Result<Option<Origin>, ConfigError> {
     let may_join = !config.cluster.join.is_empty();
     match kept {
-        Some(identity) if identity.is_joining && may_join => Ok(Some(Origin::Joiner)),
+        Some(identity) if identity.is_joining && (may_join || !identity.peers().is_empty()) => {
+            Ok(Some(Origin::Joiner))
+        }
         Some(identity) if identity.is_joining => Err(ConfigError::Refused(
             "this node asked to be let into a cluster and does not know the answer: start it with \
              --join HOST:PORT again, or with another data directory",

@@ -22,6 +22,7 @@ use crate::identity::{Identity, IdentityError, KeptIdentity};
 use crate::membership::{self, Door, JoinError, Origin, Welcome};
 use crate::peer::{self, PeerError};
 use crate::process_metrics;
+use crate::refill::{self, RefillError};
 use crate::storage::{Devices, Opening, Storage, StorageError};
 use crate::storage_metrics::StorageSizes;
 use crate::telemetry::{self, Http, Metrics, Ready, Refresh};
@@ -61,6 +62,8 @@ pub enum NodeError {
     Peers(#[from] PeerError),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error("have the other nodes fill this one, whose log is damaged")]
+    Refill(#[from] RefillError),
     #[error("set up namespaces and limits")]
     Setup(#[from] MetaError),
     #[error(
@@ -146,18 +149,17 @@ impl Node {
         let shown = Http::default();
         let pages = serve_pages(http, shown.clone(), stopping.clone());
         let room = Room::default();
-        let begun = begin(&config, &devices, &rebuilds, &directory, &room, addresses, &shown.ready);
-        let begun = match begun.await {
-            Ok((storage, facts, registry)) => match GRPC.listen(grpc, addresses.0) {
-                Ok(grpc) => Ok((storage, facts, registry, grpc)),
-                Err(error) => {
-                    storage.close().await;
-                    Err(error)
-                }
-            },
-            Err(error) => Err(error),
+        let (on, ready) = (&devices, &shown.ready);
+        let start = Start {
+            config: &config,
+            on,
+            rebuilds: &rebuilds,
+            directory: &directory,
+            room: &room,
+            addresses,
+            ready,
         };
-        let (storage, facts, mut registry, grpc) = match begun {
+        let ((storage, facts, mut registry), grpc) = match begin_to_listen(start, grpc).await {
             Ok(begun) => begun,
             Err(error) => {
                 stop.send_replace(true);
@@ -317,16 +319,51 @@ async fn end_in_time(mut task: JoinHandle<()>, stop_max: Duration) {
 /// Where a node's API and its pages are.
 type Addresses = (SocketAddr, SocketAddr);
 
-/// Brings a node's state up, as far as it is to be before it is ready.
-async fn begin(
-    config: &Config,
-    devices: &Devices,
-    rebuilds: &Counter,
-    directory: &DataDirectory,
-    room: &Room,
+/// What a node's state is brought up with.
+#[derive(Clone, Copy)]
+struct Start<'a> {
+    config: &'a Config,
+    on: &'a Devices,
+    rebuilds: &'a Counter,
+    directory: &'a DataDirectory,
+    room: &'a Room,
     addresses: Addresses,
-    ready: &Ready,
-) -> Result<(Storage, Facts, Registry), NodeError> {
+    ready: &'a Ready,
+}
+
+type Begun = (Storage, Facts, Registry);
+
+/// Brings a node's state up, as far as it is to be before it is ready. What is damaged and others have,
+/// they fill anew.
+async fn begin(start: Start<'_>) -> Result<Begun, NodeError> {
+    let directory = start.directory.path();
+    refill::go_on(directory).await?;
+    let begun = begin_once(start).await;
+    if let Err(error) = &begun
+        && refill::give_up(start.config, directory, error).await?
+    {
+        return begin_once(start).await;
+    }
+    begun
+}
+
+/// The same, and has clients come in then.
+async fn begin_to_listen(
+    start: Start<'_>,
+    grpc: TcpSocket,
+) -> Result<(Begun, TcpListener), NodeError> {
+    let begun = begin(start).await?;
+    match GRPC.listen(grpc, start.addresses.0) {
+        Ok(grpc) => Ok((begun, grpc)),
+        Err(error) => {
+            begun.0.close().await;
+            Err(error)
+        }
+    }
+}
+
+async fn begin_once(start: Start<'_>) -> Result<Begun, NodeError> {
+    let Start { config, on: devices, rebuilds, directory, room, addresses, ready } = start;
     let Identified { identity, record, listener } =
         identify(devices, directory, config, addresses, ready).await?;
     let opening = Opening {
@@ -411,8 +448,12 @@ async fn identify(
     }
     let identity = KeptIdentity::new(disk, path, identity);
     if matches!(origin, Some(Origin::Joiner)) {
-        let welcome = Door::new(config, &record)?.join(ready).await?;
+        let welcome = Door::new(config, &identity.now(), &record)?.join(ready).await?;
         let Welcome { cluster_id, shards, peers } = welcome;
+        let before = identity.now().cluster_id;
+        if !before.is_empty() && before != cluster_id {
+            return Err(JoinError::OtherCluster { before, cluster_id }.into());
+        }
         identity.change(|identity| identity.joined(cluster_id, shards, &peers))?;
     }
     // ORDER: before anything is opened. A shard that is led with another number of them would

@@ -28,7 +28,7 @@ use crate::log_metrics::LogCollector;
 use crate::membership::{self, Answers, Door, JoinError, Membership, NetCarrier, Unwanted};
 use crate::peer::{self, PeerError, PeerNet};
 use crate::raft_runtime::RaftRuntime;
-use crate::storage_metrics::SnapshotCollector;
+use crate::storage_metrics::{DamageCollector, SnapshotCollector};
 use crate::store_upkeep::StoreUpkeep;
 use crate::telemetry::{Metrics, Ready};
 
@@ -212,7 +212,8 @@ impl Storage {
         let Identity { cluster_id, shards, .. } = identity.now();
         let (of, this) = (cluster.clone(), record.clone());
         on.net.answer_with(Arc::new(Answers { cluster: of, cluster_id, shards, record: this }));
-        let door = (!config.cluster.join.is_empty()).then(|| Door::new(config, record));
+        let door =
+            (!config.cluster.join.is_empty()).then(|| Door::new(config, &identity.now(), record));
         let door = match door.transpose() {
             Ok(door) => door,
             Err(error) => {
@@ -428,6 +429,8 @@ impl Ground {
         registry.register_collector(Box::new(LogCollector(self.groups.log().clone())));
         let snapshots = Arc::clone(self.groups.snapshot_stats());
         registry.register_collector(Box::new(SnapshotCollector(snapshots)));
+        let damage = Arc::clone(self.groups.damage_stats());
+        registry.register_collector(Box::new(DamageCollector(damage)));
         let identity = opening.identity.now();
         let (node, room) = (identity.node(), opening.room.clone());
         HostParts {
@@ -575,6 +578,7 @@ async fn open_groups(
             snapshot_log_bytes_min: config.data.snapshot_log_bytes,
             // All groups together may have that much under way: the log's queue holds it.
             proposed_bytes_max: (PROPOSED_BYTES_MAX / (shards as usize + 1)).max(1 << 20),
+            refill: config.cluster.refill,
             on_idle,
             runtime: Some(runtime),
             ..Tuning::default()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use piton_raft::{LOG_DIRECTORY, SNAPSHOT_DIRECTORY, SnapshotStats};
+use piton_raft::{DamageStats, LOG_DIRECTORY, SNAPSHOT_DIRECTORY, SnapshotStats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -78,6 +78,26 @@ impl Collector for SnapshotCollector {
             encoder
                 .encode_descriptor(name, help, None, MetricType::Counter)?
                 .encode_counter::<NoLabelSet, u64, f64>(&read(counter), None)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads what is counted of damage at each scrape.
+#[derive(Debug)]
+pub(crate) struct DamageCollector(pub(crate) Arc<DamageStats>);
+
+impl Collector for DamageCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let DamageStats { scrubbed_bytes, found, refilled } = &*self.0;
+        for (name, help, counter) in [
+            ("scrubbed_bytes", "Bytes of log and snapshots read to find damage", scrubbed_bytes),
+            ("damage_found", "How often something on the disk was found damaged", found),
+            ("damage_refilled", "Damaged groups that other nodes were to fill anew", refilled),
+        ] {
+            encoder
+                .encode_descriptor(name, help, None, MetricType::Counter)?
+                .encode_counter::<NoLabelSet, u64, f64>(&counter.load(Ordering::Relaxed), None)?;
         }
         Ok(())
     }

@@ -91,6 +91,13 @@ pub struct Tuning {
     /// How long a follower that is being sent a snapshot may be silent before the transfer is given
     /// up; it goes on where it was when it begins again.
     pub snapshot_patience: Duration,
+    /// How often all that lies on the disk is read, to find damage before it matters.
+    pub scrub_every: Duration,
+    /// How fast that goes.
+    pub scrub_bytes_per_second: u64,
+    /// Whether a group whose entries, state or snapshot are damaged here is filled anew by its other
+    /// nodes. With false it does not start.
+    pub refill: bool,
     /// A log that has not completed a sync for this long, with work waiting, gives up leading.
     pub stall_limit: Duration,
     /// Threads of Raft's own runtime. Nothing on them waits for storage.
@@ -126,6 +133,9 @@ impl Default for Tuning {
             voter_lag_entries_max: 1024,
             log_held_bytes_max: 512 << 20,
             snapshot_patience: Duration::from_secs(10),
+            scrub_every: Duration::from_secs(6 * 3_600),
+            scrub_bytes_per_second: 8 << 20,
+            refill: true,
             stall_limit: Duration::from_secs(1),
             threads: 1,
             runtime: None,

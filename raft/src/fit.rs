@@ -13,10 +13,10 @@ use std::sync::{Arc, mpsc};
 use piton_store::Mark;
 
 use crate::config::NodeId;
-use crate::error::RaftError;
+use crate::error::{RaftError, SnapshotError};
 use crate::groups::{LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 use crate::log::{Disk, GroupId, Log, LogConfig, LogContents, LogError, RealDisk};
-use crate::snapshot;
+use crate::snapshot::{self, Head};
 use crate::types::{LogId, StoredMembership, Vote, term_of};
 use crate::wire;
 
@@ -68,20 +68,35 @@ impl std::fmt::Display for Misfit {
     }
 }
 
-/// What everybody beside the log says.
-fn known(disk: &dyn Disk, dir: &Path, states: &[(GroupId, Mark)]) -> Result<Vec<Known>, RaftError> {
+/// What everybody beside the log says. Damaged snapshots are met by the group that needs them, unless
+/// they are asked for `strictly`.
+fn known(
+    disk: &dyn Disk,
+    dir: &Path,
+    states: &[(GroupId, Mark)],
+    strictly: bool,
+) -> Result<Vec<Known>, RaftError> {
     let heads = snapshot::heads(disk, &dir.join(SNAPSHOT_DIRECTORY));
-    let heads = heads.map_err(|(group, source)| RaftError::Snapshot { group, source })?;
-    let snapshots = heads.iter().map(|(group, mark, path)| {
-        (*group, mark, format!("the snapshot {}", path.display()), snapshot::is_received(path))
-    });
-    let states = states.iter().map(|(group, mark)| (*group, mark, "the store".to_owned(), false));
-    let read = |(group, mark, by, is_received): (GroupId, &Mark, String, bool)| {
+    let heads = heads.map_err(|source| RaftError::Snapshot { group: GroupId(0), source })?;
+    let mut marks = Vec::new();
+    for Head { group, path, mark } in heads {
+        match mark {
+            Ok(mark) => {
+                let by = format!("the snapshot {}", path.display());
+                marks.push((group, mark, by, snapshot::is_received(&path)));
+            }
+            Err(SnapshotError::Corrupt { .. }) if !strictly => {}
+            Err(source) => return Err(RaftError::Snapshot { group, source }),
+        }
+    }
+    let states = states.iter();
+    marks.extend(states.map(|(group, mark)| (*group, mark.clone(), "the store".to_owned(), false)));
+    let read = |(group, mark, by, is_received): (GroupId, Mark, String, bool)| {
         // A mark that does not decode is damage, which whoever reads it next meets.
-        let (id, membership) = wire::mark_parts(mark).ok()?;
+        let (id, membership) = wire::mark_parts(&mark).ok()?;
         Some(Known { group, id, membership, by, is_received })
     };
-    Ok(snapshots.chain(states).filter_map(read).collect())
+    Ok(marks.into_iter().filter_map(read).collect())
 }
 
 /// Everything that is known of a group and not in the log.
@@ -129,7 +144,7 @@ pub(crate) fn check(
     states: &[(GroupId, Mark)],
     open_log: impl Fn(LogError) -> RaftError,
 ) -> Result<(), RaftError> {
-    let known = known(disk, dir, states)?;
+    let known = known(disk, dir, states, false)?;
     if known.is_empty() {
         return Ok(());
     }
@@ -139,6 +154,26 @@ pub(crate) fn check(
         Some(misfit) => Err(RaftError::Misfit(Box::new(misfit))),
         None => Ok(()),
     }
+}
+
+/// Groups of which nobody else may have what this node lost: as far as the best that is known beside the
+/// log says, it was their only voter. `states` is where the store stands.
+///
+/// # Errors
+/// When the snapshots cannot be looked at.
+pub fn held_alone(
+    node: NodeId,
+    dir: &Path,
+    states: &[(GroupId, Mark)],
+) -> Result<Vec<GroupId>, RaftError> {
+    let mut best: BTreeMap<GroupId, Known> = BTreeMap::new();
+    for known in known(&RealDisk, dir, states, false)? {
+        if best.get(&known.group).is_none_or(|best| best.id.index < known.id.index) {
+            best.insert(known.group, known);
+        }
+    }
+    best.retain(|_, known| known.membership.membership().voter_ids().all(|voter| voter == node));
+    Ok(best.into_keys().collect())
 }
 
 /// What a node alone gives up where its log cannot be restored; see [`Losses`].
@@ -174,7 +209,7 @@ impl Losses {
     /// When a snapshot cannot be read, a newer release has written the log, or the node is not alone:
     /// then the others have what it lost.
     pub fn look(node: NodeId, dir: &Path, states: &[(GroupId, Mark)]) -> Result<Losses, RaftError> {
-        let known = known(&RealDisk, dir, states)?;
+        let known = known(&RealDisk, dir, states, true)?;
         let log_dir = dir.join(LOG_DIRECTORY);
         let (contents, unreadable) =
             match LogContents::read(&RealDisk, &log_dir, &LogConfig::default()) {

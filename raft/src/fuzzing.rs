@@ -77,7 +77,7 @@ fn read_snapshot(bytes: &[u8]) {
     let read = || -> Result<(), SnapshotError> {
         let snapshots =
             Snapshots::open(Arc::new(disk.clone()), dir.clone(), GROUP, Arc::default())?;
-        let file = snapshots.current().expect("it opened one");
+        let Some(file) = snapshots.current() else { return Ok(()) };
         // The mark goes to the adapter, which decodes it.
         let _ = wire::mark_parts(&file.mark);
         snapshots.rows(&file)?.try_for_each(|row| row.map(drop))

@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
-use piton_store::Mark;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
-use crate::execution::{Execution, blocking, failpoint};
+use crate::execution::{Execution, blocking};
 use crate::fit;
 use crate::floor::elect_above_floor;
 use crate::group::{Group, Leadership, Running, admission, watch_leadership};
@@ -27,15 +26,20 @@ use crate::purge::{HeldLogs, KeptFrom, watch_log_size};
 use crate::replica::Replica;
 use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
+use crate::scrub::{DamageStats, Pace, scrub};
 use crate::snapshot::{SnapshotStats, Snapshots};
-use crate::state_machine::{StateMachine, restore, write_snapshot};
+use crate::state_machine::StateMachine;
 use crate::switch::{Member, Switch, SwitchInbox};
 use crate::takeover::replace_lost;
-use crate::types::{Entry, LogId, Membership, Payload, Raft, StoredMembership, log_id, term_of};
+use crate::types::{Entry, LogId, Membership, Payload, Raft, log_id, term_of};
 use crate::wire;
 
 mod leave;
+mod refill;
 mod slot;
+mod state;
+
+use state::Applied;
 
 /// Where the log lies in a node's directory.
 pub const LOG_DIRECTORY: &str = "log";
@@ -59,6 +63,7 @@ struct Inner {
     handle: Handle,
     snapshot_turn: Arc<tokio::sync::Mutex<()>>,
     snapshot_stats: Arc<SnapshotStats>,
+    damage: Arc<DamageStats>,
     failed: watch::Sender<Option<String>>,
     half_forgotten: Vec<GroupId>,
     held: Arc<HeldLogs>,
@@ -121,6 +126,7 @@ impl Groups {
             handle,
             snapshot_turn: Arc::default(),
             snapshot_stats: Arc::default(),
+            damage: Arc::default(),
             failed: watch::Sender::new(None),
             half_forgotten,
             held: Arc::default(),
@@ -129,6 +135,7 @@ impl Groups {
         };
         let inner = Arc::new(inner);
         inner.handle.spawn(watch_stalls(Arc::downgrade(&inner)));
+        inner.handle.spawn(scrub_all(Arc::downgrade(&inner), inner.tuning.scrub_every));
         Ok(Groups { inner })
     }
 
@@ -267,6 +274,11 @@ impl Groups {
         &self.inner.log
     }
 
+    /// What is counted of damage that was found on the disk.
+    pub fn damage_stats(&self) -> &Arc<DamageStats> {
+        &self.inner.damage
+    }
+
     /// What is counted of the groups' snapshots.
     pub fn snapshot_stats(&self) -> &Arc<SnapshotStats> {
         &self.inner.snapshot_stats
@@ -282,9 +294,6 @@ fn own_runtime(tuning: &Tuning) -> std::io::Result<Option<Runtime>> {
     builder.worker_threads(tuning.threads).thread_name("raft").enable_all();
     builder.on_thread_park(tuning.on_idle).build().map(Some)
 }
-
-/// What a replica stands at, as openraft wants to know it.
-type Applied = Option<(LogId, StoredMembership)>;
 
 /// How often to look whether the log's writer goes on.
 const STALL_CHECK: Duration = Duration::from_millis(50);
@@ -312,6 +321,23 @@ async fn watch_stalls(groups: Weak<Inner>) {
     }
 }
 
+/// Reads what the groups have on the disk, one after the other, in passes.
+async fn scrub_all(groups: Weak<Inner>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(inner) = groups.upgrade() else { return };
+        let running = inner.running();
+        let running: Vec<_> = running.iter().map(|group| Arc::downgrade(group.running())).collect();
+        let bytes_per_second = inner.tuning.scrub_bytes_per_second;
+        let pace = Pace { bytes_per_second, stats: Arc::clone(&inner.damage) };
+        // ORDER: before the pass. The node may stop meanwhile.
+        drop(inner);
+        for group in running {
+            scrub(group, &pace).await;
+        }
+    }
+}
+
 impl Inner {
     fn running(&self) -> Vec<Group> {
         self.groups.lock().values().flatten().cloned().collect()
@@ -327,9 +353,8 @@ impl Inner {
         if self.log.state(group).is_forgotten {
             self.clear_forgotten(group, &replica).await?;
         }
-        let snapshots = self.open_snapshots(group).await?;
         let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
-        let applied = self.fit_state(group, &store, &replica, &snapshots).await?;
+        let (snapshots, applied) = self.find_state(group, &store, &replica).await?;
         let goes_ahead = self.found(group, &applied, founders).await?;
         self.cover_start_of_log(group, &replica, &snapshots).await?;
 
@@ -424,96 +449,6 @@ impl Inner {
         let opened =
             opened.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         Ok(Arc::new(opened.map_err(|source| RaftError::Snapshot { group, source })?))
-    }
-
-    /// Brings state, snapshot and log together: a state that is behind the snapshot is replaced by
-    /// it, and the log does the rest. One that is ahead of the log is refused, unless a snapshot of
-    /// another node explains it.
-    async fn fit_state(
-        &self,
-        group: GroupId,
-        store: &LogStore,
-        replica: &ReplicaThread,
-        snapshots: &Arc<Snapshots>,
-    ) -> Result<Applied, RaftError> {
-        let replica_error = |source| RaftError::Replica { group, source };
-        let mark = replica.call(|replica| replica.applied()).await.map_err(replica_error)?;
-        let (purged, last) =
-            (self.log_id(group, store.purged())?, self.log_id(group, store.last())?);
-        let mut applied = match &mark {
-            Some(mark) => self.applied_that_fits(group, mark, purged, last)?,
-            None => None,
-        };
-        if applied.is_none()
-            && let Some(mark) = mark
-        {
-            let is_behind = purged.is_some_and(|purged| mark.index < purged.index);
-            // A crash while a snapshot was installed leaves the state at it, and the log behind.
-            let explained = snapshots.received_index().is_some_and(|index| index >= mark.index);
-            if !is_behind && !explained {
-                failpoint(self.node, group, "state is ahead");
-                return Err(fit::refuse_state(group, &mark, last, &self.dir));
-            }
-            tracing::warn!(%group, applied = mark.index, "state does not fit the log, it is rebuilt");
-            let cleared = replica.call(|replica| replica.clear()).await;
-            cleared.and_then(|cleared| cleared).map_err(replica_error)?;
-        }
-        if let Some(file) = snapshots.current()
-            && applied.as_ref().is_none_or(|(applied, _)| applied.index < file.mark.index)
-        {
-            tracing::info!(%group, log_index = file.mark.index, "state is restored from snapshot");
-            let mark = file.mark.clone();
-            restore(group, replica, snapshots, file).await?;
-            applied = wire::mark_parts(&mark).ok();
-        }
-        if let Some(purged) = purged
-            && applied.as_ref().is_none_or(|(applied, _)| applied.index < purged.index)
-        {
-            return Err(RaftError::SnapshotMissing { group, purged: purged.index });
-        }
-        Ok(applied)
-    }
-
-    /// A log whose loss was accepted begins behind the last snapshot: the store alone has what came
-    /// before, and a store must be such that it can be discarded. So a snapshot is taken, before
-    /// openraft sees an older one, which it does not expect.
-    async fn cover_start_of_log(
-        &self,
-        group: GroupId,
-        replica: &ReplicaThread,
-        snapshots: &Arc<Snapshots>,
-    ) -> Result<(), RaftError> {
-        let purged = self.log.state(group).purged.map_or(0, |purged| purged.index);
-        if snapshots.index() < purged {
-            let _turn = self.snapshot_turn.lock().await;
-            write_snapshot(group, replica, snapshots).await?;
-        }
-        Ok(())
-    }
-
-    /// The replica's place, if the log holds it.
-    fn applied_that_fits(
-        &self,
-        group: GroupId,
-        mark: &Mark,
-        purged: Option<LogId>,
-        last: Option<LogId>,
-    ) -> Result<Applied, RaftError> {
-        let Ok(applied) = wire::mark_parts(mark) else { return Ok(None) };
-        let index = mark.index;
-        if purged.is_some_and(|purged| index < purged.index)
-            || last.is_none_or(|last| index > last.index)
-        {
-            return Ok(None);
-        }
-        let here = if let Some(purged) = purged.filter(|purged| purged.index == index) {
-            Some(purged)
-        } else {
-            let entries = self.log.read(group, index..index + 1, 1);
-            let entries = entries.map_err(|source| RaftError::Log { group, source })?;
-            entries.first().map(|entry| log_id(entry.term, entry.index))
-        };
-        Ok((here == Some(applied.0)).then_some(applied))
     }
 
     fn log_id(

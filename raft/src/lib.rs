@@ -35,6 +35,7 @@ mod purge;
 mod replica;
 mod replica_thread;
 mod rounds;
+mod scrub;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshot;
@@ -52,7 +53,7 @@ pub use error::{
     ChangeError, ProposeError, RaftError, ReadError, ReplicaError, SnapshotError, TransportError,
 };
 pub use execution::Execution;
-pub use fit::{Loss, Losses, Misfit};
+pub use fit::{Loss, Losses, Misfit, held_alone};
 pub use group::{Committed, Group, GroupMetrics, Leadership};
 pub use groups::{Groups, LOG_DIRECTORY, SNAPSHOT_DIRECTORY};
 pub use log::{Disk, GroupId, Log};
@@ -60,5 +61,6 @@ pub use members::{Lag, Members, Removed};
 pub use memory_network::MemoryNetwork;
 pub use replica::{CommittedEntry, Replica, SnapshotRows};
 pub use rounds::{Joined, Rounds};
+pub use scrub::DamageStats;
 pub use snapshot::SnapshotStats;
 pub use transport::{Inbox, Lane, Transport};

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use piton_store::{Mark, Row};
 
@@ -29,10 +29,14 @@ use crate::wire;
 
 mod files;
 mod stats;
+mod writer;
 
 use files::index_in;
-pub(crate) use files::{heads, is_received, remove_all};
+pub(crate) use files::{Head, heads, is_received, remove_all};
 pub use stats::SnapshotStats;
+use writer::Writer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use writer::{block_bytes, head_bytes};
 
 const MAGIC: &[u8; 7] = b"PITONSS";
 /// The version that is written, as a digit: of all that follows the head, which stays as it is.
@@ -92,6 +96,8 @@ pub(crate) struct Snapshots {
     dir: PathBuf,
     disk: Arc<dyn Disk>,
     current: Mutex<Option<SnapshotFile>>,
+    /// One whose head cannot be read, which there was instead of a current one.
+    lost: Mutex<Option<(PathBuf, SnapshotError)>>,
     /// The current one was found damaged: it is of use to nobody, and another takes its place.
     is_damaged: AtomicBool,
     /// Names temporary files apart.
@@ -108,9 +114,10 @@ impl Snapshots {
         stats: Arc<SnapshotStats>,
     ) -> Result<Snapshots, SnapshotError> {
         disk.create_dir(&dir).map_err(disk_error("create", &dir))?;
-        let (current, temporary) = (Mutex::new(None), AtomicU64::new(0));
-        let is_damaged = AtomicBool::new(false);
-        let snapshots = Snapshots { group, dir, disk, current, is_damaged, temporary, stats };
+        let (current, lost, is_damaged) =
+            (Mutex::default(), Mutex::default(), AtomicBool::default());
+        let temporary = AtomicU64::new(0);
+        let snapshots = Snapshots { group, dir, disk, current, lost, is_damaged, temporary, stats };
         let mut newest: Option<(u64, String)> = None;
         for name in
             snapshots.disk.list(&snapshots.dir).map_err(disk_error("list", &snapshots.dir))?
@@ -130,10 +137,22 @@ impl Snapshots {
             }
         }
         if let Some((_, name)) = newest {
-            let file = snapshots.open_file(&snapshots.dir.join(name))?;
-            *snapshots.current.lock() = Some(file);
+            let path = snapshots.dir.join(name);
+            match snapshots.open_file(&path) {
+                Ok(file) => *snapshots.current.lock() = Some(file),
+                // A group whose state is whole does not need it.
+                Err(error @ SnapshotError::Corrupt { .. }) => {
+                    *snapshots.lost.lock() = Some((path, error));
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(snapshots)
+    }
+
+    /// Why there is no current snapshot, where there was one that is damaged.
+    pub(crate) fn damage(&self) -> Option<SnapshotError> {
+        self.lost.lock().as_ref().map(|(_, error)| error.clone())
     }
 
     /// Lets go of the files; they stay.
@@ -190,7 +209,7 @@ impl Snapshots {
         rows: &mut dyn SnapshotRows,
     ) -> Result<SnapshotFile, SnapshotError> {
         let file = self.disk.create(path).map_err(disk_error("create", path))?;
-        let mut writer = Writer { file: &*file, path, offset: 0, block: 0, rows: 0 };
+        let mut writer = Writer::new(&*file, path);
         writer.head(self.group, mark)?;
         loop {
             let some = rows.next_rows(ROWS_AT_ONCE).map_err(SnapshotError::Rows)?;
@@ -260,8 +279,10 @@ impl Snapshots {
         self.disk.sync_dir(&self.dir).map_err(disk_error("sync", &self.dir))?;
         file.path = path;
         // ORDER: the old snapshot goes only after the new one is durable under its name.
-        if let Some(old) = current.replace(file.clone()).filter(|old| old.path != file.path) {
-            self.remove(&old.path);
+        let old = current.replace(file.clone()).map(|old| old.path);
+        let lost = self.lost.lock().take().map(|(lost, _)| lost);
+        for old in old.into_iter().chain(lost).filter(|old| *old != file.path) {
+            self.remove(&old);
         }
         self.is_damaged.store(false, Ordering::Relaxed);
         Ok(file)
@@ -275,16 +296,20 @@ impl Snapshots {
     /// Reads the current snapshot to its end, since somebody could not use what it was sent. One that
     /// is damaged is replaced when the next is taken.
     pub(crate) fn examine(&self, file: &SnapshotFile) {
-        let Err(error) = self.verify(file) else { return };
-        let current = self.current.lock();
-        let is_current = current.as_ref().is_some_and(|current| {
-            Arc::ptr_eq(&current.file, &file.file) && !self.is_damaged.load(Ordering::Relaxed)
-        });
-        if is_current {
+        if let Err(error) = self.verify(file)
+            && self.note_damage(file)
+        {
             let error = &error as &dyn std::error::Error;
             tracing::error!(group = %self.group, error, "snapshot is damaged, another is taken");
-            self.is_damaged.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Notes that a file cannot be read. False if that is known, or another is current by now.
+    pub(crate) fn note_damage(&self, file: &SnapshotFile) -> bool {
+        let current = self.current.lock();
+        let is_current =
+            current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.file, &file.file));
+        is_current && !self.is_damaged.swap(true, Ordering::Relaxed)
     }
 
     /// Whether the current snapshot was found damaged.
@@ -356,79 +381,6 @@ impl IncomingSnapshot {
     }
 }
 
-/// Lays out a snapshot file from front to back.
-struct Writer<'a> {
-    file: &'a dyn DiskFile,
-    path: &'a Path,
-    offset: u64,
-    block: u64,
-    rows: u64,
-}
-
-impl Writer<'_> {
-    fn put(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
-        self.file.write_at(bytes, self.offset).map_err(disk_error("write", self.path))?;
-        self.offset += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn head(&mut self, group: GroupId, mark: &Mark) -> Result<(), SnapshotError> {
-        self.put(&head_bytes(group, mark.index, &mark.bytes))
-    }
-
-    fn rows(&mut self, rows: &[Row]) -> Result<(), SnapshotError> {
-        let mut payload = BytesMut::new();
-        for row in rows {
-            if payload.is_empty() {
-                payload.put_u8(KIND_ROWS);
-            }
-            wire::put_bytes(&mut payload, &row.key);
-            wire::put_bytes(&mut payload, &row.value);
-            self.rows += 1;
-            if payload.len() >= BLOCK_BYTES {
-                self.block(&payload)?;
-                payload.clear();
-            }
-        }
-        if payload.is_empty() { Ok(()) } else { self.block(&payload) }
-    }
-
-    fn end(&mut self) -> Result<(), SnapshotError> {
-        let mut payload = BytesMut::new();
-        payload.put_u8(KIND_END);
-        payload.put_u64(self.rows);
-        self.block(&payload)
-    }
-
-    fn block(&mut self, payload: &[u8]) -> Result<(), SnapshotError> {
-        let block = block_bytes(self.block, payload);
-        self.block += 1;
-        self.put(&block)
-    }
-}
-
-/// The head of a file.
-pub(crate) fn head_bytes(group: GroupId, index: u64, mark: &[u8]) -> Bytes {
-    let mut head = BytesMut::new();
-    head.put_slice(MAGIC);
-    head.put_u8(VERSION);
-    head.put_u32(group.0);
-    head.put_u64(index);
-    wire::put_bytes(&mut head, mark);
-    let crc = crc32c::crc32c(&head);
-    head.put_u32(crc);
-    head.freeze()
-}
-
-/// A block with its length and checksum.
-pub(crate) fn block_bytes(number: u64, payload: &[u8]) -> Bytes {
-    let mut block = BytesMut::with_capacity(payload.len() + BLOCK_HEAD_BYTES);
-    block.put_u32(wire::length(payload.len()));
-    block.put_u32(block_crc(number, payload));
-    block.put_slice(payload);
-    block.freeze()
-}
-
 /// Iterates the rows of a snapshot file. Ends after the first error.
 pub(crate) struct Rows {
     source: SnapshotFile,
@@ -446,6 +398,11 @@ enum RowsState {
 }
 
 impl Rows {
+    /// How far the file was read.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Why the rows were not read to their end, if they were not.
     pub(crate) fn take_error(self) -> Option<SnapshotError> {
         let unread = self.ready.len() > 0;

@@ -45,6 +45,10 @@ pub struct ShardConfig {
     pub retention_batch: usize,
     /// How long a request waits for a shard's leader before UNAVAILABLE.
     pub leader_wait: Duration,
+    /// A node that has heard of no majority of the cluster for so long expects no leader soon, and has
+    /// such a request wait this much only.
+    pub cut_off_after: Duration,
+    pub cut_off_wait: Duration,
     /// How long what other nodes have to hear, and nothing would repair, is sent again.
     pub insist_wait: Duration,
     /// A leader that has not heard of a majority for so long decides nothing, until it does.
@@ -90,6 +94,8 @@ impl Default for ShardConfig {
             retention_interval: Duration::from_secs(10),
             retention_batch: 100,
             leader_wait: Duration::from_millis(2_500),
+            cut_off_after: Duration::from_millis(2_000),
+            cut_off_wait: Duration::from_millis(200),
             insist_wait: Duration::from_secs(5),
             majority_wait: Duration::from_millis(1_200),
             call_wait: Duration::from_secs(10),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use piton_node::config::{Config, ListenConfig, PeerConfig};
 use piton_node::operator::OperatorClient;
-use piton_node::{Node, NodeError, accept_loss};
+use piton_node::{Devices, Node, NodeError, accept_loss};
 use tokio::task::JoinHandle;
 
 use crate::client::Api;
@@ -239,4 +239,65 @@ async fn the_loss_of_a_node_of_a_cluster_is_not_accepted() {
             std::fs::rename(&file, file.with_extension("aside")).unwrap();
         }
     }
+}
+
+/// Goal: a node whose log is damaged comes back by itself as another one, with all that was acknowledged
+/// (A.5, T8).
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_whose_log_is_damaged_is_filled_by_the_others() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = Running::start(config(Some(directories[0].path()))).await;
+    let second = join(&first, directories[1].path()).await;
+    let third = join(&second, directories[2].path()).await;
+    await_voters(&first, 3).await;
+    let ledger = Ledger::default();
+    let api = second.api();
+    let worker = Worker::start(&api, QUEUE, 4);
+    place_orders(&api, &ledger, QUEUE, orders("before", 8)).join_all().await;
+    await_orders(api.as_ref(), &ledger).await;
+
+    // The founder, which was told nothing of the others.
+    let damaged = directories[0].path();
+    let before = identity(damaged)["node_id"].clone();
+    first.stop().await;
+    damage_log(damaged);
+    let mut refused = again(damaged);
+    refused.cluster.refill = false;
+    let error =
+        Running::start_with(refused, Devices::default()).await.err().expect("it is damaged");
+    assert!(chain(&error).contains("the log is damaged"), "{}", chain(&error));
+    let load = place_orders(&api, &ledger, QUEUE, orders("meanwhile", 8));
+    let first = Running::start(again(damaged)).await;
+    let now = identity(damaged);
+    assert_ne!(now["node_id"], before);
+    assert_eq!(now["cluster_id"], identity(directories[1].path())["cluster_id"]);
+    load.join_all().await;
+    await_orders(api.as_ref(), &ledger).await;
+    await_voters(&second, 3).await;
+    await_until("the damaged node is replaced", || async {
+        (!identity(damaged).contains_key("instead_of")).then_some(())
+    })
+    .await;
+    assert!(!damaged.join("damaged").exists());
+
+    // It can take the place of one of those that filled it.
+    second.stop().await;
+    let api = first.api();
+    for (workflow_id, entry) in ledger.entries() {
+        check_against(&workflow_id, &entry, &history_of(api.as_ref(), &workflow_id).await);
+    }
+    drop(worker);
+    first.stop().await;
+    third.stop().await;
+}
+
+/// Flips a bit where later batches show that it had been synced.
+fn damage_log(directory: &Path) {
+    let files = std::fs::read_dir(directory.join("log")).unwrap();
+    let segments = files.map(|file| file.unwrap().path());
+    let segment = segments.filter(|path| path.extension().is_some_and(|it| it == "log")).max();
+    let segment = segment.expect("there is a segment");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[100] ^= 0x10;
+    std::fs::write(segment, bytes).unwrap();
 }

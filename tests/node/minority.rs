@@ -8,7 +8,7 @@ use std::time::Duration;
 use piton_core::list_filter::ListFilter;
 use piton_core::request::{RunRequest, TerminateRequest};
 use piton_raft::NodeId;
-use piton_shard::{Cluster, Namespace, ShardError};
+use piton_shard::{Cluster, ClusterSettings, Namespace, ShardError};
 use tokio::time::{Instant, timeout};
 use tonic::Code;
 
@@ -20,21 +20,23 @@ use crate::worker::{ORDER, await_until, complete, insist};
 /// Shorter than any call waits for its answer, and than any poll; longer than a refusal takes on a machine
 /// that does a lot besides.
 const QUICKLY: Duration = Duration::from_secs(6);
+/// The same once the node knows that it is cut off.
+const AT_ONCE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[track_caller]
-fn is_refused<T>(what: &str, took: Duration, answer: Result<T, Refused>) {
+fn is_refused<T>(what: &str, took: Duration, limit: Duration, answer: Result<T, Refused>) {
     let code = answer.err().map(|refused| refused.code);
     assert_eq!(code, Some(Code::Unavailable), "{what}");
-    assert!(took < QUICKLY, "{what} took {took:?}");
+    assert!(took < limit, "{what} took {took:?}");
 }
 
 /// Checks that the node refuses this.
-async fn refuses<T>(what: String, ask: impl Future<Output = Result<T, Refused>>) {
+async fn refuses<T>(what: String, limit: Duration, ask: impl Future<Output = Result<T, Refused>>) {
     let began = Instant::now();
     let answer = timeout(PATIENCE, ask).await;
     let answer = answer.unwrap_or_else(|_| panic!("{what} is not answered"));
-    is_refused(&what, began.elapsed(), answer);
+    is_refused(&what, began.elapsed(), limit, answer);
 }
 
 async fn list(cluster: &Cluster, namespace: &Namespace) -> Result<usize, ShardError> {
@@ -44,7 +46,12 @@ async fn list(cluster: &Cluster, namespace: &Namespace) -> Result<usize, ShardEr
 }
 
 /// All that a client may ask of a node without a majority, for workflows that it led and others.
-async fn refuses_everything(members: &Members, node: NodeId, workflows: [&str; 2], phase: &str) {
+async fn refuses_everything(
+    members: &Members,
+    node: NodeId,
+    workflows: [&str; 2],
+    (phase, limit): (&str, Duration),
+) {
     let api = members.client_of(node);
     let (cluster, namespace) = members.cluster_of(node);
     let refusals = workflows.into_iter().map(|id| {
@@ -56,19 +63,19 @@ async fn refuses_everything(members: &Members, node: NodeId, workflows: [&str; 2
             let terminate = RunRequest::Terminate(TerminateRequest::default());
             tokio::join!(
                 // Of the same shard, or another one; all of them are refused.
-                refuses(what("start"), api.start(start_of(&new, ORDER, "elsewhere"))),
-                refuses(what("signal"), api.signal(signal_of(id, &new))),
-                refuses(what("poll"), api.poll_workflow_task(id)),
-                refuses(what("describe"), async {
+                refuses(what("start"), limit, api.start(start_of(&new, ORDER, "elsewhere"))),
+                refuses(what("signal"), limit, api.signal(signal_of(id, &new))),
+                refuses(what("poll"), limit, api.poll_workflow_task(id)),
+                refuses(what("describe"), limit, async {
                     cluster.describe_workflow(key.clone(), None).await.map_err(Refused::from)
                 }),
-                refuses(what("terminate"), async {
+                refuses(what("terminate"), limit, async {
                     cluster.request(key.clone(), None, terminate).await.map_err(Refused::from)
                 }),
             );
         }
     });
-    let listed = refuses(format!("{phase}: list"), async {
+    let listed = refuses(format!("{phase}: list"), limit, async {
         list(&cluster, &namespace).await.map_err(Refused::from)
     });
     tokio::join!(futures::future::join_all(refusals), listed);
@@ -77,8 +84,14 @@ async fn refuses_everything(members: &Members, node: NodeId, workflows: [&str; 2
 /// Of three nodes one is cut off. It led one of the workflows, and a poll waited at it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_minority_refuses_quickly_while_the_majority_goes_on() {
-    let members = Members::start(2_301).await;
+    let mut members = Members::start_alone(2_301).await;
     let [alone, other, third] = [1, 2, 3].map(NodeId);
+    for node in [other, third] {
+        members.join(node, "").await;
+    }
+    members.await_voters(&[1, 2, 3]).await;
+    let settings = ClusterSettings { is_rebalancing_paused: true, ..ClusterSettings::default() };
+    members.cluster_of(alone).0.meta().set_cluster(settings).await.unwrap();
     let api = members.client();
     for id in ["led-by-it", "followed"] {
         insist("it starts", || api.start(start_of(id, ORDER, "elsewhere"))).await.unwrap();
@@ -96,11 +109,11 @@ async fn a_minority_refuses_quickly_while_the_majority_goes_on() {
 
     members.cut_off(alone);
     let cut_off = Instant::now();
-    refuses_everything(&members, alone, ["led-by-it", "followed"], "at once").await;
+    refuses_everything(&members, alone, ["led-by-it", "followed"], ("at first", QUICKLY)).await;
     let parked = timeout(PATIENCE, parked).await.expect("the poll is stuck").unwrap();
-    is_refused("the poll that waited", cut_off.elapsed(), parked);
+    is_refused("the poll that waited", cut_off.elapsed(), QUICKLY, parked);
     // By now it knows.
-    refuses_everything(&members, alone, ["led-by-it", "followed"], "later").await;
+    refuses_everything(&members, alone, ["led-by-it", "followed"], ("later", AT_ONCE)).await;
 
     // The others have a new leader by now, to which the poll that waited at the old one has moved.
     let api = members.client_of(other);

@@ -69,15 +69,7 @@ impl Inner {
     async fn forget(&self, group: GroupId, replica: Box<dyn Replica>) -> Result<(), RaftError> {
         if !self.log.state(group).is_forgotten {
             let store = LogStore::new(self.log.clone(), group, self.tuning.read_bytes_max);
-            let reached = self.log_id(group, store.reached())?;
-            let floor = reached.map(|id| EntryId { index: id.index, term: term_of(&id) });
-            let (tx, rx) = oneshot::channel();
-            self.log.forget(group, floor, move |result| {
-                // The receiver is gone only if the node stops.
-                let _ = tx.send(result);
-            });
-            let forgotten = rx.await.unwrap_or(Err(LogError::Closed));
-            forgotten.map_err(|source| RaftError::Log { group, source })?;
+            self.forget_log(group, &store).await?;
         }
         failpoint(self.node, group, "log has forgotten");
         let replica = self.start_replica(group, replica)?;
@@ -85,6 +77,23 @@ impl Inner {
         let stopped = blocking(move || replica.stop()).await;
         cleared?;
         stopped.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })
+    }
+
+    /// Has the log forget a group but for its vote and how far its entries had reached.
+    pub(super) async fn forget_log(
+        &self,
+        group: GroupId,
+        store: &LogStore,
+    ) -> Result<(), RaftError> {
+        let reached = self.log_id(group, store.reached())?;
+        let floor = reached.map(|id| EntryId { index: id.index, term: term_of(&id) });
+        let (tx, rx) = oneshot::channel();
+        self.log.forget(group, floor, move |result| {
+            // The receiver is gone only if the node stops.
+            let _ = tx.send(result);
+        });
+        let forgotten = rx.await.unwrap_or(Err(LogError::Closed));
+        forgotten.map_err(|source| RaftError::Log { group, source })
     }
 
     /// Clears what is left of a forgotten group beside the log.

@@ -28,30 +28,34 @@ pub(crate) fn remove_all(disk: &dyn Disk, dir: &Path, group: GroupId) -> Result<
 }
 
 /// Whose a snapshot is, where it stands, and its file.
-pub(crate) type Head = (GroupId, Mark, PathBuf);
+pub(crate) struct Head {
+    pub(crate) group: GroupId,
+    pub(crate) path: PathBuf,
+    /// Or why it cannot be read.
+    pub(crate) mark: Result<Mark, SnapshotError>,
+}
 
 /// The heads of all snapshots in a directory, by group; nothing is written.
 ///
 /// # Errors
-/// When one cannot be read, which is named.
-pub(crate) fn heads(disk: &dyn Disk, dir: &Path) -> Result<Vec<Head>, (GroupId, SnapshotError)> {
+/// When the directory cannot be read.
+pub(crate) fn heads(disk: &dyn Disk, dir: &Path) -> Result<Vec<Head>, SnapshotError> {
     let names = match disk.list(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        names => names.map_err(|error| (GroupId(0), disk_error("list", dir)(error)))?,
+        names => names.map_err(disk_error("list", dir))?,
     };
-    let mut heads = Vec::new();
-    for name in names {
-        let Some((group, rest)) = name.split_once('-') else { continue };
-        let Some(group) = group.parse().ok().filter(|_| index_in(rest).is_some()) else { continue };
-        let (group, path) = (GroupId(group), dir.join(&name));
+    let head = |name: String| {
+        let (group, rest) = name.split_once('-')?;
+        let group = GroupId(group.parse().ok().filter(|_| index_in(rest).is_some())?);
+        let path = dir.join(&name);
         let read = || {
             let file = disk.open(&path).map_err(disk_error("open", &path))?;
-            read_head(&*file, &path, group)
+            read_head(&*file, &path, group).map(|(mark, _)| mark)
         };
-        let (mark, _) = read().map_err(|error| (group, error))?;
-        heads.push((group, mark, path));
-    }
-    Ok(heads)
+        let mark = read();
+        Some(Head { group, path, mark })
+    };
+    Ok(names.into_iter().filter_map(head).collect())
 }
 
 /// The index in a snapshot's name, which is what follows the group.

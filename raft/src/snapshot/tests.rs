@@ -1,5 +1,7 @@
 use piton_store::golden::Golden;
 
+use bytes::{BufMut, BytesMut};
+
 use super::*;
 use crate::error::ReplicaError;
 use crate::log::FaultyDisk;

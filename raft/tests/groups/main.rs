@@ -1,6 +1,7 @@
 //! Groups as the shard crate sees them: alone, and three of them connected in memory.
 
 mod cluster;
+mod damage;
 mod held;
 mod leave;
 mod members;

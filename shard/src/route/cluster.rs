@@ -184,7 +184,7 @@ impl Cluster {
                 let stopped = ShardError::Unavailable(format!("shard {shard} has stopped here"));
                 return Err(worse(error, stopped));
             }
-            if Instant::now() >= until {
+            if Instant::now() >= until || self.is_in_vain(began) {
                 return Err(error);
             }
         }

@@ -140,6 +140,21 @@ impl Cluster {
         health_after(silent_for, self.meta().state().settings().down_after)
     }
 
+    /// Whether waiting for a leader is of no use: this node hears of less than a majority of the cluster, so
+    /// it will not hear of a new one either.
+    pub(crate) fn is_in_vain(&self, began: Instant) -> bool {
+        let host = self.host();
+        if began.elapsed() < host.config().cut_off_wait {
+            return false;
+        }
+        let members = self.members();
+        let (this, limit) = (host.node(), host.config().cut_off_after);
+        let is_heard =
+            |node: &NodeId| *node == this || host.sightings().last_heard(*node).elapsed() < limit;
+        let heard = members.iter().filter(|node| is_heard(node)).count();
+        !members.is_empty() && heard <= members.len() / 2
+    }
+
     fn group_of(&self, shard: ShardId) -> Result<Group, MetaError> {
         let host = self.host();
         let replica = host.has(shard).then(|| host.replica(shard)).flatten();

@@ -1,0 +1,176 @@
+//! A node of a cluster whose log is damaged: the others have what it lost, so it gives up what it holds and
+//! comes back as another node, which they fill.
+//!
+//! It cannot come back as itself: it no longer knows what it has acknowledged, nor for whom it has voted.
+//! What is damaged is set aside, not removed, until all that the node held is whole elsewhere.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use piton_raft::{GroupId, LOG_DIRECTORY, RaftError, SNAPSHOT_DIRECTORY, held_alone};
+
+use crate::accept_loss::states_in;
+use crate::config::Config;
+use crate::identity::{Identity, IdentityError, KeptIdentity};
+use crate::node::NodeError;
+use crate::storage::{STORE_DIRECTORY, StorageError};
+
+/// Where that which was damaged lies.
+const DIRECTORY: &str = "damaged";
+
+/// Why a node does not give up what it holds.
+#[derive(Debug, thiserror::Error)]
+pub enum RefillError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("find out whether other nodes have what is damaged here")]
+    Look(#[source] RaftError),
+    #[error("set {} aside", path.display())]
+    SetAside {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("remove {}, which is of no use any more", path.display())]
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("a thread ended early")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// Sets aside what a start found damaged, if other nodes have it all. False: the node stays as it is.
+///
+/// # Errors
+/// See [`RefillError`].
+pub(crate) async fn give_up(
+    config: &Config,
+    directory: &Path,
+    why: &NodeError,
+) -> Result<bool, RefillError> {
+    let is_damage =
+        matches!(why, NodeError::Storage(StorageError::LogDamaged(_) | StorageError::Misfit(_)));
+    if !is_damage || !config.cluster.refill {
+        return Ok(false);
+    }
+    let directory = directory.to_owned();
+    tokio::task::spawn_blocking(move || give_up_now(&directory)).await?
+}
+
+fn give_up_now(directory: &Path) -> Result<bool, RefillError> {
+    let Some(mut identity) = Identity::kept(directory)? else { return Ok(false) };
+    if identity.peers().is_empty() {
+        return Ok(false);
+    }
+    let states = states_in(directory).unwrap_or_default();
+    let alone = held_alone(identity.node(), directory, &states).map_err(RefillError::Look)?;
+    if let Some(GroupId(group)) = alone.first() {
+        tracing::error!(
+            group,
+            "the log is damaged, and no other node may have what it says of this group"
+        );
+        return Ok(false);
+    }
+    // ORDER: before anything is moved. From here on this node is no more, wherever a crash comes.
+    identity.is_given_up = true;
+    identity.keep(directory)?;
+    finish(directory)?;
+    Ok(true)
+}
+
+/// Goes on where a crash came while the damaged was set aside.
+///
+/// # Errors
+/// See [`RefillError`].
+pub(crate) async fn go_on(directory: &Path) -> Result<(), RefillError> {
+    let directory = directory.to_owned();
+    tokio::task::spawn_blocking(move || match Identity::kept(&directory) {
+        Ok(Some(identity)) if identity.is_given_up => finish(&directory),
+        // What is wrong with it is said by who needs it.
+        Ok(_) | Err(_) => Ok(()),
+    })
+    .await?
+}
+
+/// Moves what a node that gave up holds out of the way, and makes it another one.
+fn finish(directory: &Path) -> Result<(), RefillError> {
+    let Some(identity) = Identity::kept(directory)? else { return Ok(()) };
+    let aside = directory.join(DIRECTORY).join(format!("{:016x}", identity.node().0));
+    fs::create_dir_all(&aside).map_err(not_set_aside(&aside))?;
+    for part in
+        [LOG_DIRECTORY, SNAPSHOT_DIRECTORY, STORE_DIRECTORY].map(|part| directory.join(part))
+    {
+        let Some(name) = part.file_name().filter(|_| part.exists()) else { continue };
+        fs::rename(&part, aside.join(name)).map_err(not_set_aside(&part))?;
+    }
+    for moved in [&aside, &directory.join(DIRECTORY), &directory.to_owned()] {
+        File::open(moved).and_then(|moved| moved.sync_all()).map_err(not_set_aside(moved))?;
+    }
+    let successor = identity.successor();
+    // ORDER: last. Until then, the next start goes on with what is left to be moved.
+    successor.keep(directory)?;
+    tracing::warn!(
+        gave_up = %identity.node(), node = %successor.node(), damaged = %aside.display(),
+        "the log was damaged: this node comes back as another one, and is filled by the others"
+    );
+    Ok(())
+}
+
+/// Removes what was set aside, after the cluster has let go of the node that held it.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(crate) fn end(identity: &KeptIdentity) -> Result<(), RefillError> {
+    let path = identity.directory().join(DIRECTORY);
+    match fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(RefillError::Remove { path, source });
+        }
+        Ok(()) | Err(_) => {}
+    }
+    identity.change(Identity::has_replaced)?;
+    Ok(())
+}
+
+fn not_set_aside(path: &Path) -> impl FnOnce(io::Error) -> RefillError {
+    move |source| RefillError::SetAside { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: wherever a crash comes, the next start goes on, and nothing that was damaged is removed.
+    #[test]
+    fn a_crash_while_data_is_set_aside_is_harmless() {
+        let parts = [LOG_DIRECTORY, SNAPSHOT_DIRECTORY, STORE_DIRECTORY];
+        for moved in 0..=parts.len() {
+            let directory = tempfile::tempdir().unwrap();
+            let directory = directory.path();
+            let mut identity = Identity::founder(4);
+            identity.set_peers(&[(piton_raft::NodeId(7), "127.0.0.1:7234".to_owned())].into());
+            identity.is_given_up = true;
+            identity.keep(directory).unwrap();
+            let aside = directory.join(DIRECTORY).join(format!("{:016x}", identity.node().0));
+            fs::create_dir_all(&aside).unwrap();
+            for (number, part) in parts.iter().enumerate() {
+                let at = if number < moved { aside.join(part) } else { directory.join(part) };
+                fs::create_dir_all(&at).unwrap();
+                fs::write(at.join("data"), part).unwrap();
+            }
+            finish(directory).unwrap();
+            let now = Identity::kept(directory).unwrap().unwrap();
+            assert_ne!(now.node(), identity.node());
+            assert!(now.is_joining && !now.is_given_up);
+            assert_eq!(now.instead_of(), Some(identity.node()));
+            assert_eq!((now.peers(), now.cluster_id), (identity.peers(), identity.cluster_id));
+            for part in parts {
+                assert!(!directory.join(part).exists());
+                assert_eq!(fs::read_to_string(aside.join(part).join("data")).unwrap(), part);
+            }
+        }
+    }
+}

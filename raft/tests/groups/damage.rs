@@ -1,0 +1,241 @@
+//! What lies on the disk is damaged: of a group that others hold it is filled anew, and what is damaged
+//! while the state is whole is replaced (A.5, T8).
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use piton_raft::{Groups, LOG_DIRECTORY, SNAPSHOT_DIRECTORY, Tuning};
+
+use crate::support::{Cluster, GROUP, await_until, bytes, open_on};
+
+const ALL: [usize; 3] = [0, 1, 2];
+
+fn tuning() -> Tuning {
+    let mut tuning = Tuning::quick();
+    // Several segments, none of which is in memory.
+    (tuning.log.segment_bytes, tuning.log.preallocate_bytes) = (8 << 10, 0);
+    tuning.log.cache_bytes_max = 0;
+    tuning.log_held_bytes_max = 0;
+    tuning
+}
+
+async fn propose(cluster: &Cluster, among: &[usize], payload: &str) -> u64 {
+    loop {
+        let leader = cluster.await_leader(among).await;
+        let payload = bytes(format!("{payload:-<200}"));
+        if let Ok(committed) = cluster.nodes[leader].group().propose(payload).await {
+            return committed.index;
+        }
+    }
+}
+
+async fn await_holds(cluster: &Cluster, index: usize, last: u64) {
+    await_until("it holds what was proposed", || cluster.nodes[index].ledger.applied() >= last)
+        .await;
+}
+
+async fn await_equal(cluster: &Cluster, one: usize, other: usize) {
+    let payloads = |index: usize| cluster.nodes[index].ledger.payloads();
+    await_until("both hold the same", || payloads(one) == payloads(other)).await;
+}
+
+/// Found, and filled anew.
+fn counted(groups: &Groups) -> (u64, u64) {
+    let stats = groups.damage_stats();
+    (stats.found.load(Ordering::Relaxed), stats.refilled.load(Ordering::Relaxed))
+}
+
+fn snapshot_in(dir: &Path) -> PathBuf {
+    let files = std::fs::read_dir(dir.join(SNAPSHOT_DIRECTORY)).unwrap();
+    let mut files = files.map(|file| file.unwrap().path());
+    files.find(|path| path.extension().is_some_and(|it| it == "snapshot")).expect("a snapshot")
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 0x20;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Flips a bit of what was proposed, in an earlier segment of the log.
+fn flip_entry(dir: &Path, payload: &str) {
+    let mut files: Vec<_> = std::fs::read_dir(dir.join(LOG_DIRECTORY)).unwrap().collect();
+    files.sort_by_key(|file| file.as_ref().unwrap().path());
+    for file in files {
+        let path = file.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(payload.len()).position(|it| it == payload.as_bytes()) {
+            return flip(&path, at);
+        }
+    }
+    panic!("{payload} is in no segment");
+}
+
+/// Three nodes, of which one has a snapshot, and behind it a log. Answers which.
+async fn with_a_snapshot(cluster: &Cluster) -> usize {
+    let leader = cluster.await_leader(&ALL).await;
+    let index = (leader + 1) % 3;
+    let mut last = 0;
+    for number in 0..60 {
+        last = propose(cluster, &ALL, &format!("early-{number}-")).await;
+    }
+    await_holds(cluster, index, last).await;
+    let node = &cluster.nodes[index];
+    node.ledger.checkpoint();
+    let taken = node.group().snapshot_now().await.expect("take a snapshot");
+    await_until("the log is purged", || node.group().metrics().purged_index == taken).await;
+    for number in 0..60 {
+        last = propose(cluster, &ALL, &format!("late-{number}-")).await;
+    }
+    await_holds(cluster, index, last).await;
+    index
+}
+
+/// Goal: neither a snapshot nor an entry that is still to be applied keeps a node from coming back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_and_needed_is_filled_anew_by_the_others() {
+    for damaged in ["a snapshot", "an entry"] {
+        let mut cluster = Cluster::start(3, tuning()).await;
+        let index = with_a_snapshot(&cluster).await;
+        cluster.stop_node(index).await;
+        let node = &cluster.nodes[index];
+        if damaged == "an entry" {
+            flip_entry(node.dir(), "late-7-");
+        } else {
+            flip(&snapshot_in(node.dir()), 300);
+            node.ledger.lose();
+        }
+        cluster.start_node(index).await;
+        assert_eq!(counted(cluster.nodes[index].groups()), (1, 1), "{damaged}");
+        let last = propose(&cluster, &ALL, "after").await;
+        await_holds(&cluster, index, last).await;
+        await_equal(&cluster, index, (index + 1) % 3).await;
+
+        // Nor does it have to be filled again.
+        cluster.stop_node(index).await;
+        cluster.start_node(index).await;
+        let last = propose(&cluster, &ALL, "at last").await;
+        await_holds(&cluster, index, last).await;
+        assert_eq!(counted(cluster.nodes[index].groups()), (0, 0), "{damaged}");
+        await_equal(&cluster, index, (index + 1) % 3).await;
+    }
+}
+
+/// Goal: a replica that gave up what it acknowledged elects nobody who lacks that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_filled_anew_elects_nobody_who_lacks_what_it_had() {
+    let mut cluster = Cluster::start(3, tuning()).await;
+    let damaged = with_a_snapshot(&cluster).await;
+    let leader = cluster.await_leader(&ALL).await;
+    let behind = ALL.into_iter().find(|index| ![damaged, leader].contains(index)).unwrap();
+    cluster.stop_node(behind).await;
+    let last = propose(&cluster, &[damaged, leader], "acknowledged by two").await;
+    await_holds(&cluster, damaged, last).await;
+    cluster.stop_node(damaged).await;
+    cluster.stop_node(leader).await;
+    flip(&snapshot_in(cluster.nodes[damaged].dir()), 300);
+    cluster.nodes[damaged].ledger.lose();
+
+    cluster.start_node(damaged).await;
+    cluster.start_node(behind).await;
+    assert_eq!(counted(cluster.nodes[damaged].groups()), (1, 1));
+    // It stands for election again and again, and would have won at the first.
+    let stood = |cluster: &Cluster| cluster.network.frames_sent();
+    let before = stood(&cluster);
+    await_until("there were elections", || stood(&cluster) > before + 20).await;
+    for index in [damaged, behind] {
+        assert!(!cluster.nodes[index].group().leadership().borrow().serving);
+        assert!(cluster.nodes[index].ledger.applied() < last);
+    }
+    cluster.start_node(leader).await;
+    for index in ALL {
+        await_holds(&cluster, index, last).await;
+    }
+    await_equal(&cluster, damaged, leader).await;
+    await_equal(&cluster, behind, leader).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_snapshot_is_replaced_where_the_state_is_whole() {
+    let mut cluster = Cluster::start(3, tuning()).await;
+    let index = with_a_snapshot(&cluster).await;
+    cluster.nodes[index].ledger.checkpoint();
+    cluster.stop_node(index).await;
+    let damaged = snapshot_in(cluster.nodes[index].dir());
+    flip(&damaged, 12);
+    cluster.start_node(index).await;
+    assert_eq!(counted(cluster.nodes[index].groups()), (0, 0));
+    assert_ne!(snapshot_in(cluster.nodes[index].dir()), damaged);
+    // And it is one to start from.
+    cluster.stop_node(index).await;
+    cluster.nodes[index].ledger.lose();
+    cluster.start_node(index).await;
+    assert_eq!(counted(cluster.nodes[index].groups()), (0, 0));
+    let last = propose(&cluster, &ALL, "after").await;
+    await_holds(&cluster, index, last).await;
+    await_equal(&cluster, index, (index + 1) % 3).await;
+}
+
+/// Goal: what nobody else has is not given up, nor what an operator wants to see first.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_this_node_holds_is_refused_and_stays() {
+    for nodes in [1, 3] {
+        let mut cluster = Cluster::start(nodes, Tuning { refill: nodes == 1, ..tuning() }).await;
+        let leader = cluster.await_leader(&(0..nodes as usize).collect::<Vec<_>>()).await;
+        let group = cluster.nodes[leader].group();
+        for number in 0..60 {
+            group.propose(bytes(format!("{number:-<200}"))).await.unwrap();
+        }
+        cluster.nodes[leader].ledger.checkpoint();
+        group.snapshot_now().await.unwrap();
+        for index in 0..nodes as usize {
+            cluster.stop_node(index).await;
+        }
+        let node = &cluster.nodes[leader];
+        let snapshot = snapshot_in(node.dir());
+        flip(&snapshot, 300);
+        node.ledger.lose();
+        let transport = cluster.network.transport(node.id);
+        let groups = open_on(
+            std::sync::Arc::new(node.disk.clone()),
+            node.id,
+            node.dir(),
+            transport,
+            cluster.tuning.clone(),
+        );
+        let started = groups.start(GROUP, node.ledger.replica()).await;
+        let error = started.err().expect("it is damaged");
+        assert_eq!(error.to_string(), format!("use the snapshot of group {}", GROUP.0));
+        assert!(snapshot.exists());
+        groups.shutdown().await;
+    }
+}
+
+/// Goal: damage is found and mended before anybody needs what is damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_while_the_state_is_whole() {
+    let mut tuning = tuning();
+    tuning.scrub_every = Duration::from_millis(100);
+    tuning.snapshot_check = Duration::from_millis(50);
+    for damaged in ["a snapshot", "an entry"] {
+        let mut cluster = Cluster::start(3, tuning.clone()).await;
+        let index = with_a_snapshot(&cluster).await;
+        let node = &cluster.nodes[index];
+        node.ledger.checkpoint();
+        if damaged == "an entry" {
+            flip_entry(node.dir(), "late-7-");
+        } else {
+            flip(&snapshot_in(node.dir()), 300);
+        }
+        await_until("it is found", || counted(node.groups()).0 >= 1).await;
+        await_until("it is mended", || node.group().metrics().purged_index > 100).await;
+        cluster.stop_node(index).await;
+        cluster.nodes[index].ledger.lose();
+        cluster.start_node(index).await;
+        assert_eq!(counted(cluster.nodes[index].groups()).1, 0, "{damaged}");
+        let last = propose(&cluster, &ALL, "after").await;
+        await_holds(&cluster, index, last).await;
+        await_equal(&cluster, index, (index + 1) % 3).await;
+    }
+}
