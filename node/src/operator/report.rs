@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
-use piton_shard::{Cluster, NodeRecord, NodeStatus, ReplicaStatus, Sighting};
+use piton_shard::{Cluster, NodeRecord, NodeState, NodeStatus, ReplicaStatus, Sighting};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -114,6 +114,15 @@ impl ClusterReport {
     /// The node of that id, as reports write it.
     pub fn node(&self, id: &str) -> Option<&NodeReport> {
         self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// How many replicas a shard is to have, where it was given fewer so far: as many as are set and as there
+    /// are nodes for, and always an odd number.
+    pub fn lacks_replicas(&self, shard: &ShardReport) -> Option<usize> {
+        let takers = self.nodes.iter().filter(|node| node.state == NodeState::Up.name()).count();
+        let possible = takers.min(self.replicas as usize);
+        let wanted = if possible.is_multiple_of(2) { possible.saturating_sub(1) } else { possible };
+        (shard.name != META && shard.placed.len() < wanted).then_some(wanted)
     }
 
     /// What this node knows.

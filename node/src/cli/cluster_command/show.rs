@@ -176,7 +176,9 @@ fn missing(report: &ClusterReport) -> Vec<String> {
         };
         match &shard.leader {
             None => Some(format!("{name} has no leader")),
-            Some(_) if shard.is_whole(BEHIND_MAX) => None,
+            Some(_) if shard.is_whole(BEHIND_MAX) => report.lacks_replicas(shard).map(|wanted| {
+                format!("{name} has {} of {wanted} replicas yet", shard.placed.len())
+            }),
             Some(_) => Some(format!("replicas of {name} are missing, behind or being moved")),
         }
     });
@@ -214,5 +216,9 @@ mod tests {
         assert_eq!(missing(&report), wanted);
         assert!(status_text(&report).contains("7 s ago"));
         assert_eq!(missing(&sample()), Vec::<String>::new());
+        // A third node has come, which is to hold it, too.
+        let mut report = sample();
+        report.nodes.push(report.nodes[1].clone());
+        assert_eq!(missing(&report), ["shard 0 has 2 of 3 replicas yet"]);
     }
 }
