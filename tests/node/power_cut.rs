@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use piton_node::config::{Config, StoreEngine};
 use piton_node::{Devices, Failure};
@@ -32,6 +33,8 @@ use crate::worker::{
 const CUTS: usize = 200;
 /// Power cuts that one machine lives through; then the next begins with empty disks.
 const CUTS_OF_ONE_MACHINE: usize = 10;
+/// Shorter than a request waits for a leader, which a node whose disk has failed waits for in vain.
+const REFUSED_WITHIN: Duration = Duration::from_secs(2);
 const CLIENTS: usize = 6;
 const ENGINES: [StoreEngine; 2] = [StoreEngine::Sled, StoreEngine::Redb];
 
@@ -149,7 +152,9 @@ impl Machine {
 
         let cut_at_call = Some(self.random.random_range(1..80));
         self.disk.set_faults(Faults { cut_at_call, ..Faults::default() });
+        let cut = Instant::now();
         let seen = self.load(&api).await;
+        assert!(cut.elapsed() < REFUSED_WITHIN, "requests are held by a node that ends");
         let failure = running.node.failed().await;
         assert!(matches!(failure, Failure::Log(_)), "{failure:?}");
         running.stop().await;

@@ -313,6 +313,11 @@ impl ShardHost {
         &self.sightings
     }
 
+    /// Whether this node can make nothing durable any more, and so is about to end.
+    pub(crate) fn log_has_failed(&self) -> bool {
+        self.groups.failed().borrow().is_some()
+    }
+
     /// Changes when a leadership is taken up or laid down here, or a placement carried out.
     pub(crate) fn duties(&self) -> watch::Receiver<u64> {
         self.duties.subscribe()

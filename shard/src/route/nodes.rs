@@ -140,10 +140,13 @@ impl Cluster {
         health_after(silent_for, self.meta().state().settings().down_after)
     }
 
-    /// Whether waiting for a leader is of no use: this node hears of less than a majority of the cluster, so
-    /// it will not hear of a new one either.
+    /// Whether waiting for a leader is of no use: this node is about to end, or hears of less than a majority
+    /// of the cluster, so that it will not hear of a new leader either.
     pub(crate) fn is_in_vain(&self, began: Instant) -> bool {
         let host = self.host();
+        if host.log_has_failed() {
+            return true;
+        }
         if began.elapsed() < host.config().cut_off_wait {
             return false;
         }
