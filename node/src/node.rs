@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use piton_shard::{Clock, MetaError, NodeRecord, Room};
+use piton_shard::{MetaError, NodeRecord, Room};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
@@ -438,7 +438,7 @@ async fn identify(
     let listener = listen_for_peers(config, identity.peer_port)?;
     let peer = listener.local_addr().unwrap_or(config.peer.listen());
     let record = {
-        let joined = Clock::start().now();
+        let joined = (devices.clock)().now();
         membership::record(config, identity.node(), peer, api, http, joined)
     };
     if is_new {

@@ -117,6 +117,8 @@ pub struct Devices {
     pub wrap_store: WrapStore,
     /// Called by threads that have nothing to do; see [`Tuning::on_idle`].
     pub on_idle: fn(),
+    /// Tells the time from the node's start on.
+    pub clock: fn() -> Clock,
     /// How much room there is.
     pub measure_space: MeasureSpace,
 }
@@ -128,6 +130,7 @@ impl Default for Devices {
             disk: Arc::new(RealDisk),
             wrap_store: Arc::new(|store| store),
             on_idle: || {},
+            clock: Clock::start,
             measure_space: Arc::new(disk_watch::measure),
         }
     }
@@ -196,11 +199,11 @@ impl Storage {
         opening.ready.set(Err("opening the log and the store"));
         let help = "How often the store was discarded, and rebuilt from snapshots and the log";
         registry.register("store_rebuilds", help, opening.rebuilds.clone());
-        let Devices { disk, wrap_store, on_idle, .. } = devices;
+        let Devices { disk, wrap_store, on_idle, clock, .. } = devices;
         let store_failed = failure.subscribe();
         let store = open_store(opening.config, opening.directory, opening.rebuilds).await?;
         let store = watched(wrap_store(store), failure);
-        let on = Ground::open(opening, disk, on_idle, store, &mut registry).await?;
+        let on = Ground::open(opening, disk, on_idle, clock(), store, &mut registry).await?;
         let (cluster, serving) = match serve(on.parts(opening, &mut registry)).await {
             Ok(serving) => serving,
             Err(error) => {
@@ -392,12 +395,12 @@ impl Ground {
         opening: &Opening<'_>,
         disk: Arc<dyn Disk>,
         on_idle: fn(),
+        clock: Clock,
         store: Arc<dyn Store>,
         registry: &mut Registry,
     ) -> Result<Self, StorageError> {
         let (told_of_lost, unwanted) = (Arc::default(), Unwanted::default());
         let raft = RaftRuntime::start(on_idle).map_err(StorageError::Runtime)?;
-        let clock = Clock::start();
         let net = start_net(opening, &raft, clock, (&told_of_lost, &unwanted), registry);
         let net = match net {
             Ok(net) => Arc::new(net),

@@ -108,7 +108,7 @@ impl Broken {
         Self { workflow_id: Some(workflow_id.to_owned()), ..Self::new(text) }
     }
 
-    fn at(run: &Run, event_id: i64, text: impl Into<String>) -> Self {
+    pub fn at(run: &Run, event_id: i64, text: impl Into<String>) -> Self {
         let run_id = Some(run.1.clone());
         Self { run_id, event_id: Some(event_id), ..Self::of(&run.0, text) }
     }
@@ -291,6 +291,15 @@ fn check_runs(histories: &Histories, broken: &mut Vec<Broken>) {
     }
 }
 
+/// When the timer comes due that this event starts, in milliseconds.
+pub fn due_ms(event: &HistoryEvent) -> Option<i64> {
+    let Some(Event::TimerStartedEventAttributes(timer)) = event.attributes.as_ref() else {
+        return None;
+    };
+    let span = timer.start_to_fire_timeout.unwrap_or_default();
+    Some(time_ms(event) + span.seconds * 1_000 + i64::from(span.nanos) / 1_000_000)
+}
+
 /// When a timer was late, in milliseconds without faults, as `healthy_ms` counts them between two
 /// times of the wall clock.
 pub fn check_timers(
@@ -303,10 +312,8 @@ pub fn check_timers(
         let mut due = BTreeMap::new();
         for event in events {
             match event.attributes.as_ref() {
-                Some(Event::TimerStartedEventAttributes(timer)) => {
-                    let span = timer.start_to_fire_timeout.unwrap_or_default();
-                    let span = span.seconds * 1_000 + i64::from(span.nanos) / 1_000_000;
-                    due.insert(event.event_id, time_ms(event) + span);
+                Some(Event::TimerStartedEventAttributes(_)) => {
+                    due.insert(event.event_id, due_ms(event).unwrap_or_default());
                 }
                 Some(Event::TimerFiredEventAttributes(timer)) => {
                     let fired = time_ms(event);

@@ -17,7 +17,7 @@ use piton_proto::history::HistoryEvent;
 use piton_proto::history::history_event::Attributes as Event;
 use piton_proto::taskqueue::TaskQueue;
 
-/// What a workflow does: some activities, a timer and a child at once; then it waits for them and for
+/// What a workflow does: some activities, timers and a child at once; then it waits for them and for
 /// signals, and ends or goes on as a new run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -26,12 +26,22 @@ pub struct Plan {
     pub children: u64,
     pub signals: u64,
     pub continues: u64,
+    /// All of them take `timer_ms`.
+    pub timers: u64,
+}
+
+impl Default for Plan {
+    /// A timer that fires at once, and nothing else.
+    fn default() -> Self {
+        Self { activities: 0, timer_ms: 0, children: 0, signals: 0, continues: 0, timers: 1 }
+    }
 }
 
 impl Plan {
     pub fn workflow_type(&self) -> WorkflowType {
-        let Plan { activities, timer_ms, children, signals, continues } = self;
-        let name = format!("order/{activities}/{timer_ms}/{children}/{signals}/{continues}");
+        let Plan { activities, timer_ms, children, signals, continues, timers } = self;
+        let name =
+            format!("order/{activities}/{timer_ms}/{children}/{signals}/{continues}/{timers}");
         WorkflowType { name }
     }
 
@@ -44,6 +54,7 @@ impl Plan {
             children: next(),
             signals: next(),
             continues: next(),
+            timers: next(),
         }
     }
 }
@@ -89,7 +100,7 @@ impl Code {
         }
         if count(&[EventType::TimerStarted]) == 0 {
             let mut commands: Vec<_> = (0..plan.activities).map(|n| self.schedule(n)).collect();
-            commands.push(start_timer(plan.timer_ms));
+            commands.extend((0..plan.timers).map(|n| start_timer(n, plan.timer_ms)));
             if plan.children > 0 {
                 commands.push(self.start_child(&execution.workflow_id, &execution.run_id));
             }
@@ -108,7 +119,7 @@ impl Code {
         ]);
         let is_over = activities == plan.activities
             && children == plan.children
-            && count(&[EventType::TimerFired]) == 1
+            && count(&[EventType::TimerFired]) == plan.timers
             && count(&[EventType::WorkflowExecutionSignaled]) >= plan.signals;
         if is_over { vec![self.end(plan)] } else { Vec::new() }
     }
@@ -134,7 +145,7 @@ impl Code {
     }
 
     fn start_child(&self, of: &str, run_id: &str) -> Command {
-        let plan = Plan { activities: 1, timer_ms: 50, children: 0, signals: 0, continues: 0 };
+        let plan = Plan { activities: 1, timer_ms: 50, ..Plan::default() };
         let attributes = StartChildWorkflowExecutionCommandAttributes {
             workflow_id: format!("{of}/{run_id}"),
             workflow_type: Some(plan.workflow_type()),
@@ -169,9 +180,9 @@ fn command(kind: CommandType, attributes: Attributes) -> Command {
     Command { command_type: kind.into(), attributes: Some(attributes), ..Command::default() }
 }
 
-fn start_timer(millis: u64) -> Command {
+fn start_timer(number: u64, millis: u64) -> Command {
     let attributes = StartTimerCommandAttributes {
-        timer_id: "timer".to_owned(),
+        timer_id: format!("timer-{number}"),
         start_to_fire_timeout: duration(Duration::from_millis(millis)),
     };
     command(CommandType::StartTimer, Attributes::StartTimerCommandAttributes(attributes))

@@ -38,9 +38,10 @@ usage: cargo xtask <command>
                        open, to tests/node/golden
   sim [--seeds N] [--from S]
                        whole nodes in one thread with faults that follow from a seed
-  chaos [--nodes 3] [--minutes 5] [--seed 1] [--faults kill,pause,...] [--server FILE] [...]
+  chaos [--nodes 3] [--minutes 5] [--seed 1] [--faults kill,pause,...] [--server FILE] [--faulty] [...]
                        a cluster of real processes under load, hurt as drawn from the seed, and
-                       audited; every option: target/ci/piton-chaos --help
+                       audited; every option: target/ci/piton-chaos --help; --faulty: nodes whose
+                       disks lose what was not synced, and whose clocks are set
   soak [--minutes N]   the seed suite over and over for an hour, or N minutes, with the server killed
                        again and again: nothing of it may grow
   ratio A B [--pairs N] [--seconds S] [--concurrency 1,64,256]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::Workspace;
+use crate::chaos;
 use crate::process;
 use crate::report::{Log, Report, Tally};
 use crate::sim::{self, Seeds};
@@ -53,6 +54,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, fast: bool) -> Res
     run_suites(workspace, report, fast);
     if !fast {
         sim::run(workspace, report, SIMULATED);
+        chaos::run_short(workspace, report);
     }
     Ok(())
 }

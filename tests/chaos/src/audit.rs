@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep};
 use crate::client::{Client, Failure};
 use crate::cluster::Cluster;
 use crate::journal::Journal;
-use crate::nemesis::{Fault, Kind};
+use crate::kinds::Kind;
+use crate::nemesis::Fault;
 use crate::orders::{signal, terminate};
 
 /// How long everything may take to end once the faults are over.
@@ -188,7 +189,7 @@ pub(crate) async fn compare_replicas(
 ) -> Result<Vec<Broken>> {
     let mut broken = Vec::new();
     let mut leaders: Vec<BTreeMap<u32, usize>> = vec![cluster.leaders().await];
-    for node in 0..cluster.len() {
+    for node in cluster.members.all() {
         cluster.kill(node).await;
         let (again, lost) = read(client, histories.keys().cloned().collect()).await;
         leaders.push(cluster.leaders().await);

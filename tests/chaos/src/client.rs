@@ -1,6 +1,7 @@
 //! A client of all nodes: each call goes to one of them, is logged, and ends in an answer, a refusal
 //! or in not knowing.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 use crate::journal::{Call, Journal, Outcome};
+use crate::members::Members;
 
 pub(crate) const NAMESPACE: &str = "default";
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -39,9 +41,21 @@ pub(crate) enum Failure {
     Unknown(Code, String),
 }
 
+/// Connections that break are UNAVAILABLE to clients in other languages, too; here they have several
+/// codes, and come with a cause.
+fn code_of(status: &Status) -> Code {
+    match (status.code(), status.message()) {
+        (Code::Cancelled, "Timeout expired") => Code::DeadlineExceeded,
+        (Code::Unknown | Code::Internal | Code::Cancelled, _) if status.source().is_some() => {
+            Code::Unavailable
+        }
+        (code, _) => code,
+    }
+}
+
 impl From<&Status> for Failure {
     fn from(status: &Status) -> Self {
-        let (code, text) = (status.code(), status.message().to_owned());
+        let (code, text) = (code_of(status), status.message().to_owned());
         match code {
             Code::NotFound
             | Code::AlreadyExists
@@ -82,7 +96,9 @@ pub(crate) struct Insisted {
 
 /// Clones share connections; each goes on from its own node.
 pub(crate) struct Client {
+    /// Of all nodes that there are; members are asked.
     services: Arc<Vec<Service>>,
+    members: Members,
     pub(crate) journal: Journal,
     at: AtomicUsize,
 }
@@ -90,12 +106,17 @@ pub(crate) struct Client {
 impl Clone for Client {
     fn clone(&self) -> Self {
         let at = AtomicUsize::new(self.at.load(Ordering::Relaxed));
-        Self { services: Arc::clone(&self.services), journal: self.journal.clone(), at }
+        let (members, journal) = (self.members.clone(), self.journal.clone());
+        Self { services: Arc::clone(&self.services), members, journal, at }
     }
 }
 
 impl Client {
-    pub(crate) fn new(addresses: &[String], journal: &Journal) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        addresses: &[String],
+        members: &Members,
+        journal: &Journal,
+    ) -> anyhow::Result<Self> {
         let connect = |address: &String| {
             let endpoint = Endpoint::from_shared(address.clone())?
                 .tcp_nodelay(true)
@@ -107,8 +128,8 @@ impl Client {
             Ok(service.max_decoding_message_size(64 << 20))
         };
         let services = addresses.iter().map(connect).collect::<anyhow::Result<Vec<_>>>()?;
-        let at = AtomicUsize::new(0);
-        Ok(Self { services: Arc::new(services), journal: journal.clone(), at })
+        let (members, journal, at) = (members.clone(), journal.clone(), AtomicUsize::new(0));
+        Ok(Self { services: Arc::new(services), members, journal, at })
     }
 
     /// Begins with this node.
@@ -119,7 +140,7 @@ impl Client {
     }
 
     fn node(&self) -> usize {
-        self.at.load(Ordering::Relaxed) % self.services.len()
+        self.members.at(self.at.load(Ordering::Relaxed))
     }
 
     pub(crate) fn go_on(&self) {
@@ -148,10 +169,10 @@ impl Client {
             Ok(Err(status)) => Err(Failure::from(&status)),
             Err(_) => Err(Failure::Unknown(Code::DeadlineExceeded, "no answer".to_owned())),
         };
-        let (outcome, detail) = match &answer {
-            Ok(_) => (Outcome::Done, String::new()),
-            Err(Failure::Refused(code, text)) => (Outcome::Refused, format!("{code:?}: {text}")),
-            Err(Failure::Unknown(code, text)) => (Outcome::Unknown, format!("{code:?}: {text}")),
+        let (outcome, code, detail) = match &answer {
+            Ok(_) => (Outcome::Done, Code::Ok, String::new()),
+            Err(Failure::Refused(code, text)) => (Outcome::Refused, *code, text.clone()),
+            Err(Failure::Unknown(code, text)) => (Outcome::Unknown, *code, text.clone()),
         };
         self.journal.log(Call {
             from_us,
@@ -161,6 +182,7 @@ impl Client {
             workflow: what.workflow.to_owned(),
             text: what.text.to_owned(),
             outcome,
+            code,
             detail,
         });
         answer
@@ -173,7 +195,18 @@ impl Client {
         patience: Duration,
         send: impl AsyncFn(&Client) -> Result<A, Failure>,
     ) -> Result<(A, bool), Insisted> {
-        let end = Instant::now() + patience;
+        let from_us = self.journal.now_us();
+        let ended = self.try_again(Instant::now() + patience, send).await;
+        let is_answered = !matches!(&ended, Err(Insisted { failure: Failure::Unknown(..), .. }));
+        self.journal.requested(from_us, is_answered);
+        ended
+    }
+
+    async fn try_again<A>(
+        &self,
+        end: Instant,
+        send: impl AsyncFn(&Client) -> Result<A, Failure>,
+    ) -> Result<(A, bool), Insisted> {
         let (mut is_known, mut pause) = (true, PAUSE_MIN);
         loop {
             match send(self).await {

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::certificates::Authority;
+use crate::members::Members;
 use crate::proxy::{Links, Proxy};
 
 /// A debug-like build on a busy machine may take a while.
@@ -27,6 +28,8 @@ const HTTP_MAX: Duration = Duration::from_secs(2);
 /// What a cluster is made of.
 pub(crate) struct Spec {
     pub(crate) binary: PathBuf,
+    /// What nodes run in place of it.
+    pub(crate) faulty: Option<PathBuf>,
     pub(crate) directory: PathBuf,
     pub(crate) nodes: usize,
     pub(crate) shards: u32,
@@ -39,6 +42,8 @@ pub(crate) struct Spec {
 
 pub(crate) struct Cluster {
     pub(crate) links: Arc<Links>,
+    pub(crate) members: Members,
+    /// One more than there are members: it joins where another one goes.
     nodes: Vec<Node>,
     spec: Spec,
 }
@@ -46,6 +51,8 @@ pub(crate) struct Cluster {
 struct Node {
     api: u16,
     http: u16,
+    /// As the others know it.
+    peer: u16,
     proxy: Proxy,
     config: PathBuf,
     log: PathBuf,
@@ -55,11 +62,12 @@ struct Node {
 impl Cluster {
     /// Founds a cluster; all nodes are members and ready when this returns.
     pub(crate) async fn found(spec: Spec) -> Result<Cluster> {
-        let links = Links::new(spec.nodes);
+        let count = spec.nodes + 1;
+        let links = Links::new(count);
         let authority = if spec.has_tls { Some(Authority::new(&spec.directory)?) } else { None };
-        let ports = free_ports(spec.first_port, spec.nodes * 4)?;
+        let ports = free_ports(spec.first_port, count * 4)?;
         let mut nodes = Vec::new();
-        for node in 0..spec.nodes {
+        for node in 0..count {
             let [api, http, peer, proxy] = ports[node * 4..][..4] else { unreachable!() };
             let directory = spec.directory.join(format!("n{node}"));
             fs::create_dir_all(&directory)?;
@@ -76,45 +84,70 @@ impl Cluster {
             fs::write(&path, config)?;
             let log = directory.join("log");
             File::create(&log)?;
-            let proxy = Proxy::new(&links, node, proxy, peer);
-            nodes.push(Node { api, http, proxy, config: path, log, child: Mutex::new(None) });
+            let (peer, proxy) = (proxy, Proxy::new(&links, node, proxy, peer));
+            let child = Mutex::new(None);
+            nodes.push(Node { api, http, peer, proxy, config: path, log, child });
         }
-        let cluster = Cluster { links, nodes, spec };
+        let members = Members::of_first(spec.nodes);
+        let cluster = Cluster { links, members, nodes, spec };
         let shards = cluster.spec.shards.to_string();
         cluster.start_with(0, &["--bootstrap", "--shards", &shards]).await?;
         cluster.await_ready(0).await?;
-        let first = format!("127.0.0.1:{}", ports[3]);
-        for node in 1..cluster.nodes.len() {
-            cluster.start_with(node, &["--join", &first]).await?;
-            cluster.await_ready(node).await?;
+        for node in 1..cluster.spec.nodes {
+            cluster.join(node, &[0]).await?;
         }
-        cluster.await_replicated().await?;
+        // Every shard outlives a node from now on: the founder had them all to itself.
+        cluster.await_whole().await?;
         Ok(cluster)
     }
 
-    /// Waits until every shard outlives a node: the founder had them all to itself. Nodes tell it in
-    /// their logs alone.
-    async fn await_replicated(&self) -> Result<()> {
-        let end = Instant::now() + READY_MAX;
-        // Three replicas of each, the founder's among them.
-        let needed = self.nodes.len().min(3) - 1;
-        loop {
-            let logs: Vec<String> =
-                self.nodes.iter().filter_map(|node| fs::read_to_string(&node.log).ok()).collect();
-            let is_there = |shard: u32| {
-                let told = format!("has a replica here from now on shard={shard}\n");
-                logs.iter().filter(|log| log.contains(&told)).count() >= needed
-            };
-            if (0..self.spec.shards).all(is_there) {
-                return Ok(());
-            }
-            ensure!(Instant::now() < end, "the shards are not replicated after {READY_MAX:?}");
-            sleep(LOOK_EVERY).await;
-        }
+    /// Starts a node that has nothing, to join these; it is ready when this returns.
+    pub(crate) async fn join(&self, node: usize, others: &[usize]) -> Result<()> {
+        let addresses: Vec<String> = others.iter().map(|other| self.peer(*other)).collect();
+        let flags: Vec<&str> = addresses.iter().flat_map(|a| ["--join", a.as_str()]).collect();
+        self.start_with(node, &flags).await?;
+        self.await_ready(node).await
     }
 
+    /// The node that is no member.
+    pub(crate) fn spare(&self) -> Option<usize> {
+        let members = self.members.all();
+        (0..self.nodes.len()).find(|node| !members.contains(node))
+    }
+
+    /// All that a node keeps is gone.
+    pub(crate) fn wipe(&self, node: usize) -> Result<()> {
+        let data = self.data(node);
+        fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))
+    }
+
+    /// Nodes that there are, members or not.
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// The server's program, as an operator uses it on a node's machine.
+    pub(crate) fn program(&self) -> Command {
+        clean(&self.spec.binary)
+    }
+
+    /// What a node's wall clock is ahead by from now on. Nodes that run the faulty binary look.
+    pub(crate) fn set_clock(&self, node: usize, ahead_ms: i64) -> Result<()> {
+        fs::write(self.nodes[node].config.with_file_name("clock"), ahead_ms.to_string())
+            .context("set a clock")
+    }
+
+    /// Where other nodes and operators find a node.
+    pub(crate) fn peer(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[node].peer)
+    }
+
+    pub(crate) fn has_certificates(&self) -> bool {
+        self.spec.has_tls
+    }
+
+    pub(crate) fn config(&self, node: usize) -> &Path {
+        &self.nodes[node].config
     }
 
     pub(crate) fn shards(&self) -> u32 {
@@ -146,14 +179,8 @@ impl Cluster {
         let here = &self.nodes[node];
         ensure!(here.child.lock().is_none(), "node {node} runs already");
         let log = File::options().append(true).open(&here.log)?;
-        let mut command = Command::new(&self.spec.binary);
-        // What the environment says of the developer's own server is not meant for this one.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("PITON_") {
-                command.env_remove(name);
-            }
-        }
-        let child = command
+        let program = self.spec.faulty.as_ref().unwrap_or(&self.spec.binary);
+        let child = clean(program)
             .args(["server", "--config"])
             .arg(&here.config)
             .args(flags)
@@ -200,6 +227,16 @@ impl Cluster {
         }
         self.links.set_pid(node, None);
         self.nodes[node].proxy.close().await;
+    }
+
+    /// SIGKILL of several at once.
+    pub(crate) async fn kill_all(&self, nodes: &[usize]) {
+        for node in nodes {
+            self.signal(*node, Signal::KILL);
+        }
+        for node in nodes {
+            self.kill(*node).await;
+        }
     }
 
     /// SIGTERM: it may take its time. False: it took too long, and was killed.
@@ -289,6 +326,17 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// A program without what the environment says of the developer's own server.
+fn clean(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PITON_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// All are held until all are known, so that they differ.

@@ -12,7 +12,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use piton_tests::audit::{Asked, Broken, Ending, Entry, Seen};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use tonic::Code;
 
 /// How one call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -35,7 +36,13 @@ pub(crate) struct Call {
     /// What it is found by in the history.
     pub(crate) text: String,
     pub(crate) outcome: Outcome,
+    #[serde(serialize_with = "in_words")]
+    pub(crate) code: Code,
     pub(crate) detail: String,
+}
+
+fn in_words<S: Serializer>(code: &Code, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{code:?}"))
 }
 
 /// What is kept of a call for the report.
@@ -45,6 +52,16 @@ pub(crate) struct Brief {
     pub(crate) to_us: u64,
     pub(crate) call: &'static str,
     pub(crate) outcome: Outcome,
+    pub(crate) code: Code,
+}
+
+/// A request with all its tries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Requested {
+    pub(crate) from_us: u64,
+    pub(crate) to_us: u64,
+    /// Or else it was given up.
+    pub(crate) is_answered: bool,
 }
 
 /// A write that exists to see whether its shard takes writes.
@@ -66,6 +83,7 @@ struct Shared {
     began_unix_ms: i64,
     file: Mutex<BufWriter<File>>,
     calls: Mutex<Vec<Brief>>,
+    requests: Mutex<Vec<Requested>>,
     probes: Mutex<Vec<Probe>>,
     in_flight: AtomicU64,
     ledger: Mutex<Ledger>,
@@ -102,6 +120,7 @@ impl Journal {
             began_unix_ms: i64::try_from(unix.as_millis())?,
             file: Mutex::new(BufWriter::new(file)),
             calls: Mutex::default(),
+            requests: Mutex::default(),
             probes: Mutex::default(),
             in_flight: AtomicU64::new(0),
             ledger: Mutex::default(),
@@ -129,12 +148,22 @@ impl Journal {
     }
 
     pub(crate) fn log(&self, call: Call) {
-        let Call { from_us, to_us, call: kind, outcome, .. } = call;
+        let Call { from_us, to_us, call: kind, outcome, code, .. } = call;
         if let Ok(line) = serde_json::to_string(&call) {
             // What cannot be written is missed by who reads it, not by the auditor.
             let _ = writeln!(self.shared.file.lock(), "{line}");
         }
-        self.shared.calls.lock().push(Brief { from_us, to_us, call: kind, outcome });
+        self.shared.calls.lock().push(Brief { from_us, to_us, call: kind, outcome, code });
+    }
+
+    /// A request is over that began then.
+    pub(crate) fn requested(&self, from_us: u64, is_answered: bool) {
+        let requested = Requested { from_us, to_us: self.now_us(), is_answered };
+        self.shared.requests.lock().push(requested);
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Requested> {
+        self.shared.requests.lock().clone()
     }
 
     /// Something else that happened, among the calls.

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::Options;
 use crate::client::Client;
 use crate::cluster::Cluster;
+use crate::figures::Placement;
 use crate::orders::{Driver, Pace, SDK_QUEUE};
 use crate::probes;
 use crate::registers::{self, Checked};
@@ -28,6 +29,11 @@ const WORKFLOW_TASK: Duration = Duration::from_secs(3);
 const QUEUES: u64 = 3;
 const POLLERS_AT_EACH_NODE: usize = 2;
 const REGISTERS: usize = 2;
+
+/// One of those that our workers poll.
+pub(crate) fn queue_name(number: u64) -> String {
+    format!("orders-{}", number % QUEUES)
+}
 
 pub(crate) struct Load {
     stop: watch::Sender<bool>,
@@ -83,28 +89,34 @@ impl Load {
         options: &Options,
         cluster: &Cluster,
         client: &Client,
+        placement: &Placement,
     ) -> Result<Load> {
         let mut random = SmallRng::seed_from_u64(options.seed);
         let (stop, stopped) = watch::channel(false);
         let (mut asking, mut registers, mut workers) =
             (JoinSet::new(), JoinSet::new(), JoinSet::new());
         let code = |queue: u64| Code {
-            queue: format!("orders-{queue}"),
+            queue: queue_name(queue),
             attempt: ATTEMPT,
             workflow_task: WORKFLOW_TASK,
         };
         for queue in 0..QUEUES {
-            for poller in 0..cluster.len() * POLLERS_AT_EACH_NODE {
-                let mut worker = || Worker::new(client.at(poller), code(queue), random.random());
+            for poller in 0..cluster.members.count() * POLLERS_AT_EACH_NODE {
+                let mut worker = || Worker {
+                    client: client.at(poller),
+                    code: code(queue),
+                    random: SmallRng::seed_from_u64(random.random()),
+                    // Where nothing is to go wrong, a task that nobody answers was lost.
+                    is_careful: options.faults.are_planned(),
+                };
                 let (one, other) = (worker(), worker());
                 workers.spawn_local(one.work_on_workflows());
                 workers.spawn_local(other.work_on_activities());
             }
         }
-        let namespace_id = probes::namespace_id(client).await?;
         for shard in 0..cluster.shards() {
-            let (client, id, stopped) = (client.clone(), namespace_id.clone(), stopped.clone());
-            asking.spawn_local(probes::probe(client, shard, cluster.shards(), id, stopped));
+            let (client, stopped) = (client.clone(), stopped.clone());
+            asking.spawn_local(probes::probe(client, shard, placement.clone(), stopped));
         }
         let pace = Pace::new(options.rate);
         for number in 0..options.clients {

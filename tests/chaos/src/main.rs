@@ -12,16 +12,21 @@ mod certificates;
 mod chart;
 mod client;
 mod cluster;
+mod figures;
 mod journal;
+mod kinds;
 mod linear;
 mod load;
+mod members;
 mod nemesis;
+mod operator;
 mod orders;
 mod probes;
 mod proxy;
 mod registers;
 mod report;
 mod rot;
+mod storm;
 mod worker;
 
 use std::fs;
@@ -37,9 +42,11 @@ use tokio::time::Instant;
 use crate::audit::Findings;
 use crate::client::Client;
 use crate::cluster::{Cluster, Spec, fresh_directory};
+use crate::figures::Placement;
 use crate::journal::Journal;
+use crate::kinds::Kinds;
 use crate::load::Load;
-use crate::nemesis::{Fault, Kinds, Nemesis};
+use crate::nemesis::{Fault, Nemesis, Plan};
 
 #[derive(Parser)]
 #[command(about = "Hurts a cluster of real processes under load, and audits what it did meanwhile")]
@@ -47,6 +54,10 @@ struct Options {
     /// The server's binary
     #[arg(long)]
     server: PathBuf,
+    /// What nodes run instead: with disks that lose what was not synced when a node is killed, and
+    /// clocks that can be set
+    #[arg(long)]
+    faulty: Option<PathBuf>,
     #[arg(long, default_value_t = 3)]
     nodes: usize,
     #[arg(long, default_value_t = 5.0)]
@@ -56,9 +67,19 @@ struct Options {
     /// Kinds of faults by commas; `all`, or `none`
     #[arg(long, default_value = "all")]
     faults: Kinds,
-    /// How often each kind must have hit, at least, while calls were in flight
+    /// How often each kind must have hit, at least, while calls were in flight. The run goes on for
+    /// longer where that takes longer
     #[arg(long, default_value_t = 1)]
     least: usize,
+    /// Seconds between two faults, on average
+    #[arg(long, default_value_t = 4.0)]
+    calm: f64,
+    /// Seconds for which a node is away that needs a snapshot then, on average
+    #[arg(long, default_value_t = 25.0)]
+    away: f64,
+    /// Timers that come due at once in a storm of them
+    #[arg(long, default_value_t = 2_000)]
+    storm_timers: u64,
     #[arg(long, default_value_t = 4)]
     shards: u32,
     /// Certificates between the nodes
@@ -83,7 +104,10 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let mut options = Options::parse();
+    if options.faulty.is_none() {
+        options.faults = options.faults.without_faulty();
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     // Clients share this thread; proxies have the runtime's.
@@ -110,6 +134,7 @@ async fn run(options: &Options) -> Result<usize> {
     println!("   seed {}, {} nodes, {}", options.seed, options.nodes, directory.display());
     let spec = Spec {
         binary: fs::canonicalize(&options.server).context("--server")?,
+        faulty: options.faulty.as_ref().map(fs::canonicalize).transpose().context("--faulty")?,
         directory: directory.clone(),
         nodes: options.nodes,
         shards: options.shards,
@@ -120,10 +145,13 @@ async fn run(options: &Options) -> Result<usize> {
     let cluster = Cluster::found(spec).await.context("found the cluster")?;
     let journal = Journal::create(&directory.join("calls.jsonl"))?;
     let addresses: Vec<String> = (0..cluster.len()).map(|node| cluster.api(node)).collect();
-    let client = Client::new(&addresses, &journal)?;
-    let load = Load::begin(options, &cluster, &client).await?;
-    let (faults, mut broken) = hurt(options, &cluster, &journal).await?;
-    println!("   {:7.1} s  faults are over", journal.now_us() as f64 / 1e6);
+    let client = Client::new(&addresses, &cluster.members, &journal)?;
+    let namespace_id = probes::namespace_id(&client).await?;
+    let placement = Placement { namespace_id, shards: cluster.shards() };
+    let load = Load::begin(options, &cluster, &client, &placement).await?;
+    let (faults, mut broken) = hurt(options, &cluster, &client).await?;
+    let minutes = journal.now_us() as f64 / 60e6;
+    println!("   {:7.1} s  faults are over", minutes * 60.0);
     let (registers, mut workers) = load.end().await;
     broken.extend(audit::settle(&client).await);
     broken.extend(workers.ended());
@@ -136,15 +164,19 @@ async fn run(options: &Options) -> Result<usize> {
             Err(error) => broken.push(Broken::new(format!("A6: {error:#}"))),
         }
     }
+    if options.faults.are_planned() {
+        broken.extend(planned(&journal, &faults, &findings));
+    }
     broken.extend(audit::check_coverage(&options.faults.0, options.least, &faults));
     broken.extend(panics(&cluster));
     findings.broken.extend(broken);
     journal.flush();
     let report = report::Run {
-        title: title(options),
+        title: title(options, minutes),
         journal: &journal,
         faults: &faults,
         histories: &findings.histories,
+        placement: &placement,
         registers,
         broken: &findings.broken,
     };
@@ -156,9 +188,17 @@ async fn run(options: &Options) -> Result<usize> {
 async fn hurt(
     options: &Options,
     cluster: &Cluster,
-    journal: &Journal,
+    client: &Client,
 ) -> Result<(Vec<Fault>, Vec<Broken>)> {
-    let mut nemesis = Nemesis::new(cluster, journal, options.faults.0.clone(), options.seed);
+    let plan = Plan {
+        kinds: options.faults.0.clone(),
+        least: options.least,
+        calm: Duration::from_secs_f64(options.calm),
+        away: Duration::from_secs_f64(options.away),
+        storm_timers: options.storm_timers,
+        seed: options.seed,
+    };
+    let mut nemesis = Nemesis::new(cluster, client, plan);
     let end = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
     let raged = tokio::select! {
         raged = nemesis.rage(end) => raged,
@@ -170,6 +210,17 @@ async fn hurt(
     Ok((nemesis.faults, broken))
 }
 
+/// What no client may notice where all that happens is planned.
+fn planned(journal: &Journal, faults: &[Fault], findings: &Findings) -> Vec<Broken> {
+    let noticed = figures::noticed(faults, &journal.requests(), &journal.calls());
+    let failed = noticed.iter().filter(|(_, noticed)| noticed.given_up + noticed.failed > 0);
+    let failed = failed.map(|(kind, noticed)| {
+        let figures::Noticed { given_up, failed, .. } = noticed;
+        Broken::new(format!("{kind}: {given_up} requests and {failed} tries failed"))
+    });
+    failed.chain(figures::lost_tasks(&findings.histories)).collect()
+}
+
 fn panics(cluster: &Cluster) -> Vec<Broken> {
     let of = |node| {
         let panics = cluster.panics(node).into_iter();
@@ -178,11 +229,13 @@ fn panics(cluster: &Cluster) -> Vec<Broken> {
     (0..cluster.len()).flat_map(of).collect()
 }
 
-fn title(options: &Options) -> String {
-    let Options { nodes, minutes, seed, shards, rate, tls, .. } = options;
+fn title(options: &Options, minutes: f64) -> String {
+    let Options { nodes, seed, shards, rate, tls, .. } = options;
     let between = if *tls { "TLS" } else { "plaintext" };
+    let on = if options.faulty.is_some() { ", disks that lose what was not synced" } else { "" };
     format!(
-        "Chaos: {nodes} nodes, {minutes} minutes, seed {seed}, {shards} shards, {rate} requests/s, {between}"
+        "Chaos: {nodes} nodes, {minutes:.1} minutes, seed {seed}, {shards} shards, {rate} requests/s, \
+         {between}{on}"
     )
 }
 

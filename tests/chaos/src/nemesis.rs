@@ -1,111 +1,29 @@
 //! What befalls the cluster, one fault after the other, as drawn from the seed.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
-use clap::ValueEnum;
+use anyhow::{Context, Result, bail};
 use rand::rngs::SmallRng;
-use rand::seq::SliceRandom;
+use rand::seq::{IndexedRandom, IteratorRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::client::Client;
 use crate::cluster::{Cluster, READY_MAX};
 use crate::journal::Journal;
+use crate::kinds::Kind;
 use crate::rot;
+use crate::storm;
 
 /// How long nodes are paused, in ms: less than an election takes, more, and much more.
 const PAUSES: [u64; 3] = [1_000, 5_000, 12_000];
+/// By how much clocks are ahead that are wrong.
+const CLOCKS_MS: [i64; 4] = [-10_000, -400, 400, 10_000];
+/// Until the timers of a storm come due, beside the time that it takes to start so many.
+const STORM_IN: Duration = Duration::from_secs(3);
+const STORM_STARTED_PER_SECOND: u64 = 4_000;
 const STOP_MAX: Duration = Duration::from_secs(30);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum Kind {
-    /// SIGKILL of a node, started again a little later.
-    Kill,
-    /// SIGKILL of so many that there is no majority.
-    KillMost,
-    /// SIGKILL of all at once.
-    KillAll,
-    /// SIGTERM, and a new start.
-    Restart,
-    /// SIGTERM of all nodes, one after the other.
-    RollingRestart,
-    /// SIGSTOP, then SIGCONT.
-    Pause,
-    /// A node cut off from all others.
-    Partition,
-    /// What a node sends is lost, or what is sent to it.
-    OneWay,
-    /// Two nodes that do not reach each other, while others reach both.
-    Bridge,
-    /// Delay and little bandwidth from and to a node.
-    Slow,
-    /// All connections between nodes broken at once, several times.
-    Reset,
-    /// Connections break again and again.
-    Flaky,
-    /// A node that is away for so long that it needs a snapshot.
-    Away,
-    /// Bits flip in the state store of a node that was killed.
-    RotStore,
-    /// The same in its log. Not among `all`, as long as a damaged log is not refilled from peers.
-    RotLog,
-    /// The same in a snapshot.
-    RotSnapshot,
-}
-
-impl Kind {
-    pub(crate) const ALL: &[Kind] = &[
-        Kind::Kill,
-        Kind::KillMost,
-        Kind::KillAll,
-        Kind::Restart,
-        Kind::RollingRestart,
-        Kind::Pause,
-        Kind::Partition,
-        Kind::OneWay,
-        Kind::Bridge,
-        Kind::Slow,
-        Kind::Reset,
-        Kind::Flaky,
-        Kind::Away,
-        Kind::RotStore,
-    ];
-
-    /// Whether it takes the node's shards away from it, so that there is a failover to measure.
-    pub(crate) fn fails_over(self) -> bool {
-        matches!(self, Self::Kill | Self::Restart | Self::Pause | Self::Partition | Self::Away)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = self.to_possible_value();
-        f.write_str(value.as_ref().map_or("?", |value| value.get_name()))
-    }
-}
-
-/// Kinds of faults, by commas.
-#[derive(Clone, Debug)]
-pub(crate) struct Kinds(pub(crate) Vec<Kind>);
-
-impl FromStr for Kinds {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "all" => Ok(Self(Kind::ALL.to_vec())),
-            "none" => Ok(Self(Vec::new())),
-            _ => text
-                .split(',')
-                .map(|name| Kind::from_str(name, false))
-                .collect::<Result<_, _>>()
-                .map(Self),
-        }
-    }
-}
 
 /// A fault that was.
 #[derive(Clone, Debug)]
@@ -123,35 +41,45 @@ pub(crate) struct Fault {
 
 pub(crate) struct Nemesis<'a> {
     cluster: &'a Cluster,
+    client: &'a Client,
     journal: &'a Journal,
     random: SmallRng,
-    kinds: Vec<Kind>,
+    plan: Plan,
     drawn: Vec<Kind>,
     pub(crate) faults: Vec<Fault>,
 }
 
+/// What is asked of the nemesis.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) kinds: Vec<Kind>,
+    /// How often each of them is to hit; it goes on for longer where that takes longer.
+    pub(crate) least: usize,
+    /// Between two of them, on average.
+    pub(crate) calm: Duration,
+    /// How long a node is away that needs a snapshot then, on average.
+    pub(crate) away: Duration,
+    pub(crate) storm_timers: u64,
+    pub(crate) seed: u64,
+}
+
 impl<'a> Nemesis<'a> {
-    pub(crate) fn new(
-        cluster: &'a Cluster,
-        journal: &'a Journal,
-        kinds: Vec<Kind>,
-        seed: u64,
-    ) -> Self {
-        let random = SmallRng::seed_from_u64(seed);
-        Self { cluster, journal, random, kinds, drawn: Vec::new(), faults: Vec::new() }
+    pub(crate) fn new(cluster: &'a Cluster, client: &'a Client, plan: Plan) -> Self {
+        let (journal, random) = (&client.journal, SmallRng::seed_from_u64(plan.seed));
+        Self { cluster, client, journal, random, plan, drawn: Vec::new(), faults: Vec::new() }
     }
 
-    /// Hurts the cluster until the time is over, and leaves it whole.
+    /// Hurts the cluster until the time is over and each kind has hit, and leaves it whole.
     ///
     /// # Errors
     /// When a node does not come back.
     pub(crate) async fn rage(&mut self, end: Instant) -> Result<()> {
-        while Instant::now() < end {
-            let calm = Duration::from_millis(self.random.random_range(2_000..6_000));
-            sleep(calm.min(end.saturating_duration_since(Instant::now()))).await;
+        while Instant::now() < end || !self.is_done() {
+            let calm = self.about(self.plan.calm);
+            sleep(calm).await;
             self.check_alive()?;
             let Some(kind) = self.draw() else { continue };
-            if Instant::now() >= end {
+            if Instant::now() >= end && self.is_done() {
                 break;
             }
             self.inflict(kind).await?;
@@ -159,17 +87,28 @@ impl<'a> Nemesis<'a> {
         Ok(())
     }
 
+    /// Whether each kind was there so often.
+    fn is_done(&self) -> bool {
+        let of = |kind: &Kind| self.faults.iter().filter(|fault| fault.kind == *kind).count();
+        self.plan.kinds.iter().all(|kind| of(kind) >= self.plan.least)
+    }
+
+    /// Half as long to half as long again.
+    fn about(&mut self, span: Duration) -> Duration {
+        span.mul_f64(self.random.random_range(0.5..1.5))
+    }
+
     /// Each kind in turn, in an order that is drawn anew.
     fn draw(&mut self) -> Option<Kind> {
         if self.drawn.is_empty() {
-            self.drawn.clone_from(&self.kinds);
+            self.drawn.clone_from(&self.plan.kinds);
             self.drawn.shuffle(&mut self.random);
         }
         self.drawn.pop()
     }
 
     fn check_alive(&self) -> Result<()> {
-        for node in 0..self.cluster.len() {
+        for node in self.cluster.members.all() {
             if let Some(how) = self.cluster.ended(node) {
                 bail!("node {node} ended by itself: {how}");
             }
@@ -180,10 +119,11 @@ impl<'a> Nemesis<'a> {
     /// Mostly the node that leads most.
     fn victim(&mut self, leaders: &BTreeMap<u32, usize>) -> usize {
         let led = |node: usize| leaders.values().filter(|leader| **leader == node).count();
+        let members = self.cluster.members.all();
         if self.random.random_range(0..100) < 75 {
-            (0..self.cluster.len()).max_by_key(|node| led(*node)).unwrap_or_default()
+            members.into_iter().max_by_key(|node| led(*node)).unwrap_or_default()
         } else {
-            self.random.random_range(0..self.cluster.len())
+            self.cluster.members.at(self.random.random_range(0..members.len()))
         }
     }
 
@@ -219,7 +159,7 @@ impl<'a> Nemesis<'a> {
     }
 
     async fn await_all_ready(&self) -> Result<()> {
-        for node in 0..self.cluster.len() {
+        for node in self.cluster.members.all() {
             self.cluster.await_ready(node).await?;
         }
         Ok(())
@@ -232,25 +172,25 @@ impl<'a> Nemesis<'a> {
                 self.kill(&[node], away).await?;
             }
             Kind::Away => {
-                let away = self.millis(20_000, 30_000);
+                let away = self.about(self.plan.away);
                 self.kill(&[node], away).await?;
             }
             Kind::RotStore => self.rot(node, "store").await?,
             Kind::RotLog => self.rot(node, "log").await?,
             Kind::RotSnapshot => self.rot(node, "snapshot").await?,
             Kind::KillMost => {
-                let most = self.others_with(node, self.cluster.len() / 2 + 1);
+                let most = self.others_with(node, self.cluster.members.count() / 2 + 1);
                 let away = self.millis(1_000, 4_000);
                 self.kill(&most, away).await?;
             }
             Kind::KillAll => {
-                let all: Vec<usize> = (0..self.cluster.len()).collect();
+                let all = self.cluster.members.all();
                 let away = self.millis(100, 2_000);
                 self.kill(&all, away).await?;
             }
             Kind::Restart => self.restart(node).await?,
             Kind::RollingRestart => {
-                for node in 0..self.cluster.len() {
+                for node in self.cluster.members.all() {
                     self.restart(node).await?;
                     self.cluster.await_ready(node).await?;
                 }
@@ -261,14 +201,26 @@ impl<'a> Nemesis<'a> {
                 sleep(Duration::from_millis(span)).await;
                 self.cluster.resume(node);
             }
+            Kind::Drain => self.drain(node).await?,
+            Kind::Transfer => self.transfer(node).await?,
+            Kind::Swap => self.swap(node).await?,
+            Kind::Replace => self.replace(node).await?,
+            Kind::Storm => self.storm(node).await?,
+            Kind::PowerCut => self.cut_power().await?,
+            Kind::Clock => self.set_clock(node).await?,
             _ => self.hurt_links(kind, node).await,
         }
         Ok(())
     }
 
+    /// Members but this one.
+    fn others(&self, node: usize) -> Vec<usize> {
+        self.cluster.members.all().into_iter().filter(|other| *other != node).collect()
+    }
+
     /// So many nodes, with this one among them.
     fn others_with(&mut self, node: usize, count: usize) -> Vec<usize> {
-        let mut others: Vec<usize> = (0..self.cluster.len()).filter(|n| *n != node).collect();
+        let mut others = self.others(node);
         others.shuffle(&mut self.random);
         others.truncate(count - 1);
         others.push(node);
@@ -276,9 +228,7 @@ impl<'a> Nemesis<'a> {
     }
 
     async fn kill(&self, nodes: &[usize], away: Duration) -> Result<()> {
-        for node in nodes {
-            self.cluster.kill(*node).await;
-        }
+        self.cluster.kill_all(nodes).await;
         sleep(away).await;
         for node in nodes {
             self.cluster.start(*node).await?;
@@ -300,8 +250,115 @@ impl<'a> Nemesis<'a> {
         self.cluster.start(node).await
     }
 
+    async fn drain(&self, node: usize) -> Result<()> {
+        let id = self.cluster.id_of(node).await?;
+        self.cluster.order_patiently(&["drain", &id]).await?;
+        self.restart(node).await?;
+        self.cluster.await_ready(node).await?;
+        self.cluster.order_patiently(&["drain", "--undo", &id]).await
+    }
+
+    /// One of the shards that a node leads is led by another one from now on.
+    async fn transfer(&mut self, from: usize) -> Result<()> {
+        let (status, from) = (self.cluster.status().await?, self.cluster.id_of(from).await?);
+        let led = status.shards().iter().filter(|shard| shard.leader.as_ref() == Some(&from));
+        let Some(shard) = led.choose(&mut self.random) else { return Ok(()) };
+        let others: Vec<&String> = shard.placed.iter().filter(|id| **id != from).collect();
+        let to = others.choose(&mut self.random).context("a shard has one replica alone")?;
+        self.note(&format!("shard {} goes from {from} to {to}", shard.name));
+        self.cluster.order_patiently(&["transfer", &shard.name, to]).await
+    }
+
+    async fn swap(&mut self, gone: usize) -> Result<()> {
+        let cluster = self.cluster;
+        let spare = cluster.spare().context("all nodes are members")?;
+        cluster.join(spare, &cluster.members.all()).await?;
+        cluster.members.add(spare);
+        self.note(&format!("node {spare} has joined"));
+        let id = cluster.id_of(gone).await?;
+        if self.random.random_bool(0.5) {
+            self.move_by_hand(&id, spare).await?;
+        }
+        cluster.order_patiently(&["remove", &id]).await?;
+        self.note(&format!("node {gone} is removed"));
+        cluster.members.remove(gone);
+        cluster.kill(gone).await;
+        cluster.wipe(gone)?;
+        cluster.await_whole().await
+    }
+
+    /// A replica of one shard goes from one node to another, which leads it then.
+    async fn move_by_hand(&mut self, from: &str, to: usize) -> Result<()> {
+        let cluster = self.cluster;
+        cluster.order(&["rebalance", "pause"]).await?;
+        let to = cluster.id_of(to).await?;
+        let held = cluster.status().await?.held_by(from);
+        let may_move = held.iter().filter(|shard| !shard.placed.contains(&to));
+        if let Some(shard) = may_move.choose(&mut self.random) {
+            self.note(&format!("a replica of shard {} goes from {from} to {to}", shard.name));
+            cluster.order_patiently(&["move", &shard.name, from, &to]).await?;
+            cluster.order_patiently(&["transfer", &shard.name, &to]).await?;
+        }
+        cluster.order(&["rebalance", "resume"]).await
+    }
+
+    async fn replace(&mut self, node: usize) -> Result<()> {
+        let cluster = self.cluster;
+        let id = cluster.id_of(node).await?;
+        cluster.kill(node).await;
+        cluster.wipe(node)?;
+        sleep(self.millis(0, 4_000)).await;
+        cluster.join(node, &self.others(node)).await?;
+        self.note(&format!("node {node} has joined anew"));
+        cluster.order_patiently(&["replace", &id]).await?;
+        cluster.await_whole().await
+    }
+
+    async fn storm(&mut self, node: usize) -> Result<()> {
+        let starting = Duration::from_secs(self.plan.storm_timers / STORM_STARTED_PER_SECOND);
+        let due = Instant::now() + STORM_IN + starting;
+        storm::brew(self.client, self.plan.storm_timers, due).await;
+        sleep_until(due - self.millis(0, 500)).await;
+        let away = self.millis(300, 3_000);
+        self.kill(&[node], away).await
+    }
+
+    /// A machine that comes back may have to do without its store.
+    async fn cut_power(&mut self) -> Result<()> {
+        let all = self.cluster.members.all();
+        self.cluster.kill_all(&all).await;
+        for node in all {
+            if self.random.random_bool(0.5) {
+                rot::lose_store(&self.cluster.data(node))?;
+            }
+            self.cluster.start(node).await?;
+        }
+        Ok(())
+    }
+
+    /// The clock is set while the node runs, or was wrong when it started.
+    async fn set_clock(&mut self, node: usize) -> Result<()> {
+        let ahead = CLOCKS_MS[self.random.random_range(0..CLOCKS_MS.len())];
+        let is_wrong_at_start = self.random.random_bool(0.5);
+        self.note(&format!("ahead by {ahead} ms, at its start: {is_wrong_at_start}"));
+        for ahead in [ahead, 0] {
+            self.cluster.set_clock(node, ahead)?;
+            if is_wrong_at_start {
+                self.restart(node).await?;
+                self.cluster.await_ready(node).await?;
+            }
+            sleep(self.millis(1_000, 5_000)).await;
+        }
+        Ok(())
+    }
+
+    fn note(&self, what: &str) {
+        println!("   {:7.1} s    {what}", self.seconds());
+        self.journal.note(what);
+    }
+
     async fn hurt_links(&mut self, kind: Kind, node: usize) {
-        let others: Vec<usize> = (0..self.cluster.len()).filter(|n| *n != node).collect();
+        let others = self.others(node);
         let links = &self.cluster.links;
         let is_inward = self.random.random_bool(0.5);
         let delay = Duration::from_millis(self.random.random_range(50..300));
@@ -353,11 +410,12 @@ impl<'a> Nemesis<'a> {
 /// When a node does not come back.
 pub(crate) async fn make_whole(cluster: &Cluster) -> Result<()> {
     cluster.links.heal();
-    for node in 0..cluster.len() {
-        cluster.resume(node);
+    let members = cluster.members.all();
+    for node in &members {
+        cluster.resume(*node);
     }
     let end = Instant::now() + READY_MAX;
-    for node in 0..cluster.len() {
+    for node in members {
         cluster.await_ready(node).await?;
         if Instant::now() > end {
             bail!("the nodes are not ready after {READY_MAX:?}");

@@ -100,6 +100,7 @@ impl Driver {
             children: self.random.random_range(0..2),
             signals: self.random.random_range(0..3),
             continues: u64::from(self.percent(25)),
+            timers: 1,
         };
         let is_there = if self.percent(25) {
             self.signal_with_start(&id, plan).await
@@ -345,7 +346,7 @@ pub(crate) fn current(id: &str) -> WorkflowExecution {
 }
 
 /// And whether it was tried more than once.
-fn ending_of(answer: Result<(String, bool), Insisted>) -> (Ending, bool) {
+pub(crate) fn ending_of(answer: Result<(String, bool), Insisted>) -> (Ending, bool) {
     match answer {
         Ok((run_id, is_retried)) => (Ending::Done(run_id), is_retried),
         Err(Insisted { failure: Failure::Refused(_, text), is_known: true }) => {

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use piton_core::placement::{initial_shard, slot_of_parts};
 use piton_proto::workflowservice::{
     DescribeNamespaceRequest, SignalWorkflowExecutionRequest, StartWorkflowExecutionRequest,
 };
@@ -15,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::client::{Client, Failure, NAMESPACE, What};
+use crate::figures::Placement;
 use crate::journal::Probe;
 use crate::orders::{PATIENCE, current, terminate};
 
@@ -45,24 +45,21 @@ pub(crate) async fn namespace_id(client: &Client) -> Result<String> {
 }
 
 /// An id that falls to this shard.
-fn id_on(shard: u32, shards: u32, namespace_id: &str, round: usize) -> String {
-    let ids = (0_u32..).map(|number| format!("probe-{shard}-{round}-{number}"));
-    let mut fitting =
-        ids.filter(|id| initial_shard(slot_of_parts(namespace_id, id), shards).0 == shard);
-    fitting.next().unwrap_or_default()
+fn id_on(shard: u32, placement: &Placement, round: usize) -> String {
+    let mut ids = (0_u32..).map(|number| format!("probe-{shard}-{round}-{number}"));
+    ids.find(|id| placement.shard_of(id) == shard).unwrap_or_default()
 }
 
 /// Probes one shard until it is told to stop.
 pub(crate) async fn probe(
     client: Client,
     shard: u32,
-    shards: u32,
-    namespace_id: String,
+    placement: Placement,
     stop: watch::Receiver<bool>,
 ) {
     let mut round = 0;
     while !*stop.borrow() {
-        let id = id_on(shard, shards, &namespace_id, round);
+        let id = id_on(shard, &placement, round);
         round += 1;
         if start(&client, &id).await {
             signal_all(&client, shard, &id, &stop).await;
@@ -73,7 +70,7 @@ pub(crate) async fn probe(
 
 async fn start(client: &Client, id: &str) -> bool {
     let name = client.journal.name("start");
-    let plan = Plan { activities: 0, timer_ms: 0, children: 0, signals: 1, continues: 0 };
+    let plan = Plan { signals: 1, ..Plan::default() };
     let request = StartWorkflowExecutionRequest {
         namespace: NAMESPACE.to_owned(),
         workflow_id: id.to_owned(),
@@ -150,9 +147,9 @@ mod tests {
 
     #[test]
     fn every_shard_has_an_id() {
+        let placement = Placement { namespace_id: "a-namespace".to_owned(), shards: 16 };
         for shard in 0..16 {
-            let id = id_on(shard, 16, "a-namespace", 3);
-            assert_eq!(initial_shard(slot_of_parts("a-namespace", &id), 16).0, shard);
+            assert_eq!(placement.shard_of(&id_on(shard, &placement, 3)), shard);
         }
     }
 }

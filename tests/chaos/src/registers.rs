@@ -145,7 +145,7 @@ impl Register {
         } else {
             WorkflowIdReusePolicy::AllowDuplicate
         };
-        let plan = Plan { activities: 0, timer_ms: 0, children: 0, signals: 1, continues: 0 };
+        let plan = Plan { signals: 1, ..Plan::default() };
         let text = number.to_string();
         let request = StartWorkflowExecutionRequest {
             namespace: NAMESPACE.to_owned(),

@@ -9,12 +9,11 @@ use anyhow::Result;
 use piton_tests::audit::{Broken, CLOSING, Histories};
 
 use crate::chart;
-use crate::journal::{Journal, Outcome, Probe};
-use crate::nemesis::{Fault, Kind};
+use crate::figures::{self, HELD, Placement, spread};
+use crate::journal::{Journal, Outcome};
+use crate::kinds::Kind;
+use crate::nemesis::Fault;
 use crate::registers::Checked;
-
-/// Long polls, which say nothing of latency.
-const HELD: &[&str] = &["poll-workflow-task", "poll-activity-task"];
 
 pub(crate) struct Run<'a> {
     /// What was asked for.
@@ -22,28 +21,9 @@ pub(crate) struct Run<'a> {
     pub(crate) journal: &'a Journal,
     pub(crate) faults: &'a [Fault],
     pub(crate) histories: &'a Histories,
+    pub(crate) placement: &'a Placement,
     pub(crate) registers: Checked,
     pub(crate) broken: &'a [Broken],
-}
-
-/// How long each shard of the node that was hit took no write.
-pub(crate) fn failovers(faults: &[Fault], probes: &[Probe]) -> BTreeMap<Kind, Vec<u64>> {
-    let mut by_kind: BTreeMap<Kind, Vec<u64>> = BTreeMap::new();
-    for fault in faults.iter().filter(|fault| fault.kind.fails_over()) {
-        for shard in &fault.led {
-            let after = probes.iter().filter(|p| p.shard == *shard && p.from_us >= fault.from_us);
-            if let Some(first) = after.map(|probe| probe.to_us).min() {
-                by_kind.entry(fault.kind).or_default().push((first - fault.from_us) / 1_000);
-            }
-        }
-    }
-    by_kind.values_mut().for_each(|times| times.sort_unstable());
-    by_kind
-}
-
-fn at_share(sorted: &[u64], share: f64) -> u64 {
-    let last = sorted.len().saturating_sub(1);
-    sorted.get((last as f64 * share).round() as usize).copied().unwrap_or_default()
 }
 
 impl Run<'_> {
@@ -56,6 +36,7 @@ impl Run<'_> {
         text += "\n![time line](timeline.svg)\n\n";
         self.faults(&mut text)?;
         self.failover(&mut text)?;
+        self.planned(&mut text)?;
         self.calls(&mut text)?;
         self.audited(&mut text)?;
         fs::write(directory.join("report.md"), &text)?;
@@ -81,10 +62,38 @@ impl Run<'_> {
         *text += "\n## Failover\n\nFrom the fault to the first answer to a write that was sent after \
                   it, for each shard that the node led, in ms.\n\n";
         *text += "| Fault | Shards | p50 | p99 | Longest |\n|---|---:|---:|---:|---:|\n";
-        for (kind, times) in failovers(self.faults, &self.journal.probes()) {
-            let (p50, p99) = (at_share(&times, 0.5), at_share(&times, 0.99));
-            let longest = times.last().copied().unwrap_or_default();
-            writeln!(text, "| {kind} | {} | {p50} | {p99} | {longest} |", times.len())?;
+        for (kind, times) in figures::failovers(self.faults, &self.journal.probes()) {
+            writeln!(text, "| {kind} | {} | {} |", times.len(), spread(&times))?;
+        }
+        *text += "\nHow late timers fired that came due in this time, in ms.\n\n";
+        *text += "| Fault | Timers | p50 | p99 | Longest |\n|---|---:|---:|---:|---:|\n";
+        let late = figures::late_timers(self.faults, self.journal, self.histories, self.placement);
+        for (kind, late) in late {
+            writeln!(text, "| {kind} | {} | {} |", late.len(), spread(&late))?;
+        }
+        let late = figures::late_in_storms(self.histories);
+        if !late.is_empty() {
+            writeln!(text, "| all of storms | {} | {} |", late.len(), spread(&late))?;
+        }
+        Ok(())
+    }
+
+    /// What an operator does on purpose, and clients should not notice.
+    fn planned(&self, text: &mut String) -> Result<()> {
+        let noticed =
+            figures::noticed(self.faults, &self.journal.requests(), &self.journal.calls());
+        if noticed.is_empty() {
+            return Ok(());
+        }
+        *text += "\n## Planned\n\nRequests that were under way from its beginning until all nodes were \
+                  ready again, with all their tries, in ms. Failed: tries that ended without an answer, \
+                  other than with UNAVAILABLE, and requests that were given up.\n\n";
+        *text += "| What | Times | Requests | p50 | p99 | Longest | Failed | Tries sent again |\n";
+        *text += "|---|---:|---:|---:|---:|---:|---:|---:|\n";
+        for (kind, noticed) in noticed {
+            let figures::Noticed { times, requests, given_up, sent_again, failed } = noticed;
+            let (count, spread, failed) = (requests.len(), spread(&requests), given_up + failed);
+            writeln!(text, "| {kind} | {times} | {count} | {spread} | {failed} | {sent_again} |")?;
         }
         Ok(())
     }
@@ -104,13 +113,8 @@ impl Run<'_> {
         }
         for (call, (mut done, [refused, unknown])) in by_call {
             done.sort_unstable();
-            let (p50, p99) = (at_share(&done, 0.5), at_share(&done, 0.99));
-            let longest = done.last().copied().unwrap_or_default();
-            let count = done.len();
-            writeln!(
-                text,
-                "| {call} | {count} | {refused} | {unknown} | {p50} | {p99} | {longest} |"
-            )?;
+            let (count, spread) = (done.len(), spread(&done));
+            writeln!(text, "| {call} | {count} | {refused} | {unknown} | {spread} |")?;
         }
         Ok(())
     }
@@ -146,31 +150,5 @@ impl Run<'_> {
             }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failover_ends_with_the_first_answer_to_what_was_sent_after_the_fault() {
-        let fault = Fault {
-            kind: Kind::Kill,
-            node: 0,
-            from_us: 1_000_000,
-            to_us: 2_000_000,
-            ready_us: 3_000_000,
-            led: vec![1],
-            in_flight: 1,
-        };
-        let probe = |shard, from_us, to_us| Probe { shard, from_us, to_us };
-        let probes = [
-            probe(1, 900_000, 1_010_000),
-            probe(2, 1_000_000, 1_020_000),
-            probe(1, 1_100_000, 1_700_000),
-            probe(1, 1_200_000, 1_600_000),
-        ];
-        assert_eq!(failovers(&[fault], &probes)[&Kind::Kill], [600]);
     }
 }

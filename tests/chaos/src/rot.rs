@@ -30,6 +30,15 @@ pub(crate) fn flip(below: &Path, random: &mut SmallRng) -> Result<Option<PathBuf
     Ok(Some(file.clone()))
 }
 
+/// Removes the state store of a node, which is rebuilt from its log and snapshots.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(crate) fn lose_store(data: &Path) -> Result<()> {
+    let store = data.join("store");
+    fs::remove_dir_all(&store).with_context(|| format!("remove {}", store.display()))
+}
+
 fn collect(below: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(below).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -15,11 +15,12 @@ use piton_proto::workflowservice::{
 };
 use piton_tests::audit::{Asked, Ending};
 use piton_tests::orders::{Code, answer_to_query, payloads};
+use rand::Rng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use tokio::time::sleep;
 
 use crate::client::{Client, Failure, NAMESPACE, What};
+use crate::orders::{PATIENCE, ending_of};
 
 const POLL_MAX: Duration = Duration::from_secs(20);
 const CALL_MAX: Duration = Duration::from_secs(5);
@@ -30,6 +31,8 @@ pub(crate) struct Worker {
     pub(crate) client: Client,
     pub(crate) code: Code,
     pub(crate) random: SmallRng,
+    /// It answers all that it is given, as often as it takes.
+    pub(crate) is_careful: bool,
 }
 
 fn queue(name: &str) -> Option<TaskQueue> {
@@ -38,10 +41,6 @@ fn queue(name: &str) -> Option<TaskQueue> {
 }
 
 impl Worker {
-    pub(crate) fn new(client: Client, code: Code, seed: u64) -> Self {
-        Self { client, code, random: SmallRng::seed_from_u64(seed) }
-    }
-
     /// Answers workflow tasks for as long as the run lasts.
     pub(crate) async fn work_on_workflows(mut self) {
         loop {
@@ -96,7 +95,7 @@ impl Worker {
             let _ = sent.await;
             return;
         }
-        if self.random.random_range(0..100) < 3 {
+        if !self.is_careful && self.random.random_range(0..100) < 3 {
             // The worker is killed: its task times out.
             return;
         }
@@ -117,11 +116,29 @@ impl Worker {
         };
         let workflow = &execution.workflow_id;
         let what = What { call: "complete-workflow-task", workflow, text: &name };
-        let sent = self.client.call(what, CALL_MAX, answer, async |mut service, request| {
-            service.respond_workflow_task_completed(request).await
-        });
-        let ending = ending_of(sent.await.map(drop));
-        self.client.journal.enter(workflow, Asked::WorkflowTask(name), ending, false);
+        let send = async |client: &Client| {
+            let sent = client.call(what, CALL_MAX, answer.clone(), async |mut service, request| {
+                service.respond_workflow_task_completed(request).await
+            });
+            sent.await.map(|_| String::new())
+        };
+        let (ending, is_retried) = self.send_answer(send).await;
+        self.client.journal.enter(workflow, Asked::WorkflowTask(name), ending, is_retried);
+    }
+
+    async fn send_answer(
+        &self,
+        send: impl AsyncFn(&Client) -> Result<String, Failure>,
+    ) -> (Ending, bool) {
+        if self.is_careful {
+            return ending_of(self.client.clone().insist(PATIENCE, send).await);
+        }
+        let ending = match send(&self.client).await {
+            Ok(_) => Ending::Done(String::new()),
+            Err(Failure::Refused(_, text)) => Ending::Refused(text),
+            Err(Failure::Unknown(..)) => Ending::Unknown,
+        };
+        (ending, false)
     }
 
     /// Carries activities out for as long as the run lasts.
@@ -148,7 +165,7 @@ impl Worker {
             let execution = task.workflow_execution.clone().unwrap_or_default();
             let (workflow, run) = (&execution.workflow_id, &execution.run_id);
             self.client.journal.attempt_given(workflow, run, &task.activity_id, task.attempt);
-            let drawn = self.random.random_range(0..100);
+            let drawn = if self.is_careful { 100 } else { self.random.random_range(0..100) };
             if drawn < 4 {
                 continue;
             }
@@ -195,18 +212,14 @@ impl Worker {
             ..RespondActivityTaskCompletedRequest::default()
         };
         let what = What { call: "complete-activity", workflow, text: &name };
-        let sent = self.client.call(what, CALL_MAX, request, async |mut service, request| {
-            service.respond_activity_task_completed(request).await
-        });
-        let ending = ending_of(sent.await.map(drop));
-        self.client.journal.enter(workflow, Asked::Activity(name), ending, false);
-    }
-}
-
-fn ending_of(answer: Result<(), Failure>) -> Ending {
-    match answer {
-        Ok(()) => Ending::Done(String::new()),
-        Err(Failure::Refused(_, text)) => Ending::Refused(text),
-        Err(Failure::Unknown(..)) => Ending::Unknown,
+        let send = async |client: &Client| {
+            let sent =
+                client.call(what, CALL_MAX, request.clone(), async |mut service, request| {
+                    service.respond_activity_task_completed(request).await
+                });
+            sent.await.map(|_| String::new())
+        };
+        let (ending, is_retried) = self.send_answer(send).await;
+        self.client.journal.enter(workflow, Asked::Activity(name), ending, is_retried);
     }
 }
