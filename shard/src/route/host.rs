@@ -209,8 +209,11 @@ impl ShardHost {
                 leaders.hear(shard, Leader { term, leader });
                 drop(leaders);
                 if leadership.changed().await.is_err() {
-                    return;
+                    break;
                 }
+            }
+            if let Some(leaders) = leaders.upgrade() {
+                leaders.forget(shard);
             }
         });
     }
@@ -424,8 +427,29 @@ fn start_checkpoints(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
     use crate::entity::tests::leading_shard;
+
+    /// Goal: once a shard has moved away, its leader is believed, whatever term this node's own replica was
+    /// in when it was closed.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_leader_is_heard_of_where_a_replica_was_closed_in_a_higher_term() {
+        let shard = leading_shard().await;
+        let host = shard.cluster.host();
+        let mut leaders = host.leaders().watch(ShardId(0));
+        let other = Leader { term: 0, leader: Some(NodeId(99)) };
+        host.leaders().hear(ShardId(0), other);
+        assert_ne!(host.leaders().leader(ShardId(0)), other.leader, "its own term is higher");
+        host.close(ShardId(0)).await.expect("it is closed");
+        let forgotten = leaders.wait_for(|now| now.term == 0);
+        timeout(Duration::from_secs(10), forgotten).await.expect("in time").expect("it is there");
+        host.leaders().hear(ShardId(0), other);
+        assert_eq!(host.leaders().leader(ShardId(0)), other.leader);
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_replica_that_cannot_be_opened_leaves_nothing_behind() {

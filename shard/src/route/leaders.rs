@@ -45,6 +45,12 @@ impl Leaders {
             is_news
         });
     }
+
+    /// This node's replica is no more. Whoever was left out may have stood for election in term after
+    /// term: the leader's own is lower, and nothing else is heard of it from here on.
+    pub(crate) fn forget(&self, shard: ShardId) {
+        self.shards[shard.0 as usize].send_replace(Leader::default());
+    }
 }
 
 #[cfg(test)]
@@ -65,5 +71,17 @@ mod tests {
         assert_eq!(leaders.leader(ShardId(1)), Some(NodeId(2)));
         assert_eq!(leaders.leader(ShardId(0)), None);
         leaders.hear(ShardId(7), said(1, 1));
+    }
+
+    #[test]
+    fn what_a_replica_that_is_gone_knew_is_held_against_nobody() {
+        let leaders = Leaders::new(1);
+        leaders.hear(ShardId(0), Leader { term: 9, leader: None });
+        let now = Leader { term: 3, leader: Some(NodeId(2)) };
+        leaders.hear(ShardId(0), now);
+        assert_eq!(leaders.leader(ShardId(0)), None);
+        leaders.forget(ShardId(0));
+        leaders.hear(ShardId(0), now);
+        assert_eq!(leaders.leader(ShardId(0)), Some(NodeId(2)));
     }
 }
