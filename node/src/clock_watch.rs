@@ -2,7 +2,6 @@
 //! times that are wrong stay in histories, so a node whose clock is far from most others' fires no timers and
 //! leads nothing until it is near again.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -12,8 +11,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-
-use crate::peer::PeerNet;
 
 /// How often they are compared, and how often before that could be done first.
 const EVERY: Duration = Duration::from_secs(1);
@@ -26,20 +23,25 @@ const FIRST_WAIT: Duration = Duration::from_secs(5);
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 
 /// Compares, until it is dropped.
-pub(crate) struct ClockWatch {
+pub struct ClockWatch {
     task: JoinHandle<()>,
 }
 
 impl ClockWatch {
-    pub(crate) fn start(cluster: &Cluster, net: &Arc<PeerNet>, registry: &mut Registry) -> Self {
+    /// `offset_of` answers by how many nanoseconds a node's clock is ahead of this one's, if it is reached.
+    pub fn start(
+        cluster: &Cluster,
+        offset_of: impl Fn(NodeId) -> Option<i64> + Send + Sync + 'static,
+        registry: &mut Registry,
+    ) -> Self {
         let ahead = Gauge::<f64, AtomicU64>::default();
         let help = "By how much this node's clock is ahead of the median of all that are reached";
         registry.register_with_unit("clock_ahead", help, Unit::Seconds, ahead.clone());
-        let (cluster, net) = (cluster.clone(), Arc::clone(net));
+        let cluster = cluster.clone();
         let task = tokio::spawn(async move {
             let began = Instant::now();
             loop {
-                let (offsets, members) = offsets(&cluster, &net);
+                let (offsets, members) = offsets(&cluster, &offset_of);
                 // With fewer than a majority nobody can tell which clocks are right.
                 let is_compared = offsets.len() + 1 > members / 2;
                 let waits = !is_compared && began.elapsed() < FIRST_WAIT;
@@ -55,7 +57,7 @@ impl ClockWatch {
     }
 
     /// Before anything is led: a node that has others to compare its clock with relies on it only then.
-    pub(crate) fn begin(cluster: &Cluster) {
+    pub fn begin(cluster: &Cluster) {
         let this = cluster.host().node();
         if members(cluster).iter().any(|node| *node != this) {
             cluster.host().trust_clock(false);
@@ -76,9 +78,9 @@ fn members(cluster: &Cluster) -> Vec<NodeId> {
 }
 
 /// Nanoseconds by which each other member's clock is ahead of this one's, and how many members there are.
-fn offsets(cluster: &Cluster, net: &PeerNet) -> (Vec<i64>, usize) {
+fn offsets(cluster: &Cluster, offset_of: impl Fn(NodeId) -> Option<i64>) -> (Vec<i64>, usize) {
     let members = members(cluster);
-    let offsets = members.iter().filter_map(|node| net.clock_offset(*node));
+    let offsets = members.iter().filter_map(|node| offset_of(*node));
     (offsets.collect(), members.len())
 }
 

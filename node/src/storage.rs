@@ -228,7 +228,9 @@ impl Storage {
         let unwanted = on.unwanted.clone();
         let membership =
             Membership::start(&cluster, &on.net, record.clone(), identity, door, &unwanted);
-        let clock_watch = ClockWatch::start(&cluster, &on.net, &mut registry);
+        let net = Arc::clone(&on.net);
+        let clock_watch =
+            ClockWatch::start(&cluster, move |node| net.clock_offset(node), &mut registry);
         let upkeep = StoreUpkeep::start(Arc::clone(&on.store));
         let upkeep = upkeep.inspect_err(|error| tracing::warn!(%error, "no space is given back"));
         let upkeep = upkeep.ok();

@@ -35,6 +35,7 @@ mod purge;
 mod replica;
 mod replica_thread;
 mod rounds;
+mod runtime;
 mod scrub;
 #[cfg(feature = "sim")]
 pub mod sim;

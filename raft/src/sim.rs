@@ -1,43 +1,40 @@
 //! What a simulation of whole nodes needs of this crate: a runtime whose every choice follows from
 //! a seed, and points at which a node can be crashed. Only under the feature `sim`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 
-use futures::FutureExt;
-use openraft::impls::TokioRuntime;
-use openraft::rt::deterministic_rng::DeterministicRng;
-use tokio::runtime::{Builder, RngSeed};
+use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
 use crate::config::NodeId;
+use crate::execution::mix;
 use crate::log::GroupId;
 
-#[cfg(not(tokio_unstable))]
-compile_error!("feature `sim` needs `--cfg tokio_unstable`: use `cargo xtask sim`");
-
-/// What openraft runs on: tokio, with random numbers from the seed of [`run`].
-pub(crate) type Runtime = DeterministicRng<TokioRuntime>;
+thread_local! {
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
 
 /// Runs a simulation in this thread, in virtual time: when nothing is left to do, the clock jumps
 /// to the next timer. The same seed and future do the same. It may spawn local tasks.
 ///
 /// # Panics
 /// When the runtime cannot be built.
+// INVARIANT: what tokio draws is seeded by the caller, who answers for what the system gives at random.
 pub fn run<T>(seed: u64, simulation: impl Future<Output = T>) -> T {
-    let runtime = Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
-        .build()
-        .expect("a runtime without I/O needs nothing of the system");
-    // openraft draws from a seed that belongs to a future. The whole runtime runs within one poll
-    // of such a future, so all of its tasks have a seed, whoever spawned them.
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime without I/O needs nothing of the system");
+    SEED.set(Some(seed));
     // What is left of the simulation is dropped inside of the runtime, where it may still spawn.
     let _inside = runtime.enter();
-    let local = LocalSet::new();
-    let all = Runtime::scope(seed, async { local.block_on(&runtime, simulation) });
-    all.now_or_never().expect("a runtime that is blocked on ends within one poll")
+    LocalSet::new().block_on(&runtime, simulation)
+}
+
+/// The next random number for openraft; `None` where no simulation runs.
+pub(crate) fn draw() -> Option<u64> {
+    let drawn = mix(SEED.get()?);
+    SEED.set(Some(drawn));
+    Some(drawn)
 }
 
 /// Is told which node has come to a point, and may crash it before it goes on.

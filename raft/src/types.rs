@@ -8,12 +8,8 @@ use openraft::{EmptyNode, EntryPayload, LogId as OpenraftLogId};
 use serde::{Deserialize, Serialize};
 
 use crate::config::NodeId;
+use crate::runtime::Runtime;
 use crate::state_machine::StateMachine;
-
-#[cfg(not(feature = "sim"))]
-type Runtime = openraft::impls::TokioRuntime;
-#[cfg(feature = "sim")]
-use crate::sim::Runtime;
 
 openraft::declare_raft_types!(
     /// One leader per term (`leader_id_std`): a term names its leader, so an entry needs no more

@@ -1,7 +1,4 @@
 //! `cargo xtask sim`: whole nodes in one thread, with faults that follow from a seed.
-//!
-//! The simulation is built apart from everything else: tokio seeds its choices only under
-//! `tokio_unstable`, which must not reach the binary that is shipped.
 
 use std::path::Path;
 use std::process::Command;
@@ -39,27 +36,30 @@ pub(crate) fn parse(rest: &[String]) -> Result<Seeds> {
     Ok(seeds)
 }
 
+/// Builds the simulation and runs it.
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, seeds: Seeds) {
-    let target = workspace.target.join("sim");
     let built = report.step("build of the simulation", |log| {
-        let command = build(&workspace.root, &target);
+        let command = build(&workspace.root, &workspace.target);
         process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
     });
     if built {
-        let binary = target.join("ci").join("piton-sim");
-        let mut command = Command::new(binary);
-        command.args(["--seeds", &seeds.count.to_string(), "--from", &seeds.from.to_string()]);
-        let limit = RUN_LIMIT + SEED_LIMIT * seeds.count;
-        report.step("sim", |log| simulate(command, log, limit));
+        run_built(workspace, report, seeds);
     }
+}
+
+/// Runs the simulation that was built, with everything else or alone.
+pub(crate) fn run_built(workspace: &Workspace, report: &mut Report, seeds: Seeds) {
+    let mut command = Command::new(workspace.target.join("ci").join("piton-sim"));
+    command.args(["--seeds", &seeds.count.to_string(), "--from", &seeds.from.to_string()]);
+    let limit = RUN_LIMIT + SEED_LIMIT * seeds.count;
+    report.step("sim", |log| simulate(command, log, limit));
 }
 
 /// Builds the simulation of the tree at `root`.
 pub(crate) fn build(root: &Path, target: &Path) -> Command {
     let mut command = process::cargo(root);
-    command.args(["build", "--package", "piton-sim", "--features", "sim"]);
-    command.args(["--profile", "ci", "--locked", "--target-dir"]).arg(target);
-    command.args(["--config", r#"build.rustflags=["--cfg","tokio_unstable"]"#]);
+    command.args(["build", "--package", "piton-sim", "--profile", "ci", "--locked"]);
+    command.arg("--target-dir").arg(target);
     command
 }
 

@@ -53,7 +53,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, fast: bool) -> Res
     report.step("tests of the crates", |log| cargo_test(workspace, log));
     run_suites(workspace, report, fast);
     if !fast {
-        sim::run(workspace, report, SIMULATED);
+        sim::run_built(workspace, report, SIMULATED);
         chaos::run_short(workspace, report);
     }
     Ok(())

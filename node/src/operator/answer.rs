@@ -13,6 +13,13 @@ use crate::operator::{ClusterReport, OperatorAnswer, OperatorCall, OperatorRefus
 
 /// Answers an operator, as bytes.
 pub(crate) async fn answer(cluster: &Cluster, cluster_id: &str, call: OperatorCall) -> Bytes {
+    let answer = operate(cluster, cluster_id, call).await;
+    // One that is too large is as one that another release gives.
+    OPERATOR_ANSWER.encode(&answer).unwrap_or_default()
+}
+
+/// Does what an operator asks, as far as it can be done from here.
+pub async fn operate(cluster: &Cluster, cluster_id: &str, call: OperatorCall) -> OperatorAnswer {
     let answered = match call {
         OperatorCall::Report => {
             Ok(OperatorAnswer::Report(Box::new(ClusterReport::of(cluster, cluster_id))))
@@ -23,9 +30,7 @@ pub(crate) async fn answer(cluster: &Cluster, cluster_id: &str, call: OperatorCa
         OperatorCall::Snapshot { shard } => snapshot(cluster, shard).await,
         OperatorCall::Rebalance { is_paused } => rebalance(cluster, is_paused).await,
     };
-    let answer = answered.unwrap_or_else(OperatorAnswer::Refused);
-    // One that is too large is as one that another release gives.
-    OPERATOR_ANSWER.encode(&answer).unwrap_or_default()
+    answered.unwrap_or_else(OperatorAnswer::Refused)
 }
 
 type Answered = Result<OperatorAnswer, OperatorRefusal>;

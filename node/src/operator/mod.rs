@@ -11,6 +11,7 @@ mod client;
 mod report;
 
 pub(crate) use answer::answer;
+pub use answer::operate;
 pub use call::{OperatorAnswer, OperatorCall, OperatorRefusal};
 pub use client::{OperatorClient, OperatorError};
 pub use report::{ClusterReport, MemberReport, NodeReport, ReplicaRole, ShardReport, write_id};

@@ -4,7 +4,17 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Splitmix64. Clones draw from the same sequence.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Splitmix64.
+pub(crate) fn mix(number: u64) -> u64 {
+    let mixed = number.wrapping_add(STEP);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// Random numbers by splitmix64. Clones draw from the same sequence.
 #[derive(Clone)]
 pub(crate) struct Chance {
     state: Arc<Mutex<u64>>,
@@ -22,10 +32,9 @@ impl Chance {
 
     pub(crate) fn next(&self) -> u64 {
         let mut state = self.state.lock();
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        let drawn = mix(*state);
+        *state = state.wrapping_add(STEP);
+        drawn
     }
 
     /// A number from `0..end`.

@@ -5,22 +5,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::Context;
+use piton_core::id::ShardId;
 use piton_raft::log::Faults;
 use piton_raft::{Groups, NodeId};
-use piton_shard::Cluster;
+use piton_shard::{Cluster, NodeState};
 use tokio::time::sleep_until;
 
 use crate::chance::Chance;
 use crate::life::Life;
 use crate::network::{Done, Weather};
+use crate::operator::newest_state;
+use crate::staged::comes;
 use crate::world::{End, SHARDS, World, in_ms};
 use crate::{damage, staged};
 
 /// How long another target is tried for a fault that hit nobody.
 const TRIES_MS: u64 = 60_000;
 
-/// The most that a node's clock is off.
-const SKEW_MS_MAX: i64 = 5_000;
+/// The most that a node's clock is off, and by how much it surely is for a wrong one: beyond what is
+/// relied on, and what the others' are apart.
+const OFF_MS_MAX: u64 = 2_500;
+const OFF_MS_WRONG: i64 = 500;
+/// The most that a clock which is set jumps beside what was asked for.
+const JUMP_MS_OFF: i64 = 5_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -36,13 +43,15 @@ pub(crate) enum Fault {
     PowerOfAll,
     SlowDisk,
     FailingDisk,
-    /// A node's life begins with a clock that is off.
+    /// A node's life begins with a clock that is off, by more or by less than is taken for wrong.
     ClockOff,
     /// Wall clocks jump, far, while their nodes run.
     ClockJump,
     Restart,
     /// A node is away until it needs a snapshot.
     Lagging,
+    /// The same, and the snapshot does not arrive whole at first.
+    CutSnapshot,
     /// Bits flip in a node's store.
     DecayedStore,
     /// A bit flips in a node's log while it is down.
@@ -81,6 +90,7 @@ const ALL: &[Fault] = &[
     Fault::Lagging,
     Fault::DecayedStore,
     Fault::VoteAgain,
+    Fault::CutSnapshot,
     Fault::FullDisk,
     Fault::DecayedLog,
     Fault::DecayedSnapshot,
@@ -122,6 +132,7 @@ pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> any
     let end = in_ms(TRIES_MS);
     loop {
         await_busy(world).await;
+        let hands = world.hands().lock().await;
         let node = target(world, chance, fault);
         world.trace().note(format_args!("fault {fault:?} at node {node}"));
         let was_busy = is_busy(world);
@@ -131,6 +142,7 @@ pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> any
         world.points().disarm_all();
         sleep_until(in_ms(chance.between(100, 1_500))).await;
         restart(world).await?;
+        drop(hands);
         world.witness().trouble(began_ms, world.trace().now_ms());
         sleep_until(in_ms(chance.between(200, 2_000))).await;
         if has_hit || tokio::time::Instant::now() >= end {
@@ -190,17 +202,14 @@ async fn happen(
             disk.set_faults(Faults::default());
             is_down
         }
-        Fault::ClockOff => {
-            let off_ms = chance.below(2 * SKEW_MS_MAX as u64) as i64 - SKEW_MS_MAX;
-            world.set_wall(node, off_ms / 2);
-            end_some(world, chance, &[node], End::Kill).await
-        }
+        Fault::ClockOff => live_with_clock_off(world, chance, node).await?,
         Fault::ClockJump => jump_clocks(world, chance, node).await,
         Fault::Restart => {
             world.stop(node).await;
             true
         }
         Fault::Lagging => staged::lag(world, chance, node).await?,
+        Fault::CutSnapshot => staged::cut_snapshot(world, chance, node).await?,
         Fault::VoteAgain => staged::ask_again_for_a_vote(world, chance, node).await?,
         Fault::DecayedStore => damage::decay_store(world, chance, node).await,
         Fault::DecayedLog => damage::decay_log(world, chance, node).await?,
@@ -217,6 +226,48 @@ async fn happen(
     Ok(has_hit)
 }
 
+/// A node starts with a clock that is off. One that is off by much, of a node that reaches the others,
+/// comes to lead nothing (D12). Then it starts with one that is right.
+async fn live_with_clock_off(world: &World, chance: &Chance, node: NodeId) -> anyhow::Result<bool> {
+    let right_ms = world.wall_off_ms(node);
+    let off_ms = chance.between(50, *chance.pick(&[300, 600, OFF_MS_MAX])) as i64;
+    let off_ms = if chance.percent(50) { off_ms } else { -off_ms };
+    world.set_wall(node, right_ms + off_ms);
+    if !end_some(world, chance, &[node], End::Kill).await {
+        world.set_wall(node, right_ms);
+        return Ok(false);
+    }
+    restart(world).await?;
+    // By then it has compared its clock, and tried to lead what it led before.
+    sleep_until(in_ms(chance.between(2_000, 5_000))).await;
+    if off_ms.abs() <= OFF_MS_WRONG {
+        // Perhaps relied on, perhaps not.
+    } else if comes(|| !leads_wrongly(world, node)).await {
+        world.witness().count("wrong clocks noticed");
+    } else {
+        let text =
+            format!("D12: node {node} leads a shard with a clock that is off by {off_ms} ms");
+        world.witness().broke(text);
+    }
+    world.set_wall(node, right_ms);
+    Ok(end_some(world, chance, &[node], End::Kill).await)
+}
+
+/// Whether a node leads a shard that another one could lead. One that is not up leads nothing, and is
+/// waited for, so that it is not asked too early.
+fn leads_wrongly(world: &World, node: NodeId) -> bool {
+    let Some(state) = newest_state(world).filter(|_| world.is_up(node)) else { return true };
+    let may_lead = |other: &NodeId| {
+        let is_asked = state.node(*other).is_some_and(|other| other.state == NodeState::Up);
+        *other != node && world.is_up(*other) && is_asked
+    };
+    let could_be_led = |shard| {
+        let placement = state.placement(ShardId(shard));
+        placement.is_some_and(|placement| placement.voters.iter().any(may_lead))
+    };
+    (0..SHARDS).any(|shard| world.leader_of(shard) == Some(node) && could_be_led(shard))
+}
+
 /// Sets the wall clock of one node, or of all, forward or back by up to an hour, and later back.
 async fn jump_clocks(world: &World, chance: &Chance, node: NodeId) -> bool {
     let nodes = if chance.percent(50) { vec![node] } else { world.nodes() };
@@ -228,7 +279,7 @@ async fn jump_clocks(world: &World, chance: &Chance, node: NodeId) -> bool {
     }
     let jumped = |(life, cluster, _): (Arc<Life>, Cluster, Groups)| {
         let ahead_ms = cluster.host().clock().wall_is_ahead().as_millis();
-        nodes.contains(&life.node) && (ahead_ms - jump_ms).abs() <= SKEW_MS_MAX
+        nodes.contains(&life.node) && (ahead_ms - jump_ms).abs() <= JUMP_MS_OFF
     };
     let has_hit = world.running().into_iter().any(jumped);
     sleep_until(in_ms(chance.between(1_000, 3_000))).await;

@@ -5,63 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-
-/// How a request ended, over all its tries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// Acknowledged; for a start with the run's id.
-    Done(String),
-    /// Refused for good, by the first answer that came.
-    Refused(String),
-    /// Nobody knows: no answer, or a refusal after a try without an answer.
-    Unknown,
-}
-
-/// What was asked.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Asked {
-    /// By request id.
-    Start(String),
-    /// By request id, with a policy under which the answer may name a run that was there.
-    StartOrUse(String),
-    /// By the signal's name.
-    Signal(String),
-    /// By identity.
-    Cancel(String),
-    Terminate(String),
-    WorkflowTask(String),
-    Activity(String),
-}
-
-impl Asked {
-    pub(crate) fn text(&self) -> &str {
-        match self {
-            Self::Start(text)
-            | Self::StartOrUse(text)
-            | Self::Signal(text)
-            | Self::Cancel(text)
-            | Self::Terminate(text)
-            | Self::WorkflowTask(text)
-            | Self::Activity(text) => text,
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    pub(crate) workflow_id: String,
-    pub(crate) asked: Asked,
-    pub(crate) ending: Ending,
-}
-
-/// What a query's worker had seen, and what was acknowledged before it was asked.
-#[derive(Clone, Debug)]
-pub(crate) struct Seen {
-    pub(crate) workflow_id: String,
-    pub(crate) run_id: String,
-    pub(crate) signals: Vec<String>,
-    pub(crate) acknowledged: Vec<String>,
-}
+use piton_tests::audit::{Asked, Broken, Ending, Entry, Seen};
 
 /// When a worker asked for a run's timer and when one first saw it fired, in milliseconds of virtual
 /// time.
@@ -85,7 +29,7 @@ struct Shared {
     shown: BTreeMap<String, usize>,
     timed: BTreeMap<String, Timed>,
     attempts: BTreeSet<(String, i64, u32)>,
-    broken: Vec<String>,
+    broken: Vec<Broken>,
     numbers: BTreeMap<&'static str, u64>,
 }
 
@@ -99,8 +43,10 @@ impl Ledger {
     }
 
     pub(crate) fn enter(&self, workflow_id: &str, asked: Asked, ending: Ending) {
-        let workflow_id = workflow_id.to_owned();
-        self.shared.lock().entries.push(Entry { workflow_id, asked, ending });
+        // As if no try had come late: where tries are that near to each other, a late one that meets
+        // the next run is looked at.
+        let (workflow_id, is_retried) = (workflow_id.to_owned(), false);
+        self.shared.lock().entries.push(Entry { workflow_id, asked, ending, is_retried });
     }
 
     pub(crate) fn saw(&self, seen: Seen) {
@@ -139,7 +85,7 @@ impl Ledger {
         if !shared.attempts.insert((run_id.to_owned(), scheduled, attempt)) {
             let text =
                 format!("A4: {run_id}: attempt {attempt} of activity {scheduled} is given twice");
-            shared.broken.push(text);
+            shared.broken.push(Broken::new(text));
         }
     }
 
@@ -150,10 +96,10 @@ impl Ledger {
 
     /// Something that was seen to be wrong at once.
     pub(crate) fn broke(&self, what: String) {
-        self.shared.lock().broken.push(what);
+        self.shared.lock().broken.push(Broken::new(what));
     }
 
-    pub(crate) fn broken(&self) -> Vec<String> {
+    pub(crate) fn broken(&self) -> Vec<Broken> {
         self.shared.lock().broken.clone()
     }
 

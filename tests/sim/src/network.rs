@@ -3,7 +3,7 @@
 //! cut, in one direction or both.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::chance::Chance;
 use crate::life::Life;
 use crate::trace::Trace;
+
+/// What is shorter on the lane of snapshots announces or answers.
+const PART_BYTES_MIN: usize = 1 << 10;
 
 /// What the network does to messages, beyond cut links.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,6 +55,8 @@ pub(crate) struct Network {
 struct Shared {
     state: Mutex<State>,
     sent: Notify,
+    /// Told of each part of a snapshot that arrives, and where.
+    parts: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     trace: Trace,
     chance: Chance,
 }
@@ -77,13 +82,24 @@ struct Frame {
 impl Network {
     pub(crate) fn start(trace: Trace, chance: Chance) -> Self {
         let state = Mutex::new(State::default());
-        let shared = Arc::new(Shared { state, sent: Notify::new(), trace, chance });
+        let shared =
+            Arc::new(Shared { state, sent: Notify::new(), parts: OnceLock::new(), trace, chance });
         tokio::spawn(Arc::clone(&shared).carry());
         Self { shared }
     }
 
     pub(crate) fn transport(&self, life: &Arc<Life>) -> Arc<dyn Transport> {
         Arc::new(NodeTransport { shared: Arc::clone(&self.shared), life: Arc::clone(life) })
+    }
+
+    /// From now on `tell` hears of each part of a snapshot that arrives.
+    pub(crate) fn tell_of_parts(&self, tell: impl Fn(NodeId) + Send + Sync + 'static) {
+        let is_first = self.shared.parts.set(Box::new(tell)).is_ok();
+        assert!(is_first, "a network has one world");
+    }
+
+    pub(crate) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.shared.state.lock().cut.contains(&(from, to))
     }
 
     pub(crate) fn set_weather(&self, weather: Weather) {
@@ -173,7 +189,11 @@ impl Shared {
             let Some((_, inbox)) = inbox else { continue };
             let Frame { from, to, lane, bytes } = frame;
             self.trace.note(format_args!("{from} > {to} {lane:?} {}", bytes.len()));
+            let is_part = lane == Lane::Bulk && bytes.len() > PART_BYTES_MIN;
             inbox.receive(from, bytes);
+            if let Some(tell) = self.parts.get().filter(|_| is_part) {
+                tell(to);
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a run does beside what clients see: who led which term, how far clocks are apart, when there
-//! were faults, and what of the machinery was at work.
+//! What a run does beside what clients see: who led which term, when there were faults, and what of the
+//! machinery was at work.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +16,11 @@ pub(crate) struct Witness {
 struct Seen {
     leaders: BTreeMap<(GroupId, u64), NodeId>,
     broken: Vec<String>,
-    /// The least and the most that a node's clock was off when its life began.
-    clocks: (i64, i64),
     /// From when to when there were faults.
     troubles: Vec<(u64, u64)>,
     stores_discarded: u64,
+    /// How often what else came about.
+    counts: BTreeMap<&'static str, u64>,
 }
 
 impl Witness {
@@ -47,15 +47,18 @@ impl Witness {
         broken
     }
 
-    pub(crate) fn clock_taken(&self, off_ms: i64) {
-        let clocks = &mut self.seen.lock().clocks;
-        *clocks = (clocks.0.min(off_ms), clocks.1.max(off_ms));
+    /// Something that was seen to be wrong at once.
+    pub(crate) fn broke(&self, what: String) {
+        self.seen.lock().broken.push(what);
     }
 
-    /// How far two clocks may be apart.
-    pub(crate) fn clocks_apart_ms(&self) -> i64 {
-        let (least, most) = self.seen.lock().clocks;
-        most - least
+    /// It has come about once more.
+    pub(crate) fn count(&self, what: &'static str) {
+        *self.seen.lock().counts.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.seen.lock().counts.clone()
     }
 
     pub(crate) fn trouble(&self, from_ms: u64, to_ms: u64) {

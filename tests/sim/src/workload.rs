@@ -6,20 +6,21 @@ use std::time::Duration;
 use piton_core::request::{CancelRequest, RunRequest, Signal, StartRequest, TerminateRequest};
 use piton_proto::common::WorkflowExecution;
 use piton_proto::enums::{
-    EventType, QueryRejectCondition, WorkflowExecutionStatus, WorkflowIdConflictPolicy,
-    WorkflowIdReusePolicy,
+    QueryRejectCondition, WorkflowExecutionStatus, WorkflowIdConflictPolicy, WorkflowIdReusePolicy,
 };
 use piton_proto::history::history_event::Attributes as Event;
 use piton_proto::query::WorkflowQuery;
 use piton_proto::workflow::WorkflowExecutionInfo;
 use piton_proto::workflowservice::StartWorkflowExecutionRequest;
+use piton_tests::audit::{Asked, Ending, Seen, closing};
+use piton_tests::orders::{Plan, duration, task_queue};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::chance::Chance;
 use crate::client::{Client, Failure, Insisted, key};
-use crate::ledger::{Asked, Ending, Ledger, Seen};
-use crate::worker::{Plan, WORKFLOW_TASK, duration, task_queue};
+use crate::ledger::Ledger;
+use crate::worker::{QUEUE, WORKFLOW_TASK};
 use crate::world::in_ms;
 
 const IDS: u64 = 5;
@@ -146,7 +147,7 @@ fn start_of(
     StartWorkflowExecutionRequest {
         workflow_id: id.to_owned(),
         workflow_type: Some(plan.workflow_type()),
-        task_queue: task_queue(),
+        task_queue: task_queue(QUEUE),
         identity: request_id.to_owned(),
         request_id: request_id.to_owned(),
         workflow_id_reuse_policy: reuse.into(),
@@ -305,25 +306,10 @@ pub(crate) async fn finish(client: &Client, ledger: &Ledger) -> Vec<String> {
 async fn is_closed(client: &Client, execution: &WorkflowExecution) -> Result<(), String> {
     match client.history(execution).await {
         Ok(events) => {
-            let last = events.last().map(|event| event.event_type());
-            match last {
-                Some(kind) if CLOSING.contains(&kind) => Ok(()),
-                _ => {
-                    Err(format!("{:?}", events.iter().map(|e| e.event_type()).collect::<Vec<_>>()))
-                }
-            }
+            let kinds = || events.iter().map(|event| event.event_type()).collect::<Vec<_>>();
+            closing(&events).map(drop).ok_or_else(|| format!("{:?}", kinds()))
         }
         Err(Failure::Refused(_)) => Ok(()),
         Err(error) => Err(format!("{error:?}")),
     }
 }
-
-/// Events that close a run.
-pub(crate) const CLOSING: &[EventType] = &[
-    EventType::WorkflowExecutionCompleted,
-    EventType::WorkflowExecutionFailed,
-    EventType::WorkflowExecutionTimedOut,
-    EventType::WorkflowExecutionCanceled,
-    EventType::WorkflowExecutionTerminated,
-    EventType::WorkflowExecutionContinuedAsNew,
-];

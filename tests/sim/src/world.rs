@@ -2,35 +2,34 @@
 //! are the real ones; network, disks and stores are in memory and fail at will.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use piton_core::time::{Span, Timestamp};
-use piton_raft::log::{FaultyDisk, LogConfig};
-use piton_raft::{Execution, Group, GroupId, Groups, NodeConfig, NodeId, Tuning};
-use piton_shard::{
-    Clock, Cluster, HostParts, Ids, META_GROUP, NewNamespace, Serving, ShardConfig, ShardHost,
-    ShardMetrics, WallTime, WirePeer,
-};
-use piton_store::{KeyRange, MemoryStore, Order, Row, Store, Watched};
-use prometheus_client::registry::Registry;
+use piton_raft::log::FaultyDisk;
+use piton_raft::{GroupId, Groups, NodeId};
+use piton_shard::{Cluster, ClusterSettings, META_GROUP, NewNamespace, WallTime};
+use piton_store::MemoryStore;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
+use crate::bring_up::{Devices, Running, lay_down, watched};
 use crate::chance::Chance;
 use crate::life::{Life, LifeDisk, LifeStore, Points};
 use crate::network::Network;
-use crate::peer::LifePeer;
 use crate::trace::Trace;
 use crate::witness::Witness;
 
 pub(crate) const SHARDS: u32 = 2;
+/// The meta group and those of the shards.
+pub(crate) const GROUPS: [GroupId; SHARDS as usize + 1] = [META_GROUP, GroupId(1), GroupId(2)];
 pub(crate) const NAMESPACE: &str = "default";
 /// Where all clocks begin: some second of 2026.
 pub(crate) const WALL_MS: i64 = 1_780_000_000_000;
+/// Clocks of nodes are off by so much all the time: less than is taken for wrong.
+const SKEW_MS_MAX: i64 = 100;
 
 pub(crate) fn in_ms(millis: u64) -> Instant {
     Instant::now() + Duration::from_millis(millis)
@@ -64,6 +63,8 @@ struct Inner {
     in_flight: AtomicU64,
     /// Nodes that crashed of themselves and are to be started again.
     crashed: Mutex<BTreeSet<NodeId>>,
+    /// Held by who hurts nodes and by who takes one away: none is taken away while it is hurt.
+    hands: tokio::sync::Mutex<()>,
 }
 
 /// What of a node outlives its process.
@@ -75,34 +76,18 @@ struct Member {
     /// How far its wall clock is off.
     wall_off_ms: Arc<AtomicI64>,
     wall: &'static WallTime,
+    /// Who founds the cluster with it, as long as that is not done.
+    founders: Option<BTreeSet<NodeId>>,
+    /// It was taken away for good, and what it held is gone.
+    is_gone: bool,
     life: Option<Arc<Life>>,
     running: Option<Running>,
 }
 
-struct Running {
-    cluster: Cluster,
-    groups: Groups,
-    serving: Serving,
-}
-
 impl World {
-    pub(crate) fn new(seed: u64, nodes: u64, trace: Trace, chance: &Chance) -> Self {
-        let member = |node: u64| {
-            let wall_off_ms = Arc::new(AtomicI64::new(0));
-            let member = Member {
-                disk: FaultyDisk::new(chance.next()),
-                store: Arc::new(MemoryStore::new()),
-                sync_ms_max: Arc::new(AtomicU64::new(2)),
-                proven: Arc::default(),
-                wall: wall_time(trace.clone(), Arc::clone(&wall_off_ms)),
-                wall_off_ms,
-                life: None,
-                running: None,
-            };
-            (NodeId(node), member)
-        };
+    /// A world with the founders of a cluster.
+    pub(crate) fn new(seed: u64, founders: u64, trace: Trace, chance: &Chance) -> Self {
         let network = Network::start(trace.clone(), chance.fork());
-        let members = (1..=nodes).map(member).collect();
         let inner = Inner {
             seed,
             network: network.clone(),
@@ -110,15 +95,72 @@ impl World {
             chance: chance.fork(),
             points: Points::default(),
             witness: Witness::default(),
-            members: Mutex::new(members),
+            members: Mutex::default(),
             lives: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
-            crashed: Mutex::new(BTreeSet::new()),
+            crashed: Mutex::default(),
+            hands: tokio::sync::Mutex::default(),
         };
         let world = Self { inner: Arc::new(inner) };
+        let founders: BTreeSet<NodeId> = (1..=founders).map(NodeId).collect();
+        for node in &founders {
+            world.add(*node, Some(founders.clone()));
+        }
+        let (points, network) = (world.inner.points.clone(), network.clone());
+        network.tell_of_parts(move |node| points.reached(node, "snapshot part"));
         let points = world.inner.points.clone();
         piton_raft::sim::set_hook(Box::new(move |node, _, point| points.reached(node, point)));
         world
+    }
+
+    fn add(&self, node: NodeId, founders: Option<BTreeSet<NodeId>>) {
+        let chance = &self.inner.chance;
+        let skew_ms = chance.below(2 * SKEW_MS_MAX as u64) as i64 - SKEW_MS_MAX;
+        let wall_off_ms = Arc::new(AtomicI64::new(skew_ms));
+        let member = Member {
+            disk: FaultyDisk::new(chance.next()),
+            store: Arc::new(MemoryStore::new()),
+            sync_ms_max: Arc::new(AtomicU64::new(2)),
+            proven: Arc::default(),
+            wall: wall_time(self.inner.trace.clone(), Arc::clone(&wall_off_ms)),
+            wall_off_ms,
+            founders,
+            is_gone: false,
+            life: None,
+            running: None,
+        };
+        self.inner.members.lock().insert(node, member);
+    }
+
+    /// One more node, under an id that none had before. It has nothing, and does not run.
+    pub(crate) fn add_node(&self) -> NodeId {
+        let last = self.inner.members.lock().keys().last().map_or(0, |node| node.0);
+        let node = NodeId(last + 1);
+        self.add(node, None);
+        node
+    }
+
+    /// Takes a node away for good, with all that it held.
+    pub(crate) async fn take_away(&self, node: NodeId) {
+        let _hands = self.inner.hands.lock().await;
+        self.crash(node, End::Kill);
+        self.change(node, |member| member.is_gone = true);
+        self.inner.crashed.lock().remove(&node);
+        self.inner.trace.note(format_args!("node {node} is taken away"));
+    }
+
+    /// Held while nodes are hurt.
+    pub(crate) fn hands(&self) -> &tokio::sync::Mutex<()> {
+        &self.inner.hands
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        self.inner.seed
+    }
+
+    /// The time of a clock that is right.
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::from_millis(WALL_MS + self.inner.trace.now_ms() as i64)
     }
 
     pub(crate) fn network(&self) -> &Network {
@@ -141,8 +183,18 @@ impl World {
         &self.inner.in_flight
     }
 
+    /// Nodes that have begun to run, and were not taken away.
     pub(crate) fn nodes(&self) -> Vec<NodeId> {
-        self.inner.members.lock().keys().copied().collect()
+        let members = self.inner.members.lock();
+        let here = members.iter().filter(|(_, member)| member.life.is_some() && !member.is_gone);
+        here.map(|(node, _)| *node).collect()
+    }
+
+    /// Those that found the cluster.
+    pub(crate) fn nodes_to_found(&self) -> Vec<NodeId> {
+        let members = self.inner.members.lock();
+        let founders = members.iter().filter(|(_, member)| member.founders.is_some());
+        founders.map(|(node, _)| *node).collect()
     }
 
     /// Nodes that run, with their view of the cluster.
@@ -227,10 +279,10 @@ impl World {
         let number = inner.lives.fetch_add(1, Ordering::Relaxed);
         let life = Life::new(node, number);
         inner.trace.note(format_args!("node {node} starts life {number}"));
-        let (devices, wall) = {
+        let devices = {
             let mut members = inner.members.lock();
             let member = members.get_mut(&node).expect("a node of this run");
-            if member.life.as_ref().is_some_and(|life| life.is_alive()) {
+            if member.is_gone || member.life.as_ref().is_some_and(|life| life.is_alive()) {
                 return Ok(());
             }
             member.life = Some(Arc::clone(&life));
@@ -243,10 +295,14 @@ impl World {
                 proven: Arc::clone(&member.proven),
             };
             let store = LifeStore { store: Arc::clone(&member.store), life: Arc::clone(&life) };
-            inner.witness.clock_taken(member.wall_off_ms.load(Ordering::Relaxed));
-            (Devices { disk, store: watched(store, failure.clone()) }, member.wall)
+            Devices {
+                disk,
+                store: watched(store, failure.clone()),
+                wall: member.wall,
+                founders: member.founders.clone(),
+            }
         };
-        let started = self.bring_up(&life, devices, wall).await;
+        let started = self.bring_up(&life, devices).await;
         match started {
             Ok(running) if life.is_alive() => {
                 self.watch(&life, &running, failure.subscribe());
@@ -261,105 +317,6 @@ impl World {
             // It was crashed while it started.
             Err(_) => Ok(()),
         }
-    }
-
-    async fn bring_up(
-        &self,
-        life: &Arc<Life>,
-        devices: Devices,
-        wall: &'static WallTime,
-    ) -> anyhow::Result<Running> {
-        let Devices { disk, store } = devices;
-        let seed = self.inner.seed ^ (life.number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let config = NodeConfig {
-            node: life.node,
-            dir: PathBuf::from("/node"),
-            disk: Arc::new(disk),
-            transport: self.inner.network.transport(life),
-            states: piton_store::marks(store.as_ref())?
-                .into_iter()
-                .map(|(group, mark)| (GroupId(group), mark))
-                .collect(),
-            tuning: tuning(self.inner.seed, seed),
-        };
-        let groups = Groups::open(config)?;
-        let clock = Clock::start_on(wall);
-        let served = self.serve(life, &groups, store, clock, seed).await;
-        match served {
-            Ok((cluster, serving)) => Ok(Running { cluster, groups, serving }),
-            Err(error) => {
-                groups.shutdown().await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn serve(
-        &self,
-        life: &Arc<Life>,
-        groups: &Groups,
-        store: Arc<dyn Store>,
-        clock: Clock,
-        seed: u64,
-    ) -> anyhow::Result<(Cluster, Serving)> {
-        let parts = HostParts {
-            node: life.node,
-            founders: Some(self.nodes().into_iter().collect()),
-            config: ShardConfig {
-                shards: SHARDS,
-                checkpoint_interval: Duration::from_millis(200),
-                // In every third run no workflow stays in memory.
-                idle: Duration::from_secs(if self.inner.seed.is_multiple_of(3) { 0 } else { 2 }),
-                ..ShardConfig::default()
-            },
-            groups: groups.clone(),
-            store,
-            clock,
-            ids: Ids::seeded(seed),
-            metrics: ShardMetrics::register(&mut Registry::default()),
-            peer: Arc::new(WirePeer(LifePeer { life: Arc::clone(life), world: self.clone() })),
-        };
-        let host = ShardHost::start(parts).await?;
-        let cluster = Cluster::new(host);
-        let serving = cluster.serve().await?;
-        Ok((cluster, serving))
-    }
-
-    /// Looks after a node that runs: who leads its groups, and whether it can go on. One whose log,
-    /// store or group has failed stops, as the binary does, and is started again.
-    fn watch(&self, life: &Arc<Life>, running: &Running, mut engine: watch::Receiver<bool>) {
-        let Running { cluster, groups, .. } = running;
-        for group in (0..=SHARDS).map(GroupId).filter_map(|id| groups.group(id)) {
-            let (id, world) = (group.id(), self.clone());
-            let mut leadership = group.leadership();
-            tokio::spawn(async move {
-                loop {
-                    let seen = *leadership.borrow_and_update();
-                    world.witness().leads(id, seen.term, seen.leader);
-                    if leadership.changed().await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        let (mut log, mut group) = (groups.failed(), groups.group_failed());
-        let mut checkpoints = cluster.host().failed();
-        let (life, world) = (Arc::clone(life), self.clone());
-        tokio::spawn(async move {
-            let store_failed = tokio::select! {
-                biased;
-                () = life.over() => return,
-                _ = log.wait_for(Option::is_some) => false,
-                _ = engine.wait_for(|failed| *failed) => true,
-                _ = checkpoints.wait_for(Option::is_some) => true,
-                // ORDER: last. A log or a store that fails takes groups along.
-                _ = group.wait_for(Option::is_some) => false,
-            };
-            world.crash(life.node, End::Kill);
-            if store_failed {
-                world.discard_store(life.node);
-            }
-        });
     }
 
     /// Ends a node's process at once: from here on nothing of it reaches anybody.
@@ -379,6 +336,7 @@ impl World {
             (life, member.running.take())
         };
         self.inner.network.remove(node);
+        self.tell_of_loss(node);
         self.inner.trace.note(format_args!("node {node} ends life {} by {end:?}", life.number));
         self.inner.crashed.lock().insert(node);
         if let Some(running) = running {
@@ -386,14 +344,47 @@ impl World {
         }
     }
 
-    /// Stops a node in order, as for maintenance.
+    /// Connections to a process that has ended break, and new ones are refused: most of the others see
+    /// that soon.
+    fn tell_of_loss(&self, node: NodeId) {
+        for (life, _, groups) in self.running() {
+            let network = &self.inner.network;
+            let is_cut = network.is_cut(life.node, node) || network.is_cut(node, life.node);
+            if is_cut || !self.inner.chance.percent(70) {
+                continue;
+            }
+            let at = in_ms(self.inner.chance.between(1, 50));
+            let world = self.clone();
+            tokio::spawn(async move {
+                sleep_until(at).await;
+                if life.is_alive() && !world.is_up(node) {
+                    groups.peer_lost(node);
+                }
+            });
+        }
+    }
+
+    /// Stops a node in order, as for maintenance: it hands over what it leads.
     pub(crate) async fn stop(&self, node: NodeId) {
+        let running = self.running().into_iter().find(|(life, ..)| life.node == node);
+        if let Some((life, cluster, _)) = running {
+            let handed = cluster.hand_over_all(Duration::from_secs(10));
+            tokio::select! {
+                biased;
+                () = life.over() => {}
+                _ = handed => {}
+            }
+        }
+        self.lay_down(node).await;
+        self.crash(node, End::Kill);
+    }
+
+    pub(crate) async fn lay_down(&self, node: NodeId) {
         let mut running = None;
         self.change(node, |member| running = member.running.take());
         if let Some(running) = running {
             lay_down(running).await;
         }
-        self.crash(node, End::Kill);
     }
 
     /// Nodes that have crashed and were not started since.
@@ -412,10 +403,30 @@ impl World {
             })
     }
 
-    /// Registers the namespace; true once every node knows it.
-    pub(crate) async fn bootstrap(&self) -> bool {
+    /// Who leads, in the eyes of each node.
+    pub(crate) fn eyes(&self) -> String {
+        let eyes = self.running().into_iter().map(|(life, cluster, groups)| {
+            let group = |id| Some((id, *groups.group(id)?.leadership().borrow()));
+            let leaders: Vec<_> = GROUPS.into_iter().filter_map(group).collect();
+            format!("node {}, ready {}: {leaders:?}", life.node, cluster.is_ready())
+        });
+        eyes.collect::<Vec<_>>().join("\n      ")
+    }
+
+    /// Says how many replicas shards are to have and registers the namespace; true once every node
+    /// knows it. From then on nobody founds anything any more.
+    pub(crate) async fn bootstrap(&self, replicas: u32) -> bool {
         for (_, cluster, _) in self.running() {
             let meta = cluster.meta();
+            let settings = ClusterSettings {
+                replicas,
+                // In every second run a node that is away for long is replaced.
+                down_after: Duration::from_secs(if self.seed() / 8 % 2 == 0 { 15 } else { 600 }),
+                ..ClusterSettings::clone(meta.state().settings())
+            };
+            if **meta.state().settings() != settings && meta.set_cluster(settings).await.is_err() {
+                continue;
+            }
             if meta.bootstrap_routes(SHARDS).await.is_err() || meta.namespace(NAMESPACE).is_some() {
                 continue;
             }
@@ -432,63 +443,14 @@ impl World {
             let meta = cluster.meta();
             meta.namespace(NAMESPACE).is_some() && meta.shards() == SHARDS as usize
         };
-        self.running().iter().all(|(_, cluster, _)| knows(cluster))
-    }
-
-    /// For each node and group: applied and last index.
-    pub(crate) fn places(&self) -> Vec<Vec<(u64, u64)>> {
-        let place = |group: &Group| {
-            let metrics = group.metrics();
-            (metrics.applied_index, metrics.last_index)
-        };
-        let of = |groups: &Groups| {
-            let ids = (0..=SHARDS).map(GroupId);
-            ids.filter_map(|id| groups.group(id)).map(|group| place(&group)).collect()
-        };
-        self.running().iter().map(|(.., groups)| of(groups)).collect()
-    }
-
-    /// Stops all nodes in order, and answers the rows in each one's store.
-    pub(crate) async fn rows_at_the_end(&self) -> Vec<(NodeId, Vec<Row>)> {
-        let mut rows = Vec::new();
-        for node in self.nodes() {
-            let mut running = None;
-            self.change(node, |member| running = member.running.take());
-            if let Some(running) = running {
-                lay_down(running).await;
+        let is_there = self.running().iter().all(|(_, cluster, _)| knows(cluster));
+        if is_there {
+            for member in self.inner.members.lock().values_mut() {
+                member.founders = None;
             }
         }
-        let members = self.inner.members.lock();
-        for (node, member) in members.iter() {
-            let found = member.store.scan(KeyRange::all(), Order::Ascending, usize::MAX);
-            rows.push((*node, found.unwrap_or_default()));
-        }
-        rows
+        is_there
     }
-}
-
-async fn lay_down(running: Running) {
-    let Running { cluster, groups, serving } = running;
-    serving.stop().await;
-    cluster.host().stop_checkpoints();
-    groups.shutdown().await;
-}
-
-/// What a node keeps its data on in one life.
-struct Devices {
-    disk: LifeDisk,
-    store: Arc<dyn Store>,
-}
-
-/// A store that tells when nothing but another one in its place helps.
-fn watched(store: LifeStore, failure: watch::Sender<bool>) -> Arc<dyn Store> {
-    let life = Arc::clone(&store.life);
-    let listener = move |_: &piton_store::StoreError| {
-        if life.is_alive() {
-            failure.send_replace(true);
-        }
-    };
-    Arc::new(Watched::over(Arc::new(store), Box::new(listener)))
 }
 
 /// Wall time of a node whose clock can be set. A run has a handful of them, and ends its process.
@@ -497,35 +459,4 @@ fn wall_time(trace: Trace, off_ms: Arc<AtomicI64>) -> &'static WallTime {
         Timestamp::from_millis(WALL_MS + trace.now_ms() as i64 + off_ms.load(Ordering::Relaxed))
     };
     Box::leak(Box::new(wall))
-}
-
-/// In every second run logs are short: segments are sealed, freed and rewritten, old entries are
-/// read from the disk, and snapshots are taken all the time.
-fn tuning(run_seed: u64, seed: u64) -> Tuning {
-    let tuning = Tuning {
-        execution: Execution::Inline { seed },
-        snapshot_log_bytes_min: 64 << 10,
-        // Short, so that entries are committed whose proposer has given them up.
-        propose_timeout: Duration::from_millis(800),
-        // So little that a follower that was away needs a snapshot.
-        log_held_bytes_max: 0,
-        ..Tuning::default()
-    };
-    if run_seed.is_multiple_of(2) {
-        return tuning;
-    }
-    Tuning {
-        snapshot_log_bytes_min: 8 << 10,
-        snapshot_check: Duration::from_millis(200),
-        snapshot_frame_bytes: 4 << 10,
-        entries_kept_behind_snapshot: (run_seed / 2 % 2) * 20,
-        log_held_bytes_max: 8 << 10,
-        log: LogConfig {
-            segment_bytes: 64 << 10,
-            preallocate_bytes: 8 << 10,
-            cache_bytes_max: 16 << 10,
-            ..LogConfig::default()
-        },
-        ..tuning
-    }
 }
