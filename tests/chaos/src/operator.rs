@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use tokio::process::Command;
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, READY_MAX};

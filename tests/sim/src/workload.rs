@@ -53,6 +53,7 @@ async fn episode(client: &Client, ledger: &Ledger) {
         children: chance.below(2),
         signals: chance.below(3),
         continues: u64::from(chance.percent(25)),
+        timers: 1,
     };
     let is_there = if chance.percent(25) {
         signal_with_start(client, ledger, &id, plan).await
