@@ -1,19 +1,21 @@
 //! Disks that forget, fill up or decay, beyond what a power cut leaves.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use bytes::BytesMut;
-use piton_raft::NodeId;
 use piton_raft::log::Faults;
+use piton_raft::{Group, GroupId, NodeId};
 use piton_store::frame::{Engine, View};
 use piton_store::{KeyRange, Order, Write};
 use tokio::time::sleep_until;
 
 use crate::chance::Chance;
 use crate::faults::{await_down, restart};
+use crate::operator;
 use crate::staged::{comes, groups_of};
-use crate::world::{End, World, in_ms};
+use crate::world::{End, GROUPS, World, in_ms};
 
 /// Rows of the store that decay at once.
 const ROWS: u64 = 4;
@@ -48,8 +50,8 @@ pub(crate) async fn decay_store(world: &World, chance: &Chance, node: NodeId) ->
 }
 
 /// Flips a bit in the log of a node that is down, before what is proven to be durable. It must not
-/// start on that: its promises are in there. Then the bit is set right, as nobody can replace a node
-/// by another one yet.
+/// start on that: its promises are in there. Then the bit is set right; that nodes are replaced by others is
+/// for operators here.
 ///
 /// # Errors
 /// When the node takes the damaged log for a whole one, or does not say where it is damaged.
@@ -66,26 +68,49 @@ pub(crate) async fn decay_log(
     refuses_to_start(world, chance, node, &path, at).await
 }
 
-/// Flips a bit in a snapshot of a node that is down and has lost its store: it cannot be rebuilt, and
-/// the node must not start. Then the bit is set right, and the store is rebuilt from snapshots and the
-/// log.
+/// Flips a bit in a snapshot of a node that is down and has lost its store: it cannot be rebuilt. The
+/// others fill it anew, as far as it had come before; of a cluster that is not whole nothing is lost
+/// besides, as that would be one loss too many.
 ///
 /// # Errors
-/// As [`decay_log`].
+/// When the node takes the damaged snapshot for a whole one.
 pub(crate) async fn decay_snapshot(
     world: &World,
     chance: &Chance,
     node: NodeId,
 ) -> anyhow::Result<bool> {
-    world.crash(node, End::Kill);
     let found = files(world, node, "snapshot");
-    if found.is_empty() {
+    if found.is_empty() || !operator::is_whole(world, chance).await {
         return Ok(false);
     }
+    world.crash(node, End::Kill);
     world.discard_store(node);
     let (path, bytes) = chance.pick(&found);
     let at = chance.below(*bytes as u64) as usize;
-    refuses_to_start(world, chance, node, path, at).await
+    let (disk, bit) = (world.disk(node), chance.below(8) as u8);
+    disk.flip(path, at, bit);
+    let shown = path.display();
+    world.trace().note(format_args!("flips bit {bit} at {at} of {shown}"));
+    let given_up = |world: &World| world.points().count(node, "damaged log has forgotten");
+    let before = given_up(world);
+    let places: BTreeMap<GroupId, u64> = world
+        .running()
+        .iter()
+        .flat_map(|(.., groups)| GROUPS.into_iter().filter_map(|id| groups.group(id)))
+        .map(|group| (group.id(), group.metrics().last_index))
+        .collect();
+    restart(world).await?;
+    ensure!(
+        given_up(world) > before,
+        "A1: node {node} starts with bit {bit} of byte {at} of {shown} flipped"
+    );
+    let has_come_as_far =
+        |group: &Group| places.get(&group.id()).is_none_or(|p| group.metrics().applied_index >= *p);
+    let is_filled = comes(|| {
+        let groups = groups_of(world, node);
+        !groups.is_empty() && groups.iter().all(has_come_as_far)
+    });
+    Ok(is_filled.await)
 }
 
 /// A node's files of a kind, in order, and their lengths.

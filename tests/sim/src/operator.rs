@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use piton_core::id::ShardId;
 use piton_node::operator::{
     ClusterReport, OperatorAnswer, OperatorCall, OperatorRefusal, operate, write_id,
@@ -154,14 +154,16 @@ fn state_of(world: &World, node: NodeId) -> Option<NodeState> {
 
 /// Waits until all shards, and the meta group, are held as they are to be.
 pub(crate) async fn until_whole(world: &World, chance: &Chance) -> Result<()> {
-    until("a whole cluster", async || {
-        let Some(report) = report(world, chance).await else { return false };
-        let groups = report.shards.iter().chain([&report.meta]);
-        let is_full = |placed: &[String]| placed.len() >= NODES_MIN;
-        report.shards.len() == SHARDS as usize
-            && groups.into_iter().all(|group| group.is_whole(BEHIND_MAX) && is_full(&group.placed))
-    })
-    .await
+    until("a whole cluster", async || is_whole(world, chance).await).await
+}
+
+/// The same, as one node sees it now.
+pub(crate) async fn is_whole(world: &World, chance: &Chance) -> bool {
+    let Some(report) = report(world, chance).await else { return false };
+    let mut groups = report.shards.iter().chain([&report.meta]);
+    let is_full = |placed: &[String]| placed.len() >= NODES_MIN;
+    report.shards.len() == SHARDS as usize
+        && groups.all(|group| group.is_whole(BEHIND_MAX) && is_full(&group.placed))
 }
 
 /// Has one more node let in, and starts it.
@@ -216,7 +218,7 @@ async fn leave(world: &World, chance: &Chance) -> Result<()> {
         world.points().arm(point, node, 1, move || crashed.crash(node, end));
     }
     until_removed(world, node).await?;
-    world.take_away(node).await;
+    world.take_away(node, &world.hands().lock().await);
     world.witness().count("nodes left");
     if world.nodes().len() < NODES_MIN || chance.percent(60) {
         join(world, chance).await?;
@@ -233,9 +235,19 @@ async fn until_removed(world: &World, node: NodeId) -> Result<()> {
 
 /// The disk is gone at once, with the process. What takes its place is told of it before or after.
 async fn lose(world: &World, chance: &Chance) -> Result<()> {
-    until_whole(world, chance).await?;
-    let node = *chance.pick(&world.nodes());
-    world.take_away(node).await;
+    let mut lost = None;
+    until("a whole cluster", async || {
+        // Held while it is looked: what else is hurt is whole again by then.
+        let hands = world.hands().lock().await;
+        if is_whole(world, chance).await {
+            let node = *chance.pick(&world.nodes());
+            world.take_away(node, &hands);
+            lost = Some(node);
+        }
+        lost.is_some()
+    })
+    .await?;
+    let node = lost.context("a node was lost")?;
     let joins_first = chance.percent(50);
     if joins_first {
         join(world, chance).await?;

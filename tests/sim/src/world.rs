@@ -140,9 +140,8 @@ impl World {
         node
     }
 
-    /// Takes a node away for good, with all that it held.
-    pub(crate) async fn take_away(&self, node: NodeId) {
-        let _hands = self.inner.hands.lock().await;
+    /// Takes a node away for good, with all that it held, while nobody else hurts any.
+    pub(crate) fn take_away(&self, node: NodeId, _: &tokio::sync::MutexGuard<'_, ()>) {
         self.crash(node, End::Kill);
         self.change(node, |member| member.is_gone = true);
         self.inner.crashed.lock().remove(&node);
