@@ -367,8 +367,11 @@ pub(crate) async fn watch_leadership(
     }
 }
 
+// INVARIANT: a term is told with its own leader. The vote is the last one that is durable here, and the
+// leader that of the newest: while that is being written, it leads a term that is not told yet.
 fn leadership_of(server: &ServerMetrics, data: &DataMetrics, node: NodeId) -> Leadership {
-    let (term, leader) = (server.vote.leader_id.term, server.current_leader);
+    let of = server.vote.leader_id;
+    let (term, leader) = (of.term, server.current_leader.filter(|leader| *leader == of.voted_for));
     let leads = server.state == ServerState::Leader && leader == Some(node);
     Leadership { term, leader, serving: leads && has_applied_in(term, data.last_applied) }
 }
@@ -407,5 +410,33 @@ fn read_error(
         }
         OpenraftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => ReadError::NoQuorum,
         OpenraftError::Fatal(_) => ReadError::Stopped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Vote;
+
+    fn leadership(vote: Vote, leader: u64) -> (u64, Option<NodeId>) {
+        let server = ServerMetrics {
+            id: NodeId(9),
+            vote,
+            state: ServerState::Follower,
+            current_leader: Some(NodeId(leader)),
+            membership_config: Arc::default(),
+            committed_membership_config: Arc::default(),
+        };
+        let Leadership { term, leader, .. } =
+            leadership_of(&server, &DataMetrics::default(), NodeId(9));
+        (term, leader)
+    }
+
+    /// Goal: a follower whose disk is slow tells nobody that an older term has the newer one's leader.
+    #[test]
+    fn a_leader_is_not_told_with_the_term_of_another_one() {
+        assert_eq!(leadership(Vote::new_committed(3, NodeId(3)), 3), (3, Some(NodeId(3))));
+        assert_eq!(leadership(Vote::new_committed(3, NodeId(3)), 1), (3, None));
+        assert_eq!(leadership(Vote::new(4, NodeId(1)), 1), (4, Some(NodeId(1))));
     }
 }
