@@ -214,9 +214,22 @@ async fn an_append_beyond_what_may_wait_waits_and_then_goes_on() {
 /// durable, and a vote that comes amid it does not wait for all of it.
 #[test]
 fn a_burst_goes_in_parts_and_votes_go_first() {
+    burst(64 << 20);
+}
+
+/// Goal: the same where the burst's last part opens a segment, whose head was made before that vote.
+#[test]
+fn a_vote_that_comes_amid_a_burst_is_not_forgotten_for_the_next_segments_head() {
+    burst(16 << 20);
+}
+
+fn burst(segment_bytes: u32) {
     let disk = FaultyDisk::new(1);
-    let config = LogConfig { segment_bytes: 64 << 20, cache_bytes_max: 1 << 30, ..large() };
+    let config = LogConfig { segment_bytes, cache_bytes_max: 1 << 30, ..large() };
     let (log, mut writer) = open(&disk, config.clone()).expect("open");
+    // A segment that has nothing in it yet is not left for another one.
+    log.append(OTHER, entries(1..2), |outcome| outcome.expect("append"));
+    assert!(writer.write_batch());
     let told = Arc::new(std::sync::Mutex::new(Vec::new()));
     let tell = |what: &'static str| {
         let told = told.clone();

@@ -322,14 +322,7 @@ impl Found {
     fn observe(&mut self, records: &[Record<'_>]) {
         for Record { header, payload, .. } in records {
             let group = header.group;
-            let none = || GroupHead {
-                group,
-                vote: None,
-                purged: None,
-                committed: None,
-                is_forgotten: false,
-                floor: None,
-            };
+            let none = || GroupHead::of(group);
             let bytes = Bytes::copy_from_slice(if header.kind == RecordKind::Footer {
                 &[]
             } else {

@@ -84,6 +84,14 @@ pub(super) struct GroupHead {
     pub(super) floor: Option<EntryId>,
 }
 
+impl GroupHead {
+    /// Of a group of which nothing is known.
+    pub(super) fn of(group: GroupId) -> Self {
+        let (vote, purged, committed, floor) = (None, None, None, None);
+        Self { group, vote, purged, committed, is_forgotten: false, floor }
+    }
+}
+
 pub(super) struct State {
     pub(super) groups: BTreeMap<GroupId, GroupIndex>,
     pub(super) segments: BTreeMap<u64, Segment>,

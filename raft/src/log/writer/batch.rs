@@ -108,6 +108,8 @@ impl Writer {
         state.queue_bytes -= bytes;
         state.in_flight_bytes += bytes;
         drop(state);
+        // ORDER: else the heads of the segment that the last batch opens would bring an older vote back.
+        taken.note_votes(&votes);
         part.extend(votes);
         let mut rest = rest.into_iter().peekable();
         let mut bytes = 0;
@@ -274,6 +276,19 @@ impl Writer {
 }
 
 impl Taken {
+    /// Votes that came later than what was taken, and are durable before it.
+    fn note_votes(&mut self, votes: &[Operation]) {
+        let Some(heads) = &mut self.heads else { return };
+        for Operation { group, submitted, .. } in votes {
+            let Submitted::Vote(vote) = submitted else { continue };
+            let vote = Some(vote.clone());
+            match heads.iter_mut().find(|head| head.group == *group) {
+                Some(head) => head.vote = vote,
+                None => heads.push(GroupHead { vote, ..GroupHead::of(*group) }),
+            }
+        }
+    }
+
     pub(super) fn says_something(&self) -> bool {
         let changes = |operation: &Operation| !matches!(operation.submitted, Submitted::Sync);
         self.operations.iter().any(changes)
