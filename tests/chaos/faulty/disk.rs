@@ -92,11 +92,13 @@ impl Disk for LossyDisk {
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut names = self.names.lock();
+        // A node that gives its log up moves the directory away.
+        let real = names.real(path)?;
         // ORDER: its bytes that are not synced are known to the file that is open, and to no other.
         if let Some(file) = names.open.get(path) {
             return Ok(Arc::clone(file) as Arc<dyn DiskFile>);
         }
-        let file = Arc::new(LossyFile::on(RealDisk.open(&names.real(path)?)?));
+        let file = Arc::new(LossyFile::on(RealDisk.open(&real)?));
         names.open.insert(path.to_owned(), Arc::clone(&file));
         Ok(file)
     }

@@ -290,6 +290,16 @@ impl Cluster {
         leaders
     }
 
+    /// How often a node found damage on its disk, and how many groups it gave up to be refilled.
+    pub(crate) async fn damage(&self, node: usize) -> (u64, u64) {
+        let answer = self.get(node, "/metrics").await.unwrap_or_default();
+        let sum = |name: &str| {
+            let lines = answer.lines().filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+        };
+        (sum("piton_damage_found_total"), sum("piton_damage_refilled_total"))
+    }
+
     async fn get(&self, node: usize, path: &str) -> Result<String> {
         let asked = async {
             let mut stream =

@@ -35,7 +35,7 @@ pub(crate) enum Kind {
     Away,
     /// Bits flip in the state store of a node that was killed.
     RotStore,
-    /// The same in its log. Not among `all`, as long as a damaged log is not refilled from peers.
+    /// The same in its log: it may come back under another id.
     RotLog,
     /// The same in a snapshot.
     RotSnapshot,
@@ -71,6 +71,8 @@ impl Kind {
         Kind::Flaky,
         Kind::Away,
         Kind::RotStore,
+        Kind::RotLog,
+        Kind::RotSnapshot,
         Kind::Drain,
         Kind::Transfer,
         Kind::Swap,

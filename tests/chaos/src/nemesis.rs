@@ -240,7 +240,15 @@ impl<'a> Nemesis<'a> {
         self.cluster.kill(node).await;
         let damaged = rot::flip(&self.cluster.data(node).join(what), &mut self.random)?;
         self.journal.note(&format!("bits of {damaged:?} are flipped"));
-        self.cluster.start(node).await
+        self.cluster.start(node).await?;
+        self.cluster.await_ready(node).await?;
+        // What it had to give up is filled anew by the others.
+        self.cluster.await_whole().await?;
+        let (found, refilled) = self.cluster.damage(node).await;
+        self.note(&format!(
+            "node {node} found damage {found} times, {refilled} groups were refilled"
+        ));
+        Ok(())
     }
 
     async fn restart(&self, node: usize) -> Result<()> {
