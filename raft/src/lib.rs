@@ -27,6 +27,7 @@ mod frame_tests;
 pub mod fuzzing;
 mod group;
 mod groups;
+mod halt;
 mod log_store;
 mod members;
 mod memory_network;
