@@ -401,6 +401,7 @@ impl Inner {
         );
         let may_stand = store.may_stand();
         let config = openraft::Config { enable_elect: may_stand, ..(*self.openraft).clone() };
+        let silence = Arc::clone(network.silence());
         let raft = Raft::new(self.node, Arc::new(config), network, store.clone(), machine).await;
         let raft = raft.map_err(|error| {
             // What is committed here is applied before anything else.
@@ -410,6 +411,7 @@ impl Inner {
                 None => RaftError::Stopped { group, reason: error.to_string() },
             }
         })?;
+        silence.listen(&raft);
         if !may_stand {
             self.handle.spawn(elect_above_floor(raft.clone(), store.clone()));
         }

@@ -38,6 +38,7 @@ mod replica_thread;
 mod rounds;
 mod runtime;
 mod scrub;
+mod silence;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshot;
