@@ -1,10 +1,11 @@
 //! Compares this node's clock with those of the others (D12). What fires too early cannot be taken back, and
 //! times that are wrong stay in histories, so a node whose clock is far from most others' fires no timers and
-//! leads nothing until it is near again.
+//! leads nothing until it is near again. And has it follow this machine's time, little by little.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use piton_core::time::Span;
 use piton_raft::NodeId;
 use piton_shard::Cluster;
 use prometheus_client::metrics::gauge::Gauge;
@@ -37,20 +38,24 @@ impl ClockWatch {
         let ahead = Gauge::<f64, AtomicU64>::default();
         let help = "By how much this node's clock is ahead of the median of all that are reached";
         registry.register_with_unit("clock_ahead", help, Unit::Seconds, ahead.clone());
+        let behind = Gauge::<f64, AtomicU64>::default();
+        let help =
+            "By how much this machine's time is ahead of this node's clock, which works it off";
+        registry.register_with_unit("clock_slew", help, Unit::Seconds, behind.clone());
         let cluster = cluster.clone();
         let task = tokio::spawn(async move {
-            let began = Instant::now();
+            let (began, clock) = (Instant::now(), cluster.host().clock());
             loop {
+                clock.slew();
+                behind.set(clock.wall_is_ahead().as_nanos() as f64 / 1e9);
                 let (offsets, members) = offsets(&cluster, &offset_of);
-                // With fewer than a majority nobody can tell which clocks are right.
-                let is_compared = offsets.len() + 1 > members / 2;
-                let waits = !is_compared && began.elapsed() < FIRST_WAIT;
-                if !waits {
-                    let nanos = ahead_of_median(&offsets);
+                let found = compare(&offsets, members, began.elapsed());
+                if let Some(nanos) = found {
                     ahead.set(nanos as f64 / 1e9);
+                    cluster.host().set_clock_ahead(Some(Span::from_nanos(nanos)));
                     judge(&cluster, nanos).await;
                 }
-                tokio::time::sleep(if waits { SOON } else { EVERY }).await;
+                tokio::time::sleep(if found.is_some() { EVERY } else { SOON }).await;
             }
         });
         Self { task }
@@ -92,13 +97,21 @@ async fn judge(cluster: &Cluster, ahead: i64) {
             tracing::error!(
                 milliseconds,
                 "this node's clock is ahead of most others' by so much, or behind where it is less \
-                 than 0: it fires no timers and leads nothing. Restart it once the time of this \
-                 machine is right"
+                 than 0: it fires no timers and leads nothing. It follows the time of this machine by \
+                 10 ms in a second; a restart takes it over at once"
             );
         } else {
             tracing::debug!(milliseconds, "this node's clock is near the others'");
         }
     }
+}
+
+/// By how much this node's clock is ahead of most of the `members`' clocks, of which the others are at these
+/// offsets. `None`: a node that starts waits until it has heard enough of them. With fewer than a majority
+/// nobody can tell which clocks are right, and one that has waited for long relies on what it has.
+fn compare(offsets: &[i64], members: usize, waited: Duration) -> Option<i64> {
+    let is_compared = offsets.len() + 1 > members / 2;
+    (is_compared || waited >= FIRST_WAIT).then(|| ahead_of_median(offsets))
 }
 
 /// By how much this node's clock, which is 0 here, is ahead of the median of all; of two in the middle the
@@ -114,6 +127,21 @@ fn ahead_of_median(others: &[i64]) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_starts_relies_on_its_clock_once_a_majority_has_been_heard() {
+        const OFF: i64 = 400_000_000;
+        let at_once = Duration::ZERO;
+        assert_eq!(compare(&[], 1, at_once), Some(0), "it is alone");
+        // It does not know of its cluster yet.
+        assert_eq!(compare(&[], 0, at_once), Some(0));
+        assert_eq!(compare(&[], 3, at_once), None);
+        assert_eq!(compare(&[-OFF], 5, at_once), None);
+        assert_eq!(compare(&[-OFF, -OFF], 5, at_once), Some(OFF));
+        // The others are down, and nobody else could tell.
+        assert_eq!(compare(&[], 3, FIRST_WAIT), Some(0));
+        assert_eq!(compare(&[-OFF, -OFF], 9, FIRST_WAIT), Some(OFF));
+    }
 
     #[test]
     fn the_clock_that_differs_from_most_is_the_one_that_is_off() {

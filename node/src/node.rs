@@ -105,7 +105,8 @@ pub enum Failure {
     Store(String),
     /// The files are gone, so that nothing would be found again: the node must end.
     Directory(String),
-    /// A part of the workflows is not served any more: the node must end and start anew.
+    /// A group has stopped, and may go on in a node that starts anew. One that could not, since it met an
+    /// entry of a newer release say, is no failure of the node.
     Group(String),
     /// The cluster has no place for this node, since it was removed, say: the node must end.
     Unwanted(String),
@@ -184,6 +185,8 @@ impl Node {
         let api = serve_api(grpc, frontend, &config, &metrics, stopping);
         // Nobody else sets it.
         let _ = figures.set((metrics, refresh));
+        let host = Arc::downgrade(storage.cluster.host());
+        ready.look(move || host.upgrade().map_or(Ok(()), |host| telemetry::whole(&host.stopped())));
         ready.set(Ok(()));
         let files_gone = disk_watch.start(stop.subscribe());
         Ok(Self {

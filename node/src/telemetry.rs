@@ -2,6 +2,7 @@
 //! `/metrics`, `/healthz` and `/readyz`. Owns the RPC metrics; other crates register theirs in the
 //! registry that [`Metrics::new`] is given. Never logs a payload, a header or a credential.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::IsTerminal;
 use std::sync::{Arc, OnceLock};
@@ -13,6 +14,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use parking_lot::RwLock;
+use piton_core::id::ShardId;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -134,22 +136,42 @@ impl Metrics {
 
 /// Whether this node answers requests, and why it does not: told to `/readyz`.
 #[derive(Clone)]
-pub(crate) struct Ready(Arc<RwLock<Result<(), &'static str>>>);
+pub(crate) struct Ready {
+    said: Arc<RwLock<Result<(), &'static str>>>,
+    looks: Arc<OnceLock<Look>>,
+}
+
+/// Looks whether anything keeps a node that is up from serving all that it has.
+type Look = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 impl Ready {
     pub(crate) fn set(&self, ready: Result<(), &'static str>) {
-        *self.0.write() = ready;
+        *self.said.write() = ready;
     }
 
-    fn get(&self) -> Result<(), &'static str> {
-        *self.0.read()
+    /// From now on it is as ready as this says; the first one stays.
+    pub(crate) fn look(&self, look: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        // Each start of a node has its own.
+        let _ = self.looks.set(Box::new(look));
+    }
+
+    pub(crate) fn get(&self) -> Result<(), String> {
+        (*self.said.read())?;
+        self.looks.get().map_or(Ok(()), |look| look())
     }
 }
 
 impl Default for Ready {
     fn default() -> Self {
-        Self(Arc::new(RwLock::new(Err("starting"))))
+        Self { said: Arc::new(RwLock::new(Err("starting"))), looks: Arc::default() }
     }
+}
+
+/// Whether a node goes on with all groups that it has.
+pub(crate) fn whole(stopped: &BTreeMap<Option<ShardId>, String>) -> Result<(), String> {
+    let Some((shard, why)) = stopped.first_key_value() else { return Ok(()) };
+    let group = shard.map_or_else(|| "the meta group".to_owned(), |shard| format!("shard {shard}"));
+    Err(format!("this node cannot go on with {group}: {why}"))
 }
 
 /// Brings figures up to date that are not counted as they change.

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use crate::error::RaftError;
 use crate::execution::Execution;
 use crate::log::{Disk, GroupId, LogConfig};
+use crate::silence;
 use crate::transport::Transport;
 
 /// How long to leave a peer alone that cannot be reached.
@@ -182,6 +183,9 @@ impl Tuning {
             // A follower that lacks what it had acknowledged is filled anew. What rests on its word is
             // the business of its vote (`floor`); ending the leader, which has it all, would help nobody.
             allow_log_reversion: Some(true),
+            // A leader that no majority answers is silent for so long that the others, who may hear it
+            // all the same, elect another one; then it speaks for as long, in case that they could not.
+            quorum_loss_probe_interval: Some(millis(silence::turn(self))),
             // Snapshots and purges are ordered by us, by bytes and never beyond a checkpoint (D13).
             snapshot_policy: openraft::SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,

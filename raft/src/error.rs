@@ -99,6 +99,14 @@ pub enum RaftError {
         #[source]
         source: ReplicaError,
     },
+    /// The replica met what this release cannot go past; the node goes on without the group.
+    #[error("group {group} cannot go on here: {reason}")]
+    Halted {
+        /// Which group.
+        group: GroupId,
+        /// What it met.
+        reason: String,
+    },
     /// The group has stopped, by order or by a fatal error.
     #[error("group {group} has stopped: {reason}")]
     Stopped {

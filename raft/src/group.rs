@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use crate::config::{NodeId, Tuning};
 use crate::error::{ProposeError, RaftError, ReadError};
 use crate::execution::blocking;
+use crate::halt::{Halt, Halts};
 use crate::log::{GroupId, Log};
 use crate::network::Sendings;
 use crate::purge::{HeldLogs, KeptFrom};
@@ -63,8 +64,11 @@ pub(crate) struct Running {
     pub(crate) held: Arc<HeldLogs>,
     pub(crate) kept_from: Arc<KeptFrom>,
     pub(crate) membership: AppliedMembership,
-    /// Told why this group can no longer go on.
+    /// Told why this group can no longer go on, where a start anew may help.
     pub(crate) failed: watch::Sender<Option<String>>,
+    /// What its replica met, and who is told of it.
+    pub(crate) halt: Halt,
+    pub(crate) halts: Halts,
     /// Set by an orderly stop, so that the end of the group is not reported as a failure.
     pub(crate) stopping: AtomicBool,
 }
@@ -360,6 +364,9 @@ pub(crate) async fn watch_leadership(
         }
     }
     if let Some(group) = group.upgrade().filter(|g| !g.stopping.load(Ordering::Relaxed)) {
+        if group.halt.tell(id, &group.halts) {
+            return;
+        }
         tracing::error!(group = %id, "group has stopped on this node");
         group.failed.send_if_modified(|first| {
             first.is_none().then(|| *first = Some(format!("group {id} has stopped"))).is_some()

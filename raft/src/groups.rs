@@ -19,6 +19,7 @@ use crate::execution::{Execution, blocking};
 use crate::fit;
 use crate::floor::elect_above_floor;
 use crate::group::{Group, Leadership, Running, admission, watch_leadership};
+use crate::halt::Halts;
 use crate::log::{Disk, EntryRecord, GroupId, Log, LogError};
 use crate::log_store::LogStore;
 use crate::network::{Network, Sendings};
@@ -65,6 +66,7 @@ struct Inner {
     snapshot_stats: Arc<SnapshotStats>,
     damage: Arc<DamageStats>,
     failed: watch::Sender<Option<String>>,
+    halts: Halts,
     half_forgotten: Vec<GroupId>,
     held: Arc<HeldLogs>,
     /// `None` for a group that is being started, stopped or forgotten.
@@ -128,6 +130,7 @@ impl Groups {
             snapshot_stats: Arc::default(),
             damage: Arc::default(),
             failed: watch::Sender::new(None),
+            halts: Halts::default(),
             half_forgotten,
             held: Arc::default(),
             groups: Mutex::new(BTreeMap::new()),
@@ -258,10 +261,16 @@ impl Groups {
         self.inner.log.failed()
     }
 
-    /// Becomes `Some` when a group has stopped here by itself, since it met what it cannot go past:
-    /// its workflows are served again only when the node has started anew.
+    /// Becomes `Some` when a group has stopped here by itself, and may go on when the node has started
+    /// anew.
     pub fn group_failed(&self) -> watch::Receiver<Option<String>> {
         self.inner.failed.subscribe()
+    }
+
+    /// Groups that have stopped here since their replica met what it cannot go past, each with what that
+    /// was. The node goes on without them; another release may go past it.
+    pub fn halted(&self) -> watch::Receiver<BTreeMap<GroupId, String>> {
+        self.inner.halts.subscribe()
     }
 
     /// Where this node's work runs.
@@ -380,7 +389,7 @@ impl Inner {
         replica: Arc<ReplicaThread>,
         snapshots: Arc<Snapshots>,
     ) -> Result<Arc<Running>, RaftError> {
-        let membership = Arc::clone(machine.membership());
+        let (membership, halt) = (Arc::clone(machine.membership()), machine.halt().clone());
         let (sendings, kept_from) = (Arc::new(Sendings::default()), Arc::new(KeptFrom::default()));
         let network = Network::new(
             self.switch.clone(),
@@ -392,8 +401,17 @@ impl Inner {
         );
         let may_stand = store.may_stand();
         let config = openraft::Config { enable_elect: may_stand, ..(*self.openraft).clone() };
+        let silence = Arc::clone(network.silence());
         let raft = Raft::new(self.node, Arc::new(config), network, store.clone(), machine).await;
-        let raft = raft.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
+        let raft = raft.map_err(|error| {
+            // What is committed here is applied before anything else.
+            halt.tell(group, &self.halts);
+            match halt.reason().map(str::to_owned) {
+                Some(reason) => RaftError::Halted { group, reason },
+                None => RaftError::Stopped { group, reason: error.to_string() },
+            }
+        })?;
+        silence.listen(&raft);
         if !may_stand {
             self.handle.spawn(elect_above_floor(raft.clone(), store.clone()));
         }
@@ -422,6 +440,8 @@ impl Inner {
             kept_from,
             membership,
             failed: self.failed.clone(),
+            halt,
+            halts: self.halts.clone(),
             stopping: AtomicBool::new(false),
         });
         self.handle.spawn(watch_leadership(Arc::downgrade(&running), tx));

@@ -27,6 +27,7 @@ mod frame_tests;
 pub mod fuzzing;
 mod group;
 mod groups;
+mod halt;
 mod log_store;
 mod members;
 mod memory_network;
@@ -37,6 +38,7 @@ mod replica_thread;
 mod rounds;
 mod runtime;
 mod scrub;
+mod silence;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshot;

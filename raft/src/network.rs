@@ -20,6 +20,7 @@ use crate::config::{NodeId, Tuning};
 use crate::frame::{Answer, Request, is_append_answer, is_vote_answer};
 use crate::log::GroupId;
 use crate::purge::KeptFrom;
+use crate::silence::Silence;
 use crate::snapshot::{SnapshotFile, Snapshots};
 use crate::switch::{Switch, Unanswered};
 use crate::transport::Lane;
@@ -49,6 +50,7 @@ pub(crate) struct Network {
     snapshots: Arc<Snapshots>,
     sendings: Arc<Sendings>,
     kept_from: Arc<KeptFrom>,
+    silence: Arc<Silence>,
 }
 
 impl Network {
@@ -69,7 +71,13 @@ impl Network {
             snapshots,
             sendings,
             kept_from,
+            silence: Arc::new(Silence::new(tuning)),
         }
+    }
+
+    /// Whether a leader that nobody answers is silent; to be told who answers.
+    pub(crate) fn silence(&self) -> &Arc<Silence> {
+        &self.silence
     }
 
     fn link(&self, to: NodeId, lane: Lane) -> Link {
@@ -84,6 +92,7 @@ impl Network {
             snapshots: self.snapshots.clone(),
             sendings: self.sendings.clone(),
             kept_from: self.kept_from.clone(),
+            silence: self.silence.clone(),
         }
     }
 }
@@ -116,6 +125,7 @@ pub(crate) struct Link {
     snapshots: Arc<Snapshots>,
     sendings: Arc<Sendings>,
     kept_from: Arc<KeptFrom>,
+    silence: Arc<Silence>,
 }
 
 impl Link {

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::config::NodeId;
 use crate::error::{RaftError, ReplicaError, SnapshotError};
 use crate::execution::{blocking, failpoint};
+use crate::halt::Halt;
 use crate::log::GroupId;
 use crate::replica::{CommittedEntry, Replica};
 use crate::replica_thread::ReplicaThread;
@@ -44,6 +45,7 @@ pub(crate) struct StateMachine {
     snapshots: Arc<Snapshots>,
     applied: Option<LogId>,
     membership: AppliedMembership,
+    halt: Halt,
 }
 
 impl StateMachine {
@@ -60,14 +62,27 @@ impl StateMachine {
             None => (None, StoredMembership::default()),
         };
         let membership = Arc::new(Mutex::new(membership));
-        StateMachine { node, group, replica, snapshots, applied, membership }
+        let halt = Halt::default();
+        StateMachine { node, group, replica, snapshots, applied, membership, halt }
+    }
+
+    pub(crate) fn halt(&self) -> &Halt {
+        &self.halt
     }
 
     pub(crate) fn membership(&self) -> &AppliedMembership {
         &self.membership
     }
 
-    async fn apply_batch(&mut self, items: Vec<(Entry, Responder)>) -> Result<(), ReplicaError> {
+    async fn apply_batch(&mut self, items: Vec<(Entry, Responder)>) -> io::Result<()> {
+        let applied = self.apply_to_replica(items).await;
+        applied.map_err(|error| io::Error::other(self.halt.note(error)))
+    }
+
+    async fn apply_to_replica(
+        &mut self,
+        items: Vec<(Entry, Responder)>,
+    ) -> Result<(), ReplicaError> {
         let Some((last, _)) = items.last() else { return Ok(()) };
         let last = last.log_id;
         failpoint(self.node, self.group, "before apply");
@@ -240,11 +255,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
             items.push((entry, responder));
             if items.len() >= APPLY_ENTRIES_MAX || bytes >= APPLY_BYTES_MAX {
-                self.apply_batch(std::mem::take(&mut items)).await.map_err(io::Error::other)?;
+                self.apply_batch(std::mem::take(&mut items)).await?;
                 bytes = 0;
             }
         }
-        self.apply_batch(items).await.map_err(io::Error::other)
+        self.apply_batch(items).await
     }
 
     /// Hands out the snapshot that `Group::snapshot_now` has already written, so that a full disk

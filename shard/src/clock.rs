@@ -1,9 +1,10 @@
 //! The one source of time (D12): wall time taken once, then the machine's boot clock, which goes on
-//! while the machine sleeps.
+//! while the machine sleeps. What wall time has been corrected by since is worked off little by little.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::RwLock;
 use piton_core::time::{Span, Timestamp};
 use tokio::time::Instant;
 
@@ -17,6 +18,12 @@ type TimeAsleep = dyn Fn() -> Span + Send + Sync;
 /// are late by no more after a sleep.
 const ASLEEP_UNNOTICED_MAX: Duration = Duration::from_secs(1);
 
+/// While an offset is worked off, the clock goes faster or slower by one part in so many: a second takes a
+/// hundred seconds, and no timer is early or late by more than a hundredth of its time.
+const SLEW_PART: i64 = 100;
+/// An offset beyond it is no correction but another time. It counts from the next start on.
+const SLEWED_MAX: Span = Span::from_secs(3_600);
+
 /// Tells the time. Cheap to clone; all clones agree.
 #[derive(Clone, Copy)]
 pub struct Clock {
@@ -27,6 +34,24 @@ pub struct Clock {
     /// `None` where no machine sleeps: in the simulation.
     asleep: Option<&'static TimeAsleep>,
     began_asleep: Span,
+    /// Kept for good: a process takes the time anew once or twice.
+    course: &'static RwLock<Course>,
+}
+
+/// By how much the clock is ahead of what the boot clock says: a line from one offset to another.
+struct Course {
+    /// Where it begins, on the boot clock, and with which offset.
+    from: Span,
+    offset: Span,
+    to: Span,
+}
+
+impl Course {
+    fn at(&self, boot: Span) -> Span {
+        let most = (boot - self.from).as_nanos() / SLEW_PART;
+        let left = (self.to - self.offset).as_nanos();
+        self.offset + Span::from_nanos(left.clamp(-most, most))
+    }
 }
 
 impl Clock {
@@ -42,18 +67,41 @@ impl Clock {
 
     fn start_on_machine(wall: &'static WallTime, asleep: Option<&'static TimeAsleep>) -> Self {
         let began_asleep = asleep.map_or(Span::ZERO, |asleep| asleep());
-        Self { wall, began_wall: wall(), began: Instant::now(), asleep, began_asleep }
+        let course = Course { from: Span::ZERO, offset: Span::ZERO, to: Span::ZERO };
+        let course = Box::leak(Box::new(RwLock::new(course)));
+        let (began_wall, began) = (wall(), Instant::now());
+        Self { wall, began_wall, began, asleep, began_asleep, course }
     }
 
-    // INVARIANT: a step of the system's clock changes nothing here, or times would go back and
-    // timers would fire early. It counts from the next start on.
+    // INVARIANT: a step of the system's clock moves nothing here at once, or times would go back and
+    // timers would fire early.
     pub fn now(&self) -> Timestamp {
-        self.began_wall + Span::from(self.began.elapsed()) + self.slept()
+        let course = self.course.read();
+        // ORDER: behind the lock, so that the boot clock is not read before a course begins.
+        let boot = self.boot();
+        self.began_wall + boot + course.at(boot)
     }
 
     /// By how much wall time is ahead by now: it has been set since it was taken.
     pub fn wall_is_ahead(&self) -> Span {
         (self.wall)() - self.now()
+    }
+
+    /// Takes a look at wall time: from now on the clock goes a little faster or slower until it shows the
+    /// same. Called again and again, it follows what corrects the machine's time.
+    pub fn slew(&self) {
+        let mut course = self.course.write();
+        let boot = self.boot();
+        let offset = course.at(boot);
+        let ahead = (self.wall)() - (self.began_wall + boot + offset);
+        let is_correction = ahead.as_nanos().unsigned_abs() <= SLEWED_MAX.as_nanos().unsigned_abs();
+        let to = if is_correction { offset + ahead } else { offset };
+        *course = Course { from: boot, offset, to };
+    }
+
+    /// How far the boot clock has come since the start.
+    fn boot(&self) -> Span {
+        Span::from(self.began.elapsed()) + self.slept()
     }
 
     /// Waits until `time`, through sleeps of the machine, too; not at all if it is past.
@@ -69,7 +117,7 @@ impl Clock {
 
     /// When `time` comes, unless the machine sleeps before; at once if it is past.
     fn instant_of(&self, time: Timestamp) -> Instant {
-        self.began + (time - self.began_wall - self.slept()).to_std()
+        Instant::now() + (time - self.now()).to_std()
     }
 
     /// How long the machine has slept since the start.
@@ -121,6 +169,70 @@ mod tests {
             assert_eq!(clock.wall_is_ahead().as_millis(), wall - 1_000_000);
             let due = clock.instant_of(Timestamp::from_millis(1_000_500));
             assert_eq!(due - Instant::now(), Duration::from_millis(500));
+        }
+    }
+
+    /// A clock, and by how many milliseconds wall time is set from now on, whatever the clock does.
+    fn clock_beside_wall_time() -> (Clock, &'static AtomicI64) {
+        let set_by: &'static AtomicI64 = Box::leak(Box::default());
+        let (began, start) = (Instant::now(), Timestamp::from_millis(1_000_000));
+        let wall = move || {
+            let set_by = Span::from_millis(set_by.load(Ordering::Relaxed));
+            start + Span::from(began.elapsed()) + set_by
+        };
+        // It never sleeps, and waits look again all the same, as on any machine.
+        let clock = Clock::start_on_machine(Box::leak(Box::new(wall)), Some(&|| Span::ZERO));
+        (clock, set_by)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_offset_is_worked_off_at_a_bounded_rate_and_no_time_goes_back() {
+        let (clock, set_by) = clock_beside_wall_time();
+        // The machine's time is corrected, back before the first correction is through, and by little.
+        for (correction, seconds) in [(500, 60), (-700, 100), (-90, 10)] {
+            set_by.fetch_add(correction, Ordering::Relaxed);
+            let left_before = clock.wall_is_ahead().as_millis();
+            for _ in 0..seconds {
+                clock.slew();
+                for _ in 0..4 {
+                    let before = clock.now();
+                    tokio::time::advance(Duration::from_millis(250)).await;
+                    let passed = (clock.now() - before).as_nanos();
+                    assert!((247_500_000..=252_500_000).contains(&passed), "{passed}");
+                }
+            }
+            let (left, worked_off) = (clock.wall_is_ahead().as_millis(), 10 * seconds);
+            assert_eq!(left, left_before - left_before.clamp(-worked_off, worked_off));
+        }
+        assert_eq!(clock.wall_is_ahead(), Span::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_correction_but_another_time_is_not_followed() {
+        let (clock, set_by) = clock_beside_wall_time();
+        for hours in [-2, 2] {
+            set_by.store(hours * 3_600_000, Ordering::Relaxed);
+            let before = clock.now();
+            clock.slew();
+            tokio::time::advance(Duration::from_secs(60)).await;
+            assert_eq!(clock.now() - before, Span::from_secs(60));
+        }
+        // Set right, it is as if nothing had been.
+        set_by.store(0, Ordering::Relaxed);
+        clock.slew();
+        assert_eq!(clock.wall_is_ahead(), Span::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_when_the_clock_shows_its_time_while_an_offset_is_worked_off() {
+        for correction in [-2_000, 2_000] {
+            let (clock, set_by) = clock_beside_wall_time();
+            set_by.store(correction, Ordering::Relaxed);
+            clock.slew();
+            let due = clock.now() + Span::from_secs(60);
+            clock.wait_until(due).await;
+            let late = (clock.now() - due).as_millis();
+            assert!((0..=12).contains(&late), "{correction}: {late} ms late");
         }
     }
 

@@ -23,8 +23,10 @@ use crate::rows::{history, keys, records};
 /// An entry of a shard's log, and the verdicts that answer it.
 pub fn entry(bytes: &[u8]) {
     match entry::decode_entry(Bytes::copy_from_slice(bytes)) {
-        Ok(Entry::Transitions(transitions)) => assert_eq!(entry::encode_entry(&transitions), bytes),
-        Ok(Entry::Range(range)) => assert_eq!(entry::encode_range(&range), bytes),
+        Ok(Entry::Transitions(transitions)) => {
+            assert_eq!(entry::encode_entry(1, &transitions), bytes)
+        }
+        Ok(Entry::Range(range)) => assert_eq!(entry::encode_range(1, &range), bytes),
         Err(_) => {}
     }
     if let Ok(verdicts) = entry::decode_verdicts(bytes) {
@@ -110,7 +112,7 @@ fn key_and_value(key: &[u8], value: &[u8]) {
     let position = decode_position(value);
     if let Ok(current) = decode_current(value) {
         assert_eq!(Some(current.position), position.ok());
-        let again = encode_current(&current).expect("it was decoded");
+        let again = encode_current(1, &current).expect("it was decoded");
         assert_eq!(decode_current(&again).expect("it was encoded"), current);
     }
     if let Ok(range) = decode_range(Bytes::copy_from_slice(value)) {

@@ -48,6 +48,7 @@ struct Metrics {
     leads: Family<ShardLabels, Gauge>,
     placements_overdue: Gauge,
     nodes_down: Gauge,
+    groups_stopped: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -179,6 +180,8 @@ impl Metrics {
         registry.register("placements_overdue", help, self.placements_overdue.clone());
         let help = "Other nodes that this one has not heard of for as long as the settings say";
         registry.register("nodes_down", help, self.nodes_down.clone());
+        let help = "Groups that this node cannot go on with; the others of them go on";
+        registry.register("groups_stopped", help, self.groups_stopped.clone());
         let help = "Polls that wait for a task";
         registry.register("task_queue_polls", help, self.polls.clone());
     }
@@ -244,6 +247,7 @@ impl ShardMetrics {
             leads: Family::default(),
             placements_overdue: Gauge::default(),
             nodes_down: Gauge::default(),
+            groups_stopped: Gauge::default(),
         };
         metrics.register_works(registry);
         metrics.register_commits(registry);
@@ -282,6 +286,11 @@ impl ShardMetrics {
     /// So many of the other nodes are down.
     pub(crate) fn nodes_down(&self, count: usize) {
         self.0.nodes_down.set(count as i64);
+    }
+
+    /// This node cannot go on with so many groups.
+    pub(crate) fn groups_stopped(&self, count: usize) {
+        self.0.groups_stopped.set(count as i64);
     }
 
     pub(crate) fn workflow_started(&self, namespace: &str, workflow_type: &str) {

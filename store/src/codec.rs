@@ -23,6 +23,29 @@
 //! # Ok::<_, piton_store::codec::CodecError>(())
 //! ```
 //!
+//! What all nodes of a cluster read is written in a version that all of them know. Which one that is,
+//! the cluster's feature level says ([`Kind::encode_at`]): a kind names what is written below a level.
+//!
+//! ```
+//! # use piton_store::codec::Kind;
+//! # use serde::{Deserialize, Serialize};
+//! # #[derive(Serialize, Deserialize)]
+//! # struct Visit { place: String, days: u32 }
+//! # #[derive(Serialize, Deserialize)]
+//! # struct Visit1 { place: String }
+//! const VISIT_1: Kind<Visit1> = Kind::new("a visit", &[]);
+//! const VISIT: Kind<Visit> = Kind::new("a visit", &[|old| {
+//!     let Visit1 { place } = old.read()?;
+//!     Ok(Visit { place, days: 1 })
+//! }])
+//! .below(&[(3, |visit| VISIT_1.encode(&Visit1 { place: visit.place.clone() }))]);
+//!
+//! let visit = Visit { place: "Lhasa".into(), days: 2 };
+//! assert_eq!(VISIT_1.decode(&VISIT.encode_at(2, &visit)?)?.place, "Lhasa");
+//! assert_eq!(VISIT.decode(&VISIT.encode_at(3, &visit)?)?.days, 2);
+//! # Ok::<_, piton_store::codec::CodecError>(())
+//! ```
+//!
 //! Decoding takes bytes from disk or network: it never panics, refuses trailing bytes, and takes
 //! memory in proportion to the bytes, and no more than [`RECORD_BYTES_MAX`], whatever lengths they
 //! claim. It does not find flipped bits: checksums are the business of who stores or sends the
@@ -77,10 +100,14 @@ pub enum CodecError {
 pub struct Kind<T: 'static> {
     name: &'static str,
     older: &'static [Older<T>],
+    below: &'static [(u32, Lower<T>)],
 }
 
 /// Reads the body of a version that is not written any more.
 pub type Older<T> = fn(Body<'_>) -> Result<T, CodecError>;
+
+/// Writes a version that is not the newest.
+pub type Lower<T> = fn(&T) -> Result<Bytes, CodecError>;
 
 /// What follows the version byte of a record.
 pub struct Body<'a> {
@@ -93,7 +120,12 @@ impl<T> Kind<T> {
     /// more, the first one first: the version that is written is one more than they are.
     pub const fn new(name: &'static str, older: &'static [Older<T>]) -> Kind<T> {
         assert!(older.len() < u8::MAX as usize, "a version is one byte");
-        Kind { name, older }
+        Kind { name, older, below: &[] }
+    }
+
+    /// What is written below these feature levels, the lowest first.
+    pub const fn below(self, below: &'static [(u32, Lower<T>)]) -> Kind<T> {
+        Kind { name: self.name, older: self.older, below }
     }
 
     pub fn name(&self) -> &'static str {
@@ -121,6 +153,17 @@ impl<T: Serialize> Kind<T> {
             return Err(CodecError::TooLarge { kind, bytes: bytes.len() });
         }
         Ok(Bytes::from(bytes))
+    }
+
+    /// Encodes a value in the newest version that every node of a cluster of this feature level knows.
+    ///
+    /// # Errors
+    /// As [`Kind::encode`].
+    pub fn encode_at(&self, level: u32, value: &T) -> Result<Bytes, CodecError> {
+        match self.below.iter().find(|(from, _)| level < *from) {
+            Some((_, write)) => write(value),
+            None => self.encode(value),
+        }
     }
 }
 

@@ -50,5 +50,6 @@ mod repeated;
 mod retention;
 mod three_nodes;
 mod transport;
+mod upgrade;
 mod waiting_polls;
 mod worker_end;

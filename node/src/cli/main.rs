@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use piton_node::config::Config;
-use piton_node::{Devices, Failure, Node, init_tracing};
+use piton_node::{Devices, Failure, Node, NodeError, StorageError, init_tracing};
 use tokio::runtime::Runtime;
 
 use crate::cluster_command::ClusterCommand;
@@ -38,6 +38,9 @@ Examples:
       With two limits of its own.
   piton server --config deploy/piton.toml --data-dir /var/lib/piton
       From a file; flags and PITON_* variables win over it.
+
+Exit codes of a node: 0 told to stop; 1 refused or failed; 2 wrong usage; 6 the cluster has no place for
+it, since it was removed or is of too old a release: starting it again does not help.
 
 Every flag can be given as a variable: --data-dir as PITON_DATA_DIR; several values of one flag are
 separated by commas there.
@@ -176,8 +179,22 @@ fn main() -> ExitCode {
     run(Cli::parse()).unwrap_or_else(|error| {
         // `{:#}` prints the whole chain of causes on one line.
         table::log(&format!("piton: {error:#}\n"));
-        ExitCode::FAILURE
+        exit_code(&error)
     })
+}
+
+/// The cluster has no place for this node: whoever starts nodes again need not try.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped, since the cluster has no place for this node: {0}")]
+struct Unwanted(String);
+
+/// The exit code of a node for which its cluster has no place.
+const UNWANTED: u8 = 6;
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let refused =
+        matches!(error.downcast_ref(), Some(NodeError::Storage(StorageError::Unwanted(_))));
+    if refused || error.is::<Unwanted>() { ExitCode::from(UNWANTED) } else { ExitCode::FAILURE }
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -268,9 +285,7 @@ async fn run_node(config: Config, on_leash: bool) -> anyhow::Result<()> {
                     "stopped, since nothing can be made durable any more: {reason}"
                 ),
                 Failure::Directory(reason) => anyhow::bail!("stopped: {reason}"),
-                Failure::Unwanted(reason) => anyhow::bail!(
-                    "stopped, since the cluster has no place for this node: {reason}"
-                ),
+                Failure::Unwanted(reason) => return Err(Unwanted(reason).into()),
                 Failure::Group(reason) => anyhow::bail!("stopped, to start anew: {reason}"),
                 Failure::Store(reason) => {
                     tracing::error!(reason, "the store failed and is rebuilt from the log");

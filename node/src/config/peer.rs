@@ -91,6 +91,12 @@ impl PeerConfig {
         if given == 0 && !is_loopback(self.ip) {
             return Err(ConfigError::PlaintextPeers { ip: self.ip });
         }
+        if self.advertised.is_empty() && self.ip.is_unspecified() {
+            return Err(ConfigError::Refused(
+                "peer.ip stands for all addresses of this machine, of which others are to be told one: \
+                 set peer.advertised (--peer-advertised HOST:PORT) to where they reach it",
+            ));
+        }
         if !self.advertised.is_empty() {
             self.advertised.parse::<PeerAddress>()?;
         }

@@ -1,6 +1,12 @@
+use bytes::Bytes;
+use futures::FutureExt;
+use piton_core::id::ShardId;
+use piton_raft::GroupId;
 use piton_shard::NodeState;
+use tokio::time::Instant;
 
 use super::*;
+use crate::operator::ClusterReport;
 
 fn config(directory: &Path) -> Config {
     let mut config = Config::default();
@@ -61,4 +67,42 @@ async fn a_node_that_was_removed_ends_and_says_what_to_do() {
         assert!(error.contains("empty data directory"), "{error}");
     }
     first.stop().await;
+}
+
+/// Goal: an entry that this release cannot read stops its shard here, and never the node, which goes on with the
+/// rest and says so; at a start, which meets it again, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_of_a_newer_release_stops_its_shard_and_not_the_node() {
+    const UNREAD: &str = "decode an entry of format 200: this release knows formats up to 1";
+    let directory = tempfile::tempdir().unwrap();
+    let mut founder = config(directory.path());
+    (founder.cluster.bootstrap, founder.shards.count) = (true, Some(2));
+    let mut node = Node::start(founder.clone()).await.unwrap();
+    let group = node.storage.cluster.host().groups().group(GroupId(1)).unwrap();
+    group.propose(Bytes::from_static(&[200, 1])).await.unwrap_err();
+    drop(group);
+    for is_last in [false, true] {
+        let until = Instant::now() + Duration::from_secs(60);
+        let cluster = node.storage.cluster.clone();
+        loop {
+            let report = ClusterReport::of(&cluster, "");
+            let why = report.nodes.first().and_then(|node| node.stopped.get("0").cloned());
+            if let Some(why) = why {
+                assert!(why.contains(UNREAD), "{why}");
+                break;
+            }
+            assert!(Instant::now() < until, "{report:?}");
+            tokio::task::yield_now().await;
+        }
+        let not_ready = node.ready.get().unwrap_err();
+        assert!(not_ready.contains("shard 0") && not_ready.contains(UNREAD), "{not_ready}");
+        assert_eq!(node.failed().now_or_never(), None);
+        assert!(cluster.status().shards[&ShardId(1)].serves, "it goes on with the other one");
+        drop(cluster);
+        if !is_last {
+            node.stop().await;
+            node = Node::start(founder.clone()).await.unwrap();
+        }
+    }
+    node.stop().await;
 }

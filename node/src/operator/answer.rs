@@ -1,6 +1,7 @@
 //! How a node does what an operator asks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use piton_core::id::ShardId;
@@ -28,7 +29,10 @@ pub async fn operate(cluster: &Cluster, cluster_id: &str, call: OperatorCall) ->
         OperatorCall::Transfer { shard, to } => transfer(cluster, shard, to).await,
         OperatorCall::Move { shard, from, to } => move_replica(cluster, shard, from, to).await,
         OperatorCall::Snapshot { shard } => snapshot(cluster, shard).await,
-        OperatorCall::Rebalance { is_paused } => rebalance(cluster, is_paused).await,
+        OperatorCall::Rebalance { is_paused } => {
+            change_settings(cluster, |settings| settings.is_rebalancing_paused = is_paused).await
+        }
+        OperatorCall::Upgrade { to } => change_settings(cluster, |s| s.level = to).await,
     };
     answered.unwrap_or_else(OperatorAnswer::Refused)
 }
@@ -135,12 +139,13 @@ async fn snapshot(cluster: &Cluster, asked: Option<ShardId>) -> Answered {
     Ok(OperatorAnswer::Snapshots(taken))
 }
 
-async fn rebalance(cluster: &Cluster, is_paused: bool) -> Answered {
+async fn change_settings(cluster: &Cluster, change: impl FnOnce(&mut ClusterSettings)) -> Answered {
     cluster.meta().refresh().await.map_err(refusal)?;
-    let mut settings = ClusterSettings::clone(cluster.meta().state().settings());
-    if settings.is_rebalancing_paused != is_paused {
-        settings.is_rebalancing_paused = is_paused;
-        cluster.meta().set_cluster(settings).await.map_err(refusal)?;
+    let before = Arc::clone(cluster.meta().state().settings());
+    let mut after = ClusterSettings::clone(&before);
+    change(&mut after);
+    if after != *before {
+        cluster.meta().set_cluster(after).await.map_err(refusal)?;
     }
     Ok(OperatorAnswer::Recorded)
 }

@@ -26,6 +26,8 @@ pub enum OperatorCall {
     Snapshot { shard: Option<ShardId> },
     /// Spread replicas and leaders evenly, or leave them where they are.
     Rebalance { is_paused: bool },
+    /// Raise the feature level, once every node knows it: from then on what is new is written.
+    Upgrade { to: u32 },
 }
 
 pub(super) const OPERATOR_ANSWER: Kind<OperatorAnswer> = Kind::new("an answer to an operator", &[]);

@@ -42,6 +42,8 @@ pub struct NodeReport {
     pub id: String,
     /// up, draining, leaving or removed.
     pub state: String,
+    /// heard, silent, or down: silent for as long as the cluster's settings say.
+    pub health: String,
     /// How long ago it was last heard of; `None`: not since the node that is asked started.
     pub silent_ms: Option<u64>,
     pub peer: String,
@@ -51,6 +53,10 @@ pub struct NodeReport {
     pub release: Option<String>,
     /// The highest feature level that it knows.
     pub level: u32,
+    /// By how much its clock is ahead of most others'; `None`: it could not be compared.
+    pub clock_ahead_ms: Option<i64>,
+    /// Groups that it cannot go on with, and why.
+    pub stopped: BTreeMap<String, String>,
     /// Shards that it leads, and of which it has a replica.
     pub leads: u32,
     pub holds: u32,
@@ -130,7 +136,10 @@ impl ClusterReport {
         let state = cluster.meta().state();
         let sightings = cluster.sightings();
         let now = Instant::now();
-        let nodes = state.nodes().map(|node| node_report(node, sightings.get(&node.id), now));
+        let nodes = state.nodes().map(|node| NodeReport {
+            health: cluster.health(node.id).name().to_owned(),
+            ..node_report(node, sightings.get(&node.id), now)
+        });
         let mut nodes: Vec<NodeReport> = nodes.collect();
         let shards = state.routes().iter().map(|route| {
             let placement = state.placement(route.shard);
@@ -164,18 +173,24 @@ impl ClusterReport {
 
 fn node_report(node: &NodeRecord, seen: Option<&Sighting>, now: Instant) -> NodeReport {
     let silent = seen.map(|seen| now.saturating_duration_since(seen.heard));
+    let status = seen.map(|seen| &seen.status);
+    let stopped = status.iter().flat_map(|status| &status.stopped);
+    let name = |shard: &Option<ShardId>| shard.map_or_else(|| META.to_owned(), |s| s.to_string());
     NodeReport {
         id: write_id(node.id),
         state: node.state.name().to_owned(),
+        health: String::new(),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
         peer: node.peer_address.clone(),
         api: node.api_address.clone(),
         http: node.http_address.clone(),
         zone: node.zone.clone(),
-        release: seen.map(|seen| seen.status.release.clone()),
+        release: status.map(|status| status.release.clone()),
         level: node.level,
+        clock_ahead_ms: status.and_then(|status| Some(status.clock_ahead?.as_millis())),
+        stopped: stopped.map(|(shard, why)| (name(shard), why.clone())).collect(),
         leads: 0,
-        holds: seen.map_or(0, |seen| seen.status.shards.len() as u32),
+        holds: status.map_or(0, |status| status.shards.len() as u32),
         leads_meta: false,
     }
 }
@@ -225,5 +240,47 @@ fn shard_report(
         members: voters.chain(learners).collect(),
         placed: placed.into_iter().map(write_id).collect(),
         is_changing: said.is_changing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use piton_core::time::Timestamp;
+
+    use super::*;
+
+    fn leads(node: u64, term: u64) -> Sighting {
+        let replica = ReplicaStatus { term, serves: true, ..ReplicaStatus::default() };
+        let status = NodeStatus {
+            node: NodeId(node),
+            release: String::new(),
+            level: 1,
+            meta_version: 0,
+            clock: Timestamp::default(),
+            meta: replica,
+            shards: BTreeMap::new(),
+            leads_nothing: false,
+            clock_ahead: None,
+            stopped: BTreeMap::new(),
+        };
+        Sighting { status: Arc::new(status), heard: Instant::now() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_silenced_by_its_end_leads_nothing_after_a_while() {
+        let mut sightings = BTreeMap::from([(NodeId(1), leads(1, 3))]);
+        let leader = |sightings: &_| {
+            leader_of(sightings, |status: &NodeStatus| Some(&status.meta)).map(|(node, _)| node)
+        };
+        tokio::time::advance(BELIEVED_FOR - Duration::from_millis(1)).await;
+        assert_eq!(leader(&sightings), Some(NodeId(1)));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(leader(&sightings), None);
+        // Of two that say so, the newer term's is right.
+        sightings.insert(NodeId(2), leads(2, 5));
+        sightings.insert(NodeId(3), leads(3, 4));
+        assert_eq!(leader(&sightings), Some(NodeId(2)));
     }
 }

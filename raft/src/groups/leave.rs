@@ -72,6 +72,8 @@ impl Inner {
             self.forget_log(group, &store).await?;
         }
         failpoint(self.node, group, "log has forgotten");
+        // What it met is gone with the rest.
+        self.halts.send_if_modified(|halts| halts.remove(&group).is_some());
         let replica = self.start_replica(group, replica)?;
         let cleared = self.clear_forgotten(group, &replica).await;
         let stopped = blocking(move || replica.stop()).await;

@@ -128,6 +128,9 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
                 if first.is_some_and(|first| first < self.link.kept_from.index()) {
                     return Err(network("the log is no longer held for it"));
                 }
+                if self.link.silence.holds(request.vote.leader_id.term) {
+                    return Err(unreachable("no majority has answered for a while"));
+                }
                 // Nothing is encoded for a node that is not there.
                 if !switch.is_connected(*to, Lane::Entries) {
                     return Err(unreachable("there is no connection"));

@@ -327,6 +327,35 @@ async fn leader_whose_disk_hangs_hands_over_and_rejoins() {
     assert!(told.is_err() || times == 1, "acknowledged, so it is there");
 }
 
+/// Goal: a leader that all hear and that hears nobody decides nothing, and must not keep the others from
+/// electing another one; neither by its heartbeats nor by sending again what nobody acknowledges.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_heard_and_hears_nobody_is_replaced() {
+    for is_busy in [false, true] {
+        let cluster = Cluster::start(3, tuning()).await;
+        let old = cluster.await_leader(&ALL).await;
+        propose_anywhere(&cluster, &ALL, "before").await;
+        for other in others(old) {
+            cluster.network.cut_one_way(cluster.nodes[other].id, cluster.nodes[old].id);
+        }
+        let group = cluster.nodes[old].group().clone();
+        let propose = async move { group.propose(bytes("unheard")).await };
+        let unheard = is_busy.then(|| tokio::spawn(propose));
+        propose_anywhere(&cluster, &others(old), "after").await;
+        cluster.network.heal_all();
+        let last = propose_anywhere(&cluster, &others(old), "healed").await;
+        await_all_hold(&cluster, last).await;
+        assert_equal_ledgers(&cluster);
+        // It reached the others, so it may well be committed.
+        let payloads = cluster.nodes[old].ledger.payloads();
+        let times = payloads.iter().filter(|payload| **payload == bytes("unheard")).count();
+        assert!(times <= 1);
+        if let Some(unheard) = unheard {
+            assert!(unheard.await.expect("no panic").is_err() || times == 1, "it was acknowledged");
+        }
+    }
+}
+
 /// With election timeouts longer than the test waits, only the notice of the loss can help.
 #[tokio::test(flavor = "multi_thread")]
 async fn leader_whose_loss_was_noticed_is_replaced_without_a_timeout() {

@@ -259,10 +259,41 @@ async fn failing_replica_stops_its_group_and_no_other() {
         assert_eq!(group.read_index().await, Err(ReadError::Stopped));
         other.propose(bytes("fine")).await.expect("propose");
         assert!(groups.failed().borrow().is_none());
-        let mut group_failed = groups.group_failed();
-        let reason = group_failed.wait_for(Option::is_some).await.expect("the groups are there");
-        assert_eq!(reason.as_deref(), Some(format!("group {GROUP} has stopped").as_str()));
+        let mut halted = groups.halted();
+        let halted = halted.wait_for(|halted| !halted.is_empty()).await.expect("they are there");
+        let met = if panics { "take an order: it panicked" } else { "apply entries: told to fail" };
+        assert!(halted[&GROUP].contains(met), "{halted:?}");
+        // A start anew would meet it again.
+        assert_eq!(*groups.group_failed().borrow(), None);
     }
+}
+
+/// Goal: an entry that this release cannot read is met again at each start, where the node must not end
+/// for it either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replica_cannot_go_past_stops_its_group_at_a_start_too() {
+    let mut cluster = Cluster::start(1, tuning()).await;
+    cluster.await_leader(&[0]).await;
+    cluster.nodes[0].group().propose(bytes("bad")).await.expect("propose");
+    cluster.stop_node(0).await;
+    cluster.nodes[0].ledger.fail_on("bad");
+    let transport = cluster.network.transport(NodeId(1));
+    let groups = open(NodeId(1), cluster.nodes[0].dir(), transport, tuning());
+    let started = groups.start(GROUP, cluster.nodes[0].ledger.replica()).await;
+    let mut halted = groups.halted();
+    let halted =
+        halted.wait_for(|halted| !halted.is_empty()).await.expect("they are there").clone();
+    assert!(halted[&GROUP].contains("apply entries: told to fail"), "{halted:?}");
+    assert_eq!(*groups.group_failed().borrow(), None);
+    // Whether it was applied while the group started, or right after.
+    if let Err(error) = started {
+        assert!(matches!(error, RaftError::Halted { group: GROUP, .. }), "{error}");
+    }
+    let replica = Ledger::default().replica();
+    let other = groups.bootstrap_with(GroupId(9), &members(&[1]), replica).await;
+    let other = other.expect("start");
+    await_until("it serves", || other.leadership().borrow().serving).await;
+    groups.shutdown().await;
 }
 
 /// Goal: a proposal whose caller has given up still waits for the disk, and its bytes still count;

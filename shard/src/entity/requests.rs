@@ -46,10 +46,10 @@ impl Requests {
     /// Their rows, and those by which they expire.
     pub(crate) fn writes<E: Entity>(&self, entity: &E) -> Result<Vec<Write>, ShardError> {
         let keep = Span::of_limit_ms(entity.shard().cluster.limits().request_id_ms_min);
-        let key = entity.key();
+        let (key, level) = (entity.key(), entity.shard().cluster.level());
         let mut writes = Vec::new();
         for (id, row) in &self.0 {
-            let rows = rows::request_writes(&key, id, row, keep);
+            let rows = rows::request_writes(level, &key, id, row, keep);
             writes.extend(rows.map_err(|e| ShardError::Internal(e.to_string()))?);
         }
         Ok(writes)

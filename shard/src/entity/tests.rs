@@ -215,7 +215,7 @@ pub(crate) async fn leading_shard_on(disk: FaultyDisk, tuning: Tuning) -> Arc<Sh
     let serving = leadership.wait_for(|now| now.serving).await;
     let term = serving.expect("the group runs").term;
     let slots = placement::initial_range(id, 1);
-    let owned = group.propose(encode_range(&SlotRange { version: 1, slots })).await;
+    let owned = group.propose(encode_range(1, &SlotRange { version: 1, slots })).await;
     owned.expect("it leads");
     let cluster = Cluster::new(host);
     Arc::new(ShardRuntime::new(&cluster, (id, &replica), term, workflow::actor::start))

@@ -38,9 +38,9 @@ fn entries() -> [(&'static str, Bytes); 3] {
     let writes = vec![Write::put("key", "a value"), Write::delete("another key")];
     let two = [transition(writes.clone()), transition(vec![])];
     [
-        ("two transitions", entry::encode_entry(&two)),
-        ("a transition", entry::encode_entry(&[transition(writes)])),
-        ("a range", entry::encode_range(&SlotRange { version: 2, slots: 5..SLOTS })),
+        ("two transitions", entry::encode_entry(1, &two)),
+        ("a transition", entry::encode_entry(1, &[transition(writes)])),
+        ("a range", entry::encode_range(1, &SlotRange { version: 2, slots: 5..SLOTS })),
     ]
 }
 

@@ -36,7 +36,8 @@ impl ShardRuntime {
 async fn recover_all(shard: &Arc<ShardRuntime>) {
     // ORDER: those who wait are taken before the empty entry is proposed: theirs came before it.
     while let Some(lost) = shard.lost.take() {
-        while let Err(error) = shard.group.propose(entry::encode_entry(&[])).await {
+        let empty = || entry::encode_entry(shard.cluster.level(), &[]);
+        while let Err(error) = shard.group.propose(empty()).await {
             // A new leader serves when all that was committed before its term is applied.
             if shard.is_stopped() {
                 break;

@@ -63,7 +63,10 @@ impl ShardRuntime {
         let host = cluster.host();
         let (group, metrics) = (replica.group.clone(), host.metrics().clone());
         let checkpoints = host.checkpoints().clone();
-        let proposer = Proposer::start(group.clone(), host.config(), checkpoints, metrics.clone());
+        let states = host.meta().watch();
+        let level = Box::new(move || states.borrow().settings().level);
+        let (of, config) = (group.clone(), host.config());
+        let proposer = Proposer::start(of, config, checkpoints, metrics.clone(), level);
         let workflows_max = host.config().in_memory_max / host.shard_ids().count().max(1);
         let began = host.clock().now();
         Self {

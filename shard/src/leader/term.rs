@@ -119,7 +119,7 @@ impl ShardState {
             tracing::debug!(shard = %self.id, term = old.term, "laid down leadership");
         }
         if let Some(term) = serves {
-            while let Err(error) = own_slots(&self.replica, self.id, host.config().shards).await {
+            while let Err(error) = own_slots(&self.replica, self.id, &self.cluster).await {
                 tracing::warn!(shard = %self.id, %error, "cannot take up leadership");
                 if *self.replica.group.leadership().borrow() != now {
                     // It has moved again, or the node is stopping; the next change is followed.
@@ -137,12 +137,16 @@ impl ShardState {
 }
 
 /// A new shard's first entry gives it its slots (D1); no transition is applied before.
-async fn own_slots(replica: &LocalReplica, id: ShardId, shards: u32) -> Result<(), ShardError> {
+async fn own_slots(
+    replica: &LocalReplica,
+    id: ShardId,
+    cluster: &Cluster,
+) -> Result<(), ShardError> {
     if replica.rows.range().map_err(unreadable)?.is_some() {
         return Ok(());
     }
-    let slots = placement::initial_range(id, shards);
-    let entry = encode_range(&SlotRange { version: 1, slots });
+    let slots = placement::initial_range(id, cluster.host().config().shards);
+    let entry = encode_range(cluster.level(), &SlotRange { version: 1, slots });
     let committed = replica.group.propose(entry).await;
     committed.map(|_| ()).map_err(|e| ShardError::Unavailable(e.to_string()))
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use piton_core::id::ShardId;
-use piton_core::time::Timestamp;
+use piton_core::time::{Span, Timestamp};
 use piton_raft::NodeId;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,10 @@ pub struct NodeStatus {
     pub shards: BTreeMap<ShardId, ReplicaStatus>,
     /// It is given nothing to lead: it is about to stop, or its clock is far from the others'.
     pub leads_nothing: bool,
+    /// By how much its clock is ahead of most others'; `None`: it could not be compared.
+    pub clock_ahead: Option<Span>,
+    /// Groups that it cannot go on with, and why; the meta group is `None`.
+    pub stopped: BTreeMap<Option<ShardId>, String>,
 }
 
 impl ReplicaStatus {

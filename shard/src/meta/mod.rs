@@ -360,8 +360,8 @@ impl Meta {
             let state = self.state();
             let Some(change) = decide::decide(&state, request)? else { return Ok(state.version) };
             let command = MetaCommand { expected: state.version, change };
-            let payload =
-                META_COMMAND.encode(&command).map_err(|e| MetaError::Invalid(e.to_string()))?;
+            let payload = META_COMMAND.encode_at(state.settings().level, &command);
+            let payload = payload.map_err(|e| MetaError::Invalid(e.to_string()))?;
             if self.propose(payload).await? == Verdict::Applied {
                 // Applied here before the proposal was answered, so it is in this state.
                 return Ok(self.state().version);

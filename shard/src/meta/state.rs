@@ -207,21 +207,21 @@ impl MetaState {
 }
 
 impl MetaChange {
-    fn write(&self) -> Result<Write, CodecError> {
+    fn write(&self, level: u32) -> Result<Write, CodecError> {
         let (key, value) = match self {
             Self::Namespace(namespace) => {
-                (keys::namespace(namespace.id.as_str()), NAMESPACE.encode(namespace)?)
+                (keys::namespace(namespace.id.as_str()), NAMESPACE.encode_at(level, namespace)?)
             }
             Self::SearchAttributes { namespace, types } => {
-                (keys::search_attributes(namespace.as_str()), ATTRIBUTES.encode(types)?)
+                (keys::search_attributes(namespace.as_str()), ATTRIBUTES.encode_at(level, types)?)
             }
-            Self::Limits(set) => (keys::limits(), LIMITS.encode(set)?),
-            Self::Routes(routes) => (keys::routes(), ROUTES.encode(routes)?),
-            Self::Node(node) => (keys::node(node.id.0), NODE.encode(node)?),
+            Self::Limits(set) => (keys::limits(), LIMITS.encode_at(level, set)?),
+            Self::Routes(routes) => (keys::routes(), ROUTES.encode_at(level, routes)?),
+            Self::Node(node) => (keys::node(node.id.0), NODE.encode_at(level, node)?),
             Self::Placement(placement) => {
-                (keys::placement(placement.shard.0), PLACEMENT.encode(placement)?)
+                (keys::placement(placement.shard.0), PLACEMENT.encode_at(level, placement)?)
             }
-            Self::Settings(settings) => (keys::settings(), SETTINGS.encode(settings)?),
+            Self::Settings(settings) => (keys::settings(), SETTINGS.encode_at(level, settings)?),
         };
         Ok(Write::put(key, value))
     }
@@ -270,7 +270,8 @@ impl Replica for MetaReplica {
                 META_COMMAND.decode(&entry.payload).map_err(|e| ReplicaError::new(DOING, e))?;
             let verdict = if command.expected == state.version {
                 state.version += 1;
-                writes.push(command.change.write().map_err(|e| ReplicaError::new(DOING, e))?);
+                let write = command.change.write(state.settings.level);
+                writes.push(write.map_err(|e| ReplicaError::new(DOING, e))?);
                 state.put(command.change);
                 Verdict::Applied
             } else {

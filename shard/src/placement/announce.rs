@@ -8,6 +8,7 @@ use piton_raft::NodeId;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::message::{NodeAnswer, NodeCall, NodeHealth};
+use crate::meta::META_GROUP;
 use crate::route::cluster::Cluster;
 
 /// How often a node speaks of itself where nothing changes.
@@ -17,11 +18,16 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Announces, until it is dropped.
 pub(super) async fn run(cluster: Cluster) {
-    let mut duties = cluster.host().duties();
+    let host = cluster.host();
+    let (mut duties, mut halted) = (host.duties(), host.groups().halted());
+    let Some(meta) = host.groups().group(META_GROUP) else { return };
+    let mut meta = meta.leadership();
     let mut down = BTreeSet::new();
     loop {
         look_who_is_down(&cluster, &mut down);
+        host.metrics().groups_stopped(halted.borrow_and_update().len());
         duties.borrow_and_update();
+        meta.borrow_and_update();
         let next = Instant::now() + EVERY;
         let told = async {
             announce(&cluster).await;
@@ -32,6 +38,9 @@ pub(super) async fn run(cluster: Cluster) {
         tokio::select! {
             () = told => {}
             _ = duties.changed() => {}
+            _ = halted.changed() => {}
+            // One that has stopped changes no more.
+            Ok(()) = meta.changed() => {}
         }
     }
 }

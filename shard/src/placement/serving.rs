@@ -115,3 +115,26 @@ impl Serving {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Goal: a bug in what keeps the cluster in order leaves it in nobody's care for a moment only.
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_the_cluster_in_order_begins_anew_after_a_panic() {
+        let (begun, runs) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&runs);
+        again("a test", move || {
+            let run = counted.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(run == 2, "told to panic") }
+        })
+        .await;
+        assert_eq!(runs.load(Ordering::Relaxed), 3);
+        assert_eq!(begun.elapsed(), 2 * PANIC_PAUSE);
+    }
+}

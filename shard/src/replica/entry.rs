@@ -2,7 +2,7 @@
 //! slot range. Between step 3 and step 5 of a request's way; knows layouts, decides nothing.
 //!
 //! ```text
-//! entry        version(1) kind(1): 1 = transitions, 2 = range
+//! entry        format(1) kind(1): 1 = transitions, 2 = range
 //! transitions  count(4), then of each:
 //!              term(8) base(8) entity's kind(1) namespace-id id, count of writes(4), then of each:
 //!              kind(1): 0 = delete, key | 1 = put, key, value
@@ -24,7 +24,9 @@ pub(crate) const TRANSITION_EVENTS_MAX: usize = 256;
 /// Bytes of one transition that shares an entry; a larger one travels alone.
 pub(crate) const TRANSITION_BYTES_MAX: usize = 1 << 20;
 
-const FORMAT: u8 = 1;
+/// From which feature level on each format is written, the first one first.
+const FORMATS: &[u32] = if cfg!(feature = "next-release") { &[1, 2] } else { &[1] };
+const FORMATS_KNOWN: u8 = FORMATS.len() as u8;
 const TRANSITIONS: u8 = 1;
 const RANGE: u8 = 2;
 const DELETE: u8 = 0;
@@ -69,8 +71,8 @@ pub(crate) enum Verdict {
 pub(crate) enum EntryError {
     #[error("decode an entry: it ends within {what}")]
     Short { what: &'static str },
-    #[error("decode an entry of version {found}: this release knows versions up to {FORMAT}")]
-    Version { found: u8 },
+    #[error("decode an entry of format {found}: this release knows formats up to {FORMATS_KNOWN}")]
+    Format { found: u8 },
     #[error("decode an entry: {what} is not valid")]
     Invalid { what: &'static str },
     #[error("decode an entry")]
@@ -97,10 +99,10 @@ pub(crate) fn write_bytes(write: &Write) -> usize {
     }
 }
 
-/// Encodes transitions as one entry, in their order.
-pub(crate) fn encode_entry(transitions: &[TransitionRecord]) -> Bytes {
+/// Encodes transitions as one entry, in their order, for a cluster of this feature level.
+pub(crate) fn encode_entry(level: u32, transitions: &[TransitionRecord]) -> Bytes {
     let len: usize = transitions.iter().map(TransitionRecord::encoded_len).sum();
-    let mut bytes = begin(TRANSITIONS, ENTRY_HEADER_BYTES + len);
+    let mut bytes = begin(level, TRANSITIONS, ENTRY_HEADER_BYTES + len);
     put_len(&mut bytes, transitions.len());
     for transition in transitions {
         bytes.put_u64(transition.term);
@@ -117,15 +119,18 @@ pub(crate) fn encode_entry(transitions: &[TransitionRecord]) -> Bytes {
 }
 
 /// Encodes the entry that gives a shard its slots; the first one that a new shard proposes.
-pub(crate) fn encode_range(range: &SlotRange) -> Bytes {
-    let mut bytes = begin(RANGE, 14);
+pub(crate) fn encode_range(level: u32, range: &SlotRange) -> Bytes {
+    let mut bytes = begin(level, RANGE, 14);
     range.put(&mut bytes);
     bytes.freeze()
 }
 
-fn begin(kind: u8, capacity: usize) -> BytesMut {
+// INVARIANT: every node of a cluster of this level can read it, the feature level being raised only when
+// all of them know it.
+fn begin(level: u32, kind: u8, capacity: usize) -> BytesMut {
+    let formats = FORMATS.iter().filter(|from| **from <= level).count();
     let mut bytes = BytesMut::with_capacity(capacity);
-    bytes.put_u8(FORMAT);
+    bytes.put_u8(formats as u8);
     bytes.put_u8(kind);
     bytes
 }
@@ -159,9 +164,9 @@ fn put_write(bytes: &mut BytesMut, write: &Write) {
 /// When the bytes are not an entry. Never panics, and allocates no more than the bytes justify.
 pub(crate) fn decode_entry(mut bytes: Bytes) -> Result<Entry, EntryError> {
     let rest = &mut bytes;
-    let found = take_u8(rest, "the version")?;
-    if found != FORMAT {
-        return Err(EntryError::Version { found });
+    let found = take_u8(rest, "the format")?;
+    if !(1..=FORMATS_KNOWN).contains(&found) {
+        return Err(EntryError::Format { found });
     }
     let entry = match take_u8(rest, "the kind")? {
         TRANSITIONS => Entry::Transitions(take_transitions(rest)?),

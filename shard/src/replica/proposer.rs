@@ -14,6 +14,9 @@ use crate::replica::entry::{self, TransitionRecord, Verdict};
 /// How often a proposer that waits for checkpoints looks again.
 const SLOWED_PAUSE: Duration = Duration::from_millis(1);
 
+/// The cluster's feature level, as far as this node knows.
+pub(crate) type Level = Box<dyn Fn() -> u32 + Send + Sync>;
+
 /// What became of a transition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -43,10 +46,11 @@ impl Proposer {
         config: &ShardConfig,
         checkpoints: Checkpoints,
         metrics: ShardMetrics,
+        level: Level,
     ) -> Self {
         let (proposals, waiting) = mpsc::unbounded_channel();
         let gather =
-            Gather { group, entry_bytes_max: config.entry_bytes_max, checkpoints, metrics };
+            Gather { group, entry_bytes_max: config.entry_bytes_max, checkpoints, metrics, level };
         tokio::spawn(gather.run(waiting));
         Self { proposals }
     }
@@ -69,6 +73,7 @@ struct Gather {
     entry_bytes_max: usize,
     checkpoints: Checkpoints,
     metrics: ShardMetrics,
+    level: Level,
 }
 
 impl Gather {
@@ -89,7 +94,7 @@ impl Gather {
                 bytes += proposal.bytes;
                 batch.push(proposal);
             }
-            replicate(&self.group, batch, &self.metrics).await;
+            self.replicate(batch).await;
             if next.is_none() {
                 next = waiting.recv().await;
             }
@@ -103,24 +108,25 @@ impl Gather {
             tokio::time::sleep(SLOWED_PAUSE).await;
         }
     }
-}
 
-async fn replicate(group: &Group, batch: Vec<Proposal>, metrics: &ShardMetrics) {
-    let began = tokio::time::Instant::now();
-    let (transitions, waiters): (Vec<_>, Vec<_>) =
-        batch.into_iter().map(|p| (p.transition, p.done)).unzip();
-    let outcomes: Vec<_> = match group.propose(entry::encode_entry(&transitions)).await {
-        Ok(committed) => match entry::decode_verdicts(&committed.verdict) {
-            Ok(verdicts) => verdicts.into_iter().map(outcome_of).collect(),
-            Err(error) => vec![Outcome::Failed(error.to_string()); waiters.len()],
-        },
-        Err(error) => vec![outcome_of_refusal(&error); waiters.len()],
-    };
-    let committed = outcomes.iter().filter(|outcome| **outcome == Outcome::Committed).count();
-    metrics.proposed(committed, waiters.len() - committed, began.elapsed());
-    for (waiter, outcome) in waiters.into_iter().zip(outcomes) {
-        // Whoever does not wait any more has gone, and its state with it.
-        let _ = waiter.send(outcome);
+    async fn replicate(&self, batch: Vec<Proposal>) {
+        let began = tokio::time::Instant::now();
+        let (transitions, waiters): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|p| (p.transition, p.done)).unzip();
+        let entry = entry::encode_entry((self.level)(), &transitions);
+        let outcomes: Vec<_> = match self.group.propose(entry).await {
+            Ok(committed) => match entry::decode_verdicts(&committed.verdict) {
+                Ok(verdicts) => verdicts.into_iter().map(outcome_of).collect(),
+                Err(error) => vec![Outcome::Failed(error.to_string()); waiters.len()],
+            },
+            Err(error) => vec![outcome_of_refusal(&error); waiters.len()],
+        };
+        let committed = outcomes.iter().filter(|outcome| **outcome == Outcome::Committed).count();
+        self.metrics.proposed(committed, waiters.len() - committed, began.elapsed());
+        for (waiter, outcome) in waiters.into_iter().zip(outcomes) {
+            // Whoever does not wait any more has gone, and its state with it.
+            let _ = waiter.send(outcome);
+        }
     }
 }
 

@@ -23,7 +23,7 @@ impl TestShard {
     /// A shard that owns all slots.
     pub(crate) fn new() -> TestShard {
         let mut shard = TestShard::without_range();
-        let range = encode_range(&SlotRange { version: 1, slots: 0..SLOTS });
+        let range = encode_range(1, &SlotRange { version: 1, slots: 0..SLOTS });
         assert_eq!(shard.commit(1, range), [Verdict::Applied]);
         shard
     }
@@ -48,7 +48,7 @@ impl TestShard {
 
     /// Commits transitions in term 1, in one entry.
     pub(crate) fn put(&mut self, transitions: &[TransitionRecord]) -> Vec<Verdict> {
-        self.commit(1, entry::encode_entry(transitions))
+        self.commit(1, entry::encode_entry(1, transitions))
     }
 
     fn position(&self, id: &str) -> Position {
@@ -91,7 +91,7 @@ fn current(position: u64) -> Current {
 fn step(term: u64, id: &str, base: u64, row: &'static str) -> TransitionRecord {
     let writes = vec![
         Write::put(row, row),
-        current_write(&key(id), &current(base + 1)).expect("a short row"),
+        current_write(1, &key(id), &current(base + 1)).expect("a short row"),
     ];
     TransitionRecord { term, key: key(id).into(), base: Position(base), writes }
 }
@@ -126,7 +126,7 @@ fn transitions_of_one_entry_see_each_others_positions() {
 #[test]
 fn entries_applied_together_see_each_others_positions() {
     let mut shard = TestShard::new();
-    let payload = |base| entry::encode_entry(&[step(1, "a", base, "x")]);
+    let payload = |base| entry::encode_entry(1, &[step(1, "a", base, "x")]);
     let entry = |index, base| CommittedEntry { term: 1, index, payload: payload(base) };
     let entries = vec![entry(2, 0), entry(3, 1), entry(4, 1)];
     let verdicts = shard.replica.apply(entries, mark(4)).expect("it applies");
@@ -138,7 +138,7 @@ fn entries_applied_together_see_each_others_positions() {
 #[test]
 fn a_transition_of_another_term_than_its_entry_is_dropped() {
     let mut shard = TestShard::new();
-    let payload = entry::encode_entry(&[step(1, "a", 0, "x"), step(2, "b", 0, "y")]);
+    let payload = entry::encode_entry(1, &[step(1, "a", 0, "x"), step(2, "b", 0, "y")]);
     assert_eq!(shard.commit(2, payload), [Verdict::WrongTerm, Verdict::Applied]);
     assert_eq!(shard.position("a"), Position(0));
 }
@@ -149,14 +149,14 @@ fn a_slot_outside_the_range_is_refused_before_anything_else() {
     assert_eq!(shard.put(&[step(1, "a", 0, "x")]), [Verdict::SlotNotHere]);
     let slot = slot_of(&key("a")).0;
     let without = SlotRange { version: 1, slots: slot + 1..SLOTS };
-    shard.commit(1, encode_range(&without));
+    shard.commit(1, encode_range(1, &without));
     assert_eq!(shard.put(&[step(1, "a", 0, "x")]), [Verdict::SlotNotHere]);
     let with = SlotRange { version: 2, slots: slot..SLOTS };
-    assert_eq!(shard.commit(1, encode_range(&with)), [Verdict::Applied]);
+    assert_eq!(shard.commit(1, encode_range(1, &with)), [Verdict::Applied]);
     assert_eq!(shard.put(&[step(1, "a", 0, "x")]), [Verdict::Applied]);
     // The same range again is fine, an older one is not.
-    assert_eq!(shard.commit(1, encode_range(&with)), [Verdict::Applied]);
-    assert_eq!(shard.commit(1, encode_range(&without)), [Verdict::Moved]);
+    assert_eq!(shard.commit(1, encode_range(1, &with)), [Verdict::Applied]);
+    assert_eq!(shard.commit(1, encode_range(1, &without)), [Verdict::Moved]);
     assert_eq!(shard.rows().range().expect("reads"), Some(with));
 }
 
@@ -179,7 +179,7 @@ fn deleting_the_current_row_begins_at_position_zero_again() {
 fn a_committed_entry_that_does_not_decode_stops_the_shard() {
     let mut shard = TestShard::new();
     let bad = CommittedEntry { term: 1, index: 2, payload: Bytes::from_static(b"?") };
-    let good = entry::encode_entry(&[step(1, "a", 0, "x")]);
+    let good = entry::encode_entry(1, &[step(1, "a", 0, "x")]);
     let good = CommittedEntry { term: 1, index: 1, payload: good };
     assert!(shard.replica.apply(vec![good, bad], mark(2)).is_err());
     assert_eq!(shard.position("a"), Position(0));
@@ -232,7 +232,7 @@ fn a_snapshot_restores_another_replica_to_the_same_state() {
 
 /// Entries as Raft hands them to the thread that must not wait.
 fn try_apply(shard: &mut TestShard, transitions: &[TransitionRecord]) -> Option<Vec<Verdict>> {
-    let payload = entry::encode_entry(transitions);
+    let payload = entry::encode_entry(1, transitions);
     let committed = CommittedEntry { term: 1, index: shard.index + 1, payload };
     let verdicts = shard.replica.try_apply(&[committed], &mark(shard.index + 1));
     let verdicts = verdicts.expect("it applies")?;

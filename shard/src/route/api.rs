@@ -450,11 +450,14 @@ impl Cluster {
 
     /// Whether the meta group and every shard have a leader that this node knows of.
     pub fn is_ready(&self) -> bool {
-        let node = self.host().node();
+        let (node, stopped) = (self.host().node(), self.host().stopped());
         self.meta().is_led(node)
             && self.host().shard_ids().all(|shard| {
                 let leader = self.host().leaders().leader(shard);
-                leader.is_some_and(|l| l != node) || self.host().deciding(shard).is_some()
+                let is_led = leader.is_some_and(|l| l != node);
+                is_led
+                    || self.host().deciding(shard).is_some()
+                    || stopped.contains_key(&Some(shard))
             })
     }
 

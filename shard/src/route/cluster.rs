@@ -98,6 +98,11 @@ impl Cluster {
         self.meta().namespace_by_id(namespace).map(|namespace| namespace.retention)
     }
 
+    /// The cluster's feature level: what is written is such that every node can read it.
+    pub(crate) fn level(&self) -> u32 {
+        self.meta().state().settings().level
+    }
+
     pub(crate) fn new_run_id(&self) -> RunId {
         RunId::from(self.host.ids().draw_in_order().to_string())
     }

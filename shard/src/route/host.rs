@@ -1,12 +1,13 @@
 //! All shards on this node: their groups, their tables, and the leaders of those it leads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use piton_core::id::ShardId;
 use piton_core::placement;
+use piton_core::time::Span;
 use piton_raft::{Group, GroupId, Groups, Leadership, NodeId, RaftError, Replica};
 use piton_store::{Store, Table, with_causes};
 use tokio::sync::watch;
@@ -15,8 +16,8 @@ use crate::clock::Clock;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::ids::Ids;
-use crate::message::Peer;
-use crate::meta::state::MetaReplica;
+use crate::message::{FEATURE_LEVEL, Peer};
+use crate::meta::state::{MetaReplica, MetaState};
 use crate::meta::{META_GROUP, Meta};
 use crate::metrics::ShardMetrics;
 use crate::read_threads::ReadThreads;
@@ -59,6 +60,8 @@ pub struct ShardHost {
     stops_leading: AtomicBool,
     /// Whether this node's clock is near those of the others, so that timers may fire here (D12).
     trusts_clock: watch::Sender<bool>,
+    /// By how much it is ahead of most others'.
+    clock_ahead: Mutex<Option<Span>>,
     /// Counts up when a leadership is taken up or laid down here, or a placement carried out.
     duties: watch::Sender<u64>,
     meta: Meta,
@@ -113,6 +116,7 @@ impl ShardHost {
         checkpoints.add(table.clone());
         let (replica, view) =
             MetaReplica::open(table).map_err(|e| failed("open the meta state")(&e))?;
+        check_level(&view.borrow())?;
         let started = start_group(&groups, META_GROUP, founders.as_ref(), Box::new(replica)).await;
         let meta_group = started.map_err(|e| failed("start the meta group")(&e))?;
         let host = Arc::new(Self {
@@ -123,6 +127,7 @@ impl ShardHost {
             sightings: Sightings::default(),
             stops_leading: AtomicBool::new(false),
             trusts_clock: watch::Sender::new(true),
+            clock_ahead: Mutex::default(),
             duties: watch::Sender::new(0),
             config: Arc::new(config),
             clock,
@@ -153,10 +158,10 @@ impl ShardHost {
         shard: ShardId,
         founders: Option<&BTreeSet<NodeId>>,
     ) -> Result<(), ShardError> {
-        if self.replica(shard).is_some() {
+        let group = group_of(shard);
+        if self.replica(shard).is_some() || self.groups.halted().borrow().contains_key(&group) {
             return Ok(());
         }
-        let group = group_of(shard);
         let table = Table::open(Arc::clone(&self.store), group.0);
         let table = table.map_err(|e| failed("open a shard's state")(&e))?;
         let rows = WorkflowRows::new(table.clone());
@@ -165,10 +170,19 @@ impl ShardHost {
         let replica = Box::new(replica.slowed_by(self.checkpoints.clone()));
         self.checkpoints.add(table);
         let started = start_group(&self.groups, group, founders, replica).await;
-        let group = started.map_err(|e| {
-            self.checkpoints.remove(group);
-            failed("start a shard's group")(&e)
-        })?;
+        let group = match started {
+            Ok(group) => group,
+            Err(error) => {
+                self.checkpoints.remove(group);
+                // The node goes on without it, and says so.
+                let is_halted = matches!(error, RaftError::Halted { .. });
+                return if is_halted {
+                    Ok(())
+                } else {
+                    Err(failed("start a shard's group")(&error))
+                };
+            }
+        };
         self.follow_leadership(shard, &group);
         *self.places[shard.0 as usize].replica.write() =
             Some(Arc::new(LocalReplica { group, rows }));
@@ -234,6 +248,23 @@ impl ShardHost {
             self.duties.send_modify(|count| *count += 1);
         }
         is_new
+    }
+
+    /// By how much this node's clock is ahead of most others', as far as it could be compared.
+    pub fn set_clock_ahead(&self, ahead: Option<Span>) {
+        *self.clock_ahead.lock() = ahead;
+    }
+
+    pub(crate) fn clock_ahead(&self) -> Option<Span> {
+        *self.clock_ahead.lock()
+    }
+
+    /// Groups that this node cannot go on with, each with the reason; the meta group is `None`.
+    pub fn stopped(&self) -> BTreeMap<Option<ShardId>, String> {
+        let halted = self.groups.halted();
+        let halted = halted.borrow();
+        let shard = |group: &GroupId| group.0.checked_sub(1).map(ShardId);
+        halted.iter().map(|(group, why)| (shard(group), why.clone())).collect()
     }
 
     pub(crate) fn trusts_clock(&self) -> watch::Receiver<bool> {
@@ -392,6 +423,18 @@ impl ShardHost {
     }
 }
 
+/// A release older than the cluster's feature level could not read what the others write.
+fn check_level(state: &MetaState) -> Result<(), ShardError> {
+    let level = state.settings().level;
+    if level <= FEATURE_LEVEL {
+        return Ok(());
+    }
+    Err(ShardError::Internal(format!(
+        "this cluster is at feature level {level}, and this release knows levels up to \
+         {FEATURE_LEVEL}: start a newer release"
+    )))
+}
+
 async fn start_group(
     groups: &Groups,
     id: GroupId,
@@ -433,6 +476,8 @@ mod tests {
 
     use super::*;
     use crate::entity::tests::leading_shard;
+    use crate::message::ClusterSettings;
+    use crate::meta::state::MetaChange;
 
     /// Goal: once a shard has moved away, its leader is believed, whatever term this node's own replica was
     /// in when it was closed.
@@ -462,5 +507,18 @@ mod tests {
             host.open(ShardId(0), None).await.expect_err("it runs already");
         }
         assert!(host.checkpoints.tables() <= before, "each attempt has left a table");
+    }
+
+    #[test]
+    fn a_release_below_the_feature_level_does_not_start() {
+        let at = |level| {
+            let mut state = MetaState::default();
+            let settings = ClusterSettings { level, ..ClusterSettings::default() };
+            state.put(MetaChange::Settings(settings));
+            check_level(&state)
+        };
+        at(FEATURE_LEVEL).expect("it knows it");
+        let refused = at(FEATURE_LEVEL + 1).expect_err("it does not").to_string();
+        assert!(refused.contains("start a newer release"), "{refused}");
     }
 }

@@ -66,6 +66,8 @@ impl Cluster {
             meta: meta.map_or_else(ReplicaStatus::default, |meta| status_of(&meta)),
             shards: host.shard_ids().filter_map(replica).collect(),
             leads_nothing: host.leads_nothing(),
+            clock_ahead: host.clock_ahead(),
+            stopped: host.stopped(),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! What is encoded here is on disk. A change of it, be it a field more in `RunNote` or in what it
 //! holds, is a new version: a copy of the old shape goes to a module beside this one and never
-//! changes again, and the kind learns to read it. `testdata/records.txt` has the bytes of every
+//! changes again, and the kind learns to read it. Rows go to all nodes, so the new version is written from a
+//! feature level on (`Kind::below`), which is then one more than this release's: see `FEATURE_LEVEL`. `testdata/records.txt` has the bytes of every
 //! version there was; a test turns red when an encoding changes without a new one.
 
 use piton_core::message::Proto;
@@ -20,7 +21,13 @@ use crate::rows::values::{CurrentRun, RequestRow, TaskValue};
 
 pub(crate) const CURRENT_RUN: Kind<CurrentRun> = Kind::new("a current run", &[]);
 pub(crate) const REQUEST: Kind<RequestRow> = Kind::new("a request id", &[]);
-pub(crate) const RUN_NOTE: Kind<RunNote> = Kind::new("a run's note", &[]);
+#[cfg(not(feature = "next-release"))]
+pub(crate) const RUN_NOTE: Kind<RunNote> = RUN_NOTE_1;
+const RUN_NOTE_1: Kind<RunNote> = Kind::new("a run's note", &[]);
+/// What tests of rolling upgrades take for the next version.
+#[cfg(feature = "next-release")]
+pub(crate) const RUN_NOTE: Kind<RunNote> =
+    Kind::new("a run's note", &[|old| old.read()]).below(&[(2, |note| RUN_NOTE_1.encode(note))]);
 pub(crate) const ACTIVITY_NOTE: Kind<ActivityNote> =
     Kind::new("an activity's note", &[|old| Ok(old.read::<activity_note_1::Note>()?.into())]);
 pub(crate) const BUFFERED_NOTE: Kind<Proto<HistoryEvent>> = Kind::new("a buffered event", &[]);
@@ -42,11 +49,11 @@ pub(crate) const EXPIRY: Layout = Layout::new("an expiry", 1);
 /// The bytes of a protobuf `History`.
 pub(crate) const EVENTS: Layout = Layout::new("a batch of history", 1);
 
-pub(crate) fn encode_note(note: &Note) -> Result<Bytes, CodecError> {
+pub(crate) fn encode_note(level: u32, note: &Note) -> Result<Bytes, CodecError> {
     match note {
-        Note::Run(note) => RUN_NOTE.encode(note),
-        Note::Activity(note) => ACTIVITY_NOTE.encode(note),
-        Note::Buffered(event) => BUFFERED_NOTE.encode(event),
+        Note::Run(note) => RUN_NOTE.encode_at(level, note),
+        Note::Activity(note) => ACTIVITY_NOTE.encode_at(level, note),
+        Note::Buffered(event) => BUFFERED_NOTE.encode_at(level, event),
     }
 }
 

@@ -111,15 +111,15 @@ impl Driver {
         assert!(decided.others.is_empty(), "no decision that is built has any");
         if let Some(run) = &mut after {
             let change = Change::between(before.as_ref(), run);
-            let rows = change_writes(&self.key, &change, Span::from_secs(60));
+            let rows = change_writes(1, &self.key, &change, Span::from_secs(60));
             writes.extend(rows.expect("short rows"));
             let before = before.as_ref();
-            let milestone = before.map(|before| milestone_write(&self.key, before, &change));
+            let milestone = before.map(|before| milestone_write(1, &self.key, before, &change));
             writes.extend(milestone.transpose().expect("a short row").flatten());
         }
         if let Some(mut next) = decided.successor {
             let change = Change::between(None, &mut next);
-            let rows = change_writes(&self.key, &change, Span::from_secs(60));
+            let rows = change_writes(1, &self.key, &change, Span::from_secs(60));
             writes.extend(rows.expect("short rows"));
             after = Some(next);
         }
@@ -127,7 +127,7 @@ impl Driver {
         let base = self.position;
         self.position = Position(base.0 + 1);
         let current = Current::of(&live, self.position);
-        writes.push(current_write(&self.key, &current).expect("a short row"));
+        writes.push(current_write(1, &self.key, &current).expect("a short row"));
         let record = TransitionRecord { term: 1, key: self.key.clone().into(), base, writes };
         assert_eq!(self.shard.put(&[record]), [Verdict::Applied]);
         self.live = Some(live);
@@ -196,7 +196,7 @@ impl Driver {
         let base = self.position;
         self.position = Position(base.0 + 1);
         let current = Current::of(self.live.as_ref().expect("it was started"), self.position);
-        writes.push(current_write(&self.key, &current).expect("a short row"));
+        writes.push(current_write(1, &self.key, &current).expect("a short row"));
         let record = TransitionRecord { term: 1, key: self.key.clone().into(), base, writes };
         assert_eq!(self.shard.put(&[record]), [Verdict::Applied]);
     }
@@ -342,7 +342,7 @@ fn a_task_row_names_version_and_fairness() {
         fairness_weight: 2.5,
         created: driver.now,
     };
-    let write = effect_write(&driver.key, &driver.run_id(), &Effect::Task(offer.clone()));
+    let write = effect_write(1, &driver.key, &driver.run_id(), &Effect::Task(offer.clone()));
     let Ok(Write::Put { key, value }) = write else { panic!("a task is put: {write:?}") };
     let value = records::TASK.decode(&value).expect("it decodes");
     let row = task_row(&key, value).expect("it is a task's key");
@@ -420,9 +420,9 @@ fn a_request_row_is_found_again_and_expires() {
     let kind = RequestKind::Signal;
     let row = RequestRow { run_id: driver.run_id(), event_id: EventId(3), at: driver.now, kind };
     let keep = Span::from_secs(3_600);
-    let mut writes = Vec::from(request_writes(&entity, &id, &row, keep).expect("short"));
+    let mut writes = Vec::from(request_writes(1, &entity, &id, &row, keep).expect("short"));
     let current = Current::of(driver.live.as_ref().expect("started"), Position(2));
-    writes.push(current_write(&driver.key, &current).expect("short"));
+    writes.push(current_write(1, &driver.key, &current).expect("short"));
     let record =
         TransitionRecord { term: 1, key: driver.key.clone().into(), base: Position(1), writes };
     driver.shard.put(&[record]);

@@ -226,8 +226,8 @@ pub(crate) fn decode_range(
 }
 
 /// `version(1) position(8) run`: the position is read at each fence, the rest is not.
-pub(crate) fn encode_current(current: &Current) -> Result<Bytes, CodecError> {
-    let run = records::CURRENT_RUN.encode(&current.run)?;
+pub(crate) fn encode_current(level: u32, current: &Current) -> Result<Bytes, CodecError> {
+    let run = records::CURRENT_RUN.encode_at(level, &current.run)?;
     let mut value = records::CURRENT.begin(8 + run.len());
     value.put_u64(current.position.0);
     value.put_slice(&run);

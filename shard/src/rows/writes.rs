@@ -31,12 +31,13 @@ const EVENTS_TAG: u8 = 0x0a;
 const MILESTONE_EVENTS: i64 = 1_000;
 const MILESTONE_BYTES_MAX: usize = 256 << 10;
 
-/// The rows of one run's change, all but `current`. `retention`: how long its namespace keeps a
-/// closed run.
+/// The rows of one run's change, all but `current`, for a cluster of this feature level. `retention`: how
+/// long its namespace keeps a closed run.
 ///
 /// # Errors
 /// When a record is too large to be encoded; then nothing may be proposed.
 pub(crate) fn change_writes(
+    level: u32,
     key: &WorkflowKey,
     change: &Change,
     retention: Span,
@@ -52,7 +53,7 @@ pub(crate) fn change_writes(
         let (kind, id) = note_codes(note_key);
         let row = workflow(key).note(run_id.as_str(), kind, id);
         writes.push(match note {
-            Some(note) => Write::put(row, records::encode_note(note)?),
+            Some(note) => Write::put(row, records::encode_note(level, note)?),
             None => Write::delete(row),
         });
     }
@@ -72,10 +73,11 @@ pub(crate) fn change_writes(
         writes.push(Write::delete(task_key(key, run_id, offer)));
     }
     for effect in change.owed.values() {
-        writes.push(effect_write(key, run_id, effect)?);
+        writes.push(effect_write(level, key, run_id, effect)?);
     }
     if let Some((before, after)) = &change.visibility {
-        visibility_writes(key, before.as_ref(), after, retention, &mut writes)?;
+        let visibility = visibility_writes(level, key, before.as_ref(), after, retention)?;
+        writes.extend(visibility);
     }
     Ok(writes)
 }
@@ -95,6 +97,7 @@ pub(crate) fn batch_in(change: &Change, writes: &[Write]) -> Option<HistoryBatch
 /// # Errors
 /// As [`change_writes`].
 pub(crate) fn milestone_write(
+    level: u32,
     key: &WorkflowKey,
     before: &RunState,
     change: &Change,
@@ -105,7 +108,7 @@ pub(crate) fn milestone_write(
         return Ok(None);
     }
     let Some(milestone) = Milestone::of(before) else { return Ok(None) };
-    let value = records::MILESTONE.encode(&milestone)?;
+    let value = records::MILESTONE.encode_at(level, &milestone)?;
     let row = workflow(key).milestone(before.run_id.as_str());
     Ok((value.len() <= MILESTONE_BYTES_MAX).then(|| Write::put(row, value)))
 }
@@ -114,8 +117,12 @@ pub(crate) fn milestone_write(
 ///
 /// # Errors
 /// As [`change_writes`].
-pub(crate) fn current_write(key: &WorkflowKey, current: &Current) -> Result<Write, CodecError> {
-    Ok(Write::put(workflow(key).current(), encode_current(current)?))
+pub(crate) fn current_write(
+    level: u32,
+    key: &WorkflowKey,
+    current: &Current,
+) -> Result<Write, CodecError> {
+    Ok(Write::put(workflow(key).current(), encode_current(level, current)?))
 }
 
 /// Deletes the workflow: its position is 0 again. Only with the last rows of its last run.
@@ -128,6 +135,7 @@ pub(crate) fn current_delete(key: &WorkflowKey) -> Write {
 /// # Errors
 /// As [`change_writes`].
 pub(crate) fn request_writes(
+    level: u32,
     key: &EntityKey,
     id: &RequestId,
     row: &RequestRow,
@@ -136,7 +144,7 @@ pub(crate) fn request_writes(
     let what = keys::Expires::Request(id.as_str());
     let expire = keys::Expire { when: (row.at + keep).as_nanos(), entity: key.rows(), what };
     Ok([
-        Write::put(key.rows().request(id.as_str()), records::REQUEST.encode(row)?),
+        Write::put(key.rows().request(id.as_str()), records::REQUEST.encode_at(level, row)?),
         Write::put(expire.key(), records::EXPIRY.begin(0)),
     ])
 }
@@ -188,6 +196,7 @@ fn encode_batch(events: &[Arc<HistoryEvent>]) -> Bytes {
 }
 
 pub(crate) fn effect_write(
+    level: u32,
     key: &WorkflowKey,
     run_id: &RunId,
     effect: &Effect,
@@ -202,7 +211,7 @@ pub(crate) fn effect_write(
         Effect::Task(offer) => {
             let fairness_weight = offer.fairness_weight;
             let value = TaskValue { normal: offer.queue.normal.clone(), fairness_weight };
-            Write::put(task_key(key, run_id, offer), records::TASK.encode(&value)?)
+            Write::put(task_key(key, run_id, offer), records::TASK.encode_at(level, &value)?)
         }
     })
 }
@@ -237,19 +246,20 @@ fn task_key(key: &WorkflowKey, run_id: &RunId, offer: &TaskOffer) -> Bytes {
 }
 
 fn visibility_writes(
+    level: u32,
     key: &WorkflowKey,
     before: Option<&VisibilityRecord>,
     after: &VisibilityRecord,
     retention: Span,
-    writes: &mut Vec<Write>,
-) -> Result<(), CodecError> {
+) -> Result<Vec<Write>, CodecError> {
     let row_of = |record: &VisibilityRecord| {
         visibility_key(key, &record.run_id, record.start_time, record.close_time)
     };
     let row = row_of(after);
     let old = before.map(row_of);
-    writes.extend(old.filter(|old| *old != row).map(Write::delete));
-    writes.push(Write::put(row.clone(), records::VISIBILITY.encode(after)?));
+    let old = old.filter(|old| *old != row).map(Write::delete);
+    let mut writes: Vec<Write> = old.into_iter().collect();
+    writes.push(Write::put(row.clone(), records::VISIBILITY.encode_at(level, after)?));
     let closes = before.is_none_or(|record| record.close_time.is_none());
     if let (true, Some(close_time)) = (closes, after.close_time) {
         let what = keys::Expires::Run(after.run_id.as_str());
@@ -260,7 +270,7 @@ fn visibility_writes(
         value.put_slice(&row);
         writes.push(Write::put(expire.key(), value.freeze()));
     }
-    Ok(())
+    Ok(writes)
 }
 
 /// Where a run stands in the order by time; `closed`: `None` while it is open.

@@ -239,6 +239,7 @@ impl Hosted {
 
     /// The rows of what the batch changes.
     fn rows_of(&self, batch: &mut Batch, next: Position) -> Result<Vec<Write>, ShardError> {
+        let level = self.shard.cluster.level();
         let retention = self.shard.cluster.retention_of(&self.key.namespace);
         let mut writes = Vec::new();
         for (before, change) in &batch.changes {
@@ -246,12 +247,13 @@ impl Hosted {
             let is_open = self.runs.get(&change.run_id).is_some_and(|run| run.status.is_open());
             let retention = retention.or_else(|| is_open.then_some(Span::ZERO));
             let retention = retention.ok_or_else(|| self.namespace_is_unknown())?;
-            let own = rows::change_writes(&self.key, change, retention).map_err(unencodable)?;
+            let own = rows::change_writes(level, &self.key, change, retention);
+            let own = own.map_err(unencodable)?;
             let history = rows::batch_in(change, &own);
             batch.history.extend(history.map(|history| (change.run_id.clone(), history)));
             writes.extend(own);
             if let Some(before) = before {
-                let milestone = rows::milestone_write(&self.key, before, change);
+                let milestone = rows::milestone_write(level, &self.key, before, change);
                 writes.extend(milestone.map_err(unencodable)?);
             }
         }
@@ -265,7 +267,7 @@ impl Hosted {
         };
         current.position = next;
         current.run.last_time = self.now();
-        writes.push(rows::current_write(&self.key, &current).map_err(unencodable)?);
+        writes.push(rows::current_write(level, &self.key, &current).map_err(unencodable)?);
         batch.current = Some(current);
         Ok(writes)
     }
@@ -505,7 +507,8 @@ impl Entity for Hosted {
         Some(match &mut self.current {
             Some(current) if !is_last => {
                 current.position = next;
-                rows::current_write(&self.key, current).map_err(unencodable)
+                let level = self.shard.cluster.level();
+                rows::current_write(level, &self.key, current).map_err(unencodable)
             }
             _ => Ok(rows::current_delete(&self.key)),
         })

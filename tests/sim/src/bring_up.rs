@@ -134,7 +134,7 @@ impl World {
             tokio::spawn(follow(self.clone(), Arc::clone(life), groups.clone(), group));
         }
         let (mut log, mut group) = (groups.failed(), groups.group_failed());
-        let mut checkpoints = cluster.host().failed();
+        let (mut checkpoints, mut halted) = (cluster.host().failed(), groups.halted());
         let (life, world) = (Arc::clone(life), self.clone());
         tokio::spawn(async move {
             let store_failed = tokio::select! {
@@ -145,6 +145,7 @@ impl World {
                 _ = checkpoints.wait_for(Option::is_some) => true,
                 // ORDER: last. A log or a store that fails takes groups along.
                 _ = group.wait_for(Option::is_some) => false,
+                _ = halted.wait_for(|halted| !halted.is_empty()) => false,
             };
             world.crash(life.node, End::Kill);
             if store_failed {

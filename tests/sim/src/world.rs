@@ -218,7 +218,7 @@ impl World {
         })
     }
 
-    /// Sets a node's wall clock. One that runs does not follow; its next life begins with it.
+    /// Sets a node's wall clock. One that runs follows by 10 ms in a second; its next life begins with it.
     pub(crate) fn set_wall(&self, node: NodeId, off_ms: i64) {
         self.change(node, |member| member.wall_off_ms.store(off_ms, Ordering::Relaxed));
     }

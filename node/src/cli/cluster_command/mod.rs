@@ -1,6 +1,7 @@
 //! `piton cluster`: asks a node about its cluster, and has things moved.
 
 mod show;
+mod upgrade;
 mod wait;
 
 use std::path::{Path, PathBuf};
@@ -37,7 +38,8 @@ Which node is asked: --address, or else that of --config, or else what runs on -
 A node is named by its id, by the first digits of it, or by any of its addresses.
 
 Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 no node can be reached; 4 recorded, and not
-carried out within --timeout; 5 of `status --check`: something is missing.
+carried out within --timeout; 5 of `status --check`: something is missing; 5 of `upgrade --check`: a node
+stands in the way.
 ";
 
 /// `piton cluster`.
@@ -124,6 +126,16 @@ enum Order {
     },
     /// Has the node that is asked take a snapshot of a shard, or of all.
     Snapshot { shard: Option<u32> },
+    /// Raises the feature level, once all nodes run a new release: from then on it writes what older ones
+    /// cannot read, and these are not let in any more.
+    Upgrade {
+        /// Only say whether it can be raised.
+        #[arg(long)]
+        check: bool,
+        /// The level to raise it to [default: the highest that any node knows].
+        #[arg(long, value_name = "LEVEL")]
+        to: Option<u32>,
+    },
     /// Says whether replicas and leaders are spread evenly, or has it paused or resumed.
     Rebalance { order: Option<Rebalance> },
 }
@@ -252,6 +264,9 @@ async fn carry_out(
                 (address, _) => Err(OperatorError::NotUnderstood { address }.into()),
             }
         }
+        Order::Upgrade { check, to } => {
+            upgrade::run(client, &report, *to, *check, command.output).await
+        }
         Order::Rebalance { order: None } => Ok(show::rebalancing(&report, command.output)),
         Order::Rebalance { order: Some(order) } => {
             let is_paused = *order == Rebalance::Pause;
@@ -315,6 +330,8 @@ fn id_of(node: &NodeReport) -> anyhow::Result<NodeId> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use piton_node::operator::{MemberReport, ReplicaRole, ShardReport};
 
@@ -323,6 +340,7 @@ pub(crate) mod tests {
         let node = |id: &str, port: u16, leads| NodeReport {
             id: id.to_owned(),
             state: "up".to_owned(),
+            health: "heard".to_owned(),
             silent_ms: Some(120),
             peer: format!("127.0.0.1:{port}"),
             api: format!("127.0.0.1:{}", port - 100),
@@ -330,6 +348,8 @@ pub(crate) mod tests {
             zone: String::new(),
             release: Some("0.1.0".to_owned()),
             level: 1,
+            clock_ahead_ms: Some(2),
+            stopped: BTreeMap::new(),
             leads,
             holds: 1,
             leads_meta: leads > 0,

@@ -13,6 +13,8 @@ use crate::table;
 
 /// A node that was heard of so lately is there.
 const HEARD_MS: u64 = 5_000;
+/// A clock that is off by more is not relied on.
+const CLOCK_OFF_MS: i64 = 250;
 /// Entries on their way are not missing.
 const BEHIND_MAX: u64 = 1_000;
 /// How often `--watch` asks.
@@ -110,13 +112,16 @@ fn heard(node: &NodeReport) -> String {
     match node.silent_ms {
         None => "never".to_owned(),
         Some(ms) if ms < HEARD_MS => "now".to_owned(),
+        Some(ms) if node.health == "down" => format!("down, {} s ago", ms / 1000),
         Some(ms) => format!("{} s ago", ms / 1000),
     }
 }
 
 fn nodes_text(report: &ClusterReport) -> String {
-    let header =
-        ["Node", "State", "Heard", "Leads", "Replicas", "API", "Peers", "Zone", "Release", "Level"];
+    let header = [
+        "Node", "State", "Heard", "Leads", "Replicas", "API", "Peers", "Zone", "Release", "Level",
+        "Clock",
+    ];
     let nodes = report.nodes.iter().filter(|node| node.state != "removed");
     let rows = nodes.map(|node| {
         let meta = if node.leads_meta { " + meta" } else { "" };
@@ -131,6 +136,7 @@ fn nodes_text(report: &ClusterReport) -> String {
             node.zone.clone(),
             node.release.clone().unwrap_or_default(),
             node.level.to_string(),
+            node.clock_ahead_ms.map(|ms| format!("{ms:+} ms")).unwrap_or_default(),
         ]
     });
     table::indented(&header, rows)
@@ -166,14 +172,10 @@ fn others(shard: &ShardReport) -> String {
 /// What is not as it is to be, in words.
 fn missing(report: &ClusterReport) -> Vec<String> {
     let members = report.nodes.iter().filter(|node| node.state != "removed");
-    let silent = members.filter(|node| node.silent_ms.is_none_or(|ms| ms >= HEARD_MS));
-    let nodes = silent.map(|node| format!("node {} is not heard of", short(&node.id)));
+    let nodes = members.flat_map(|node| missing_of(node));
     let groups = [&report.meta].into_iter().chain(&report.shards);
     let shards = groups.filter_map(|shard| {
-        let name = match shard.name.as_str() {
-            "meta" => "the meta group".to_owned(),
-            number => format!("shard {number}"),
-        };
+        let name = group_name(&shard.name);
         match &shard.leader {
             None => Some(format!("{name} has no leader")),
             Some(_) if shard.is_whole(BEHIND_MAX) => report.lacks_replicas(shard).map(|wanted| {
@@ -183,6 +185,29 @@ fn missing(report: &ClusterReport) -> Vec<String> {
         }
     });
     nodes.chain(shards).collect()
+}
+
+fn missing_of(node: &NodeReport) -> Vec<String> {
+    let id = short(&node.id);
+    if node.silent_ms.is_none_or(|ms| ms >= HEARD_MS) {
+        let word = if node.health == "down" { "down" } else { "not heard of" };
+        return vec![format!("node {id} is {word}")];
+    }
+    let off = node.clock_ahead_ms.filter(|ms| ms.abs() > CLOCK_OFF_MS);
+    let clock = off.map(|ms| {
+        format!("the clock of node {id} is off by {ms:+} ms: it fires no timers and leads nothing")
+    });
+    let stopped = node.stopped.iter();
+    let stopped = stopped
+        .map(|(group, why)| format!("node {id} cannot go on with {}: {why}", group_name(group)));
+    clock.into_iter().chain(stopped).collect()
+}
+
+fn group_name(group: &str) -> String {
+    match group {
+        "meta" => "the meta group".to_owned(),
+        number => format!("shard {number}"),
+    }
 }
 
 #[cfg(test)]
@@ -215,10 +240,28 @@ mod tests {
         ];
         assert_eq!(missing(&report), wanted);
         assert!(status_text(&report).contains("7 s ago"));
+        report.nodes[1].health = "down".to_owned();
+        assert_eq!(missing(&report)[0], "node 00000000 is down");
+        assert!(status_text(&report).contains("down, 7 s ago"));
         assert_eq!(missing(&sample()), Vec::<String>::new());
         // A third node has come, which is to hold it, too.
         let mut report = sample();
         report.nodes.push(report.nodes[1].clone());
         assert_eq!(missing(&report), ["shard 0 has 2 of 3 replicas yet"]);
+    }
+
+    #[test]
+    fn what_a_node_cannot_go_on_with_and_a_clock_that_is_off_are_named() {
+        let mut report = sample();
+        report.nodes[0].clock_ahead_ms = Some(-251);
+        report.nodes[1].stopped = [("0".to_owned(), "it is newer".to_owned())].into();
+        let wanted = [
+            "the clock of node 00000000 is off by -251 ms: it fires no timers and leads nothing",
+            "node 00000000 cannot go on with shard 0: it is newer",
+        ];
+        assert_eq!(missing(&report), wanted);
+        assert!(status_text(&report).contains("-251 ms"));
+        report.nodes[0].clock_ahead_ms = Some(250);
+        assert_eq!(missing(&report).len(), 1);
     }
 }

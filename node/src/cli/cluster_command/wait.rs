@@ -26,6 +26,7 @@ pub(super) enum Done {
     Leads { shard: ShardId, node: NodeId },
     Moved { shard: ShardId, to: NodeId },
     Rebalances { is_paused: bool },
+    IsAtLevel(u32),
 }
 
 impl Done {
@@ -69,11 +70,15 @@ impl Done {
                 })
             }
             Self::Rebalances { is_paused } => {
-                let is_recorded = report.is_rebalancing_paused == *is_paused;
-                (!is_recorded).then(|| "the node that was asked has not seen it yet".to_owned())
+                (report.is_rebalancing_paused != *is_paused).then(not_seen)
             }
+            Self::IsAtLevel(level) => (report.level < *level).then(not_seen),
         }
     }
+}
+
+fn not_seen() -> String {
+    "the node that was asked has not seen it yet".to_owned()
 }
 
 fn state_of(report: &ClusterReport, node: NodeId) -> Option<&NodeReport> {

@@ -470,6 +470,8 @@ fn node_status() -> NodeStatus {
         meta: ReplicaStatus::default(),
         shards: [(ShardId(3), replica_status())].into(),
         leads_nothing: true,
+        clock_ahead: Some(Span::from_millis(-3)),
+        stopped: [(None, "a".into()), (Some(ShardId(3)), "b".into())].into(),
     }
 }
 

@@ -35,13 +35,13 @@ fn an_entry_decodes_to_what_was_encoded_and_has_the_length_announced() {
     let random = &mut SmallRng::seed_from_u64(1);
     for _ in 0..2_000 {
         let transitions = entry(random);
-        let encoded = encode_entry(&transitions);
+        let encoded = encode_entry(1, &transitions);
         let announced: usize = transitions.iter().map(TransitionRecord::encoded_len).sum();
         assert_eq!(encoded.len(), ENTRY_HEADER_BYTES + announced);
         assert_eq!(decode_entry(encoded), Ok(Entry::Transitions(transitions)));
     }
     let range = SlotRange { version: 3, slots: 7..SLOTS };
-    assert_eq!(decode_entry(encode_range(&range)), Ok(Entry::Range(range)));
+    assert_eq!(decode_entry(encode_range(1, &range)), Ok(Entry::Range(range)));
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn decoded_values_are_slices_of_the_payload() {
     let key = WorkflowKey { namespace: "n".into(), workflow_id: "w".into() };
     let record =
         TransitionRecord { term: 1, key: key.into(), base: Position(0), writes: vec![write] };
-    let payload = encode_entry(&[record]);
+    let payload = encode_entry(1, &[record]);
     let within = payload.as_ptr_range();
     let Ok(Entry::Transitions(decoded)) = decode_entry(payload.clone()) else { panic!("decodes") };
     let Write::Put { value, .. } = &decoded[0].writes[0] else { panic!("it was a put") };
@@ -64,7 +64,7 @@ fn garbage_is_refused_without_a_panic() {
     for round in 0..100_000 {
         let mut garbage = match round % 3 {
             0 => bytes(random).to_vec(),
-            _ => encode_entry(&entry(random)).to_vec(),
+            _ => encode_entry(1, &entry(random)).to_vec(),
         };
         match random.random_range(0..4) {
             0 => garbage.truncate(random.random_range(0..=garbage.len())),
@@ -78,8 +78,8 @@ fn garbage_is_refused_without_a_panic() {
         }
         match decode_entry(garbage.clone().into()) {
             Err(_) => refused += 1,
-            Ok(Entry::Transitions(decoded)) => assert_eq!(encode_entry(&decoded), garbage),
-            Ok(Entry::Range(range)) => assert_eq!(encode_range(&range), garbage),
+            Ok(Entry::Transitions(decoded)) => assert_eq!(encode_entry(1, &decoded), garbage),
+            Ok(Entry::Range(range)) => assert_eq!(encode_range(1, &range), garbage),
         }
     }
     assert!(refused > 50_000, "{refused}");
@@ -87,7 +87,7 @@ fn garbage_is_refused_without_a_panic() {
 
 #[test]
 fn a_count_beyond_the_bytes_takes_no_memory() {
-    let bytes = [&[FORMAT, TRANSITIONS][..], &[0xff; 4]].concat();
+    let bytes = [&[1, TRANSITIONS][..], &[0xff; 4]].concat();
     assert_eq!(decode_entry(bytes.into()), Err(EntryError::Short { what: "a term" }));
 }
 

@@ -224,7 +224,7 @@ fn a_shards_rows_are_encoded_as_ever_and_all_versions_are_read() {
 fn values_laid_out_by_hand_are_as_ever() {
     let mut golden = Golden::of(GOLDEN);
     let current = Current { position: Position(300), run: current_run(Status::Running) };
-    golden.bytes("a current row", &encode_current(&current).expect("short"));
+    golden.bytes("a current row", &encode_current(1, &current).expect("short"));
     let range = SlotRange { version: 2, slots: 5..4_096 };
     golden.bytes("the slot range", &encode_range(&range));
     golden.finish();
@@ -232,7 +232,7 @@ fn values_laid_out_by_hand_are_as_ever() {
 
 #[test]
 fn a_value_of_a_newer_release_is_refused_by_kind_and_version() {
-    let mut value = encode_note(&Note::Run(run_note())).expect("short").to_vec();
+    let mut value = encode_note(1, &Note::Run(run_note())).expect("short").to_vec();
     value[0] += 1;
     let refused = decode_note(NoteKey::Run, &value).expect_err("it is newer").to_string();
     assert_eq!(refused, "decode a run's note of version 2: this release knows versions up to 1");

@@ -25,7 +25,7 @@ fn delete(shard: &mut TestShard, row: &ExpireRow, limit: usize) -> usize {
         } else {
             let mut moved = current.clone();
             moved.position = Position(current.position.0 + 1);
-            writes.push(current_write(&row.key.key, &moved).expect("a short row"));
+            writes.push(current_write(1, &row.key.key, &moved).expect("a short row"));
         }
         let record =
             TransitionRecord { term: 1, key: row.key.clone(), base: current.position, writes };
@@ -95,12 +95,12 @@ fn an_expired_request_id_is_forgotten_alone() {
     };
     let keep = Span::from_secs(1);
     let mut writes =
-        Vec::from(crate::rows::request_writes(&entity, &id, &row, keep).expect("short"));
+        Vec::from(crate::rows::request_writes(1, &entity, &id, &row, keep).expect("short"));
     let mut shard = driver.shard;
     let mut current = shard.rows().current(&key).expect("reads").expect("there is one");
     let base = current.position;
     current.position = Position(base.0 + 1);
-    writes.push(current_write(&key, &current).expect("a short row"));
+    writes.push(current_write(1, &key, &current).expect("a short row"));
     shard.put(&[TransitionRecord { term: 1, key: entity.clone(), base, writes }]);
     assert_eq!(shard.rows().request(&entity, &id).expect("it reads"), Some(row));
 

@@ -139,7 +139,7 @@ async fn a_workflow_begins_anew_behind_the_last_request_id_of_the_one_before() {
     for id in ["one", "two"] {
         let keep = Span::from_millis(1);
         writes.extend(
-            rows::request_writes(&key.clone().into(), &RequestId::from(id), &row, keep)
+            rows::request_writes(1, &key.clone().into(), &RequestId::from(id), &row, keep)
                 .expect("small"),
         );
     }
