@@ -11,7 +11,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::config::{NodeConfig, NodeId, Tuning};
 use crate::error::{RaftError, ReplicaError};
@@ -138,7 +138,8 @@ impl Groups {
         };
         let inner = Arc::new(inner);
         inner.handle.spawn(watch_stalls(Arc::downgrade(&inner)));
-        inner.handle.spawn(scrub_all(Arc::downgrade(&inner), inner.tuning.scrub_every));
+        let (every, met) = (inner.tuning.scrub_every, inner.log.damage_met());
+        inner.handle.spawn(scrub_all(Arc::downgrade(&inner), every, met));
         Ok(Groups { inner })
     }
 
@@ -330,10 +331,12 @@ async fn watch_stalls(groups: Weak<Inner>) {
     }
 }
 
-/// Reads what the groups have on the disk, one after the other, in passes.
-async fn scrub_all(groups: Weak<Inner>, every: Duration) {
+/// Reads what the groups have on the disk, one after the other, in passes. Where damage was met
+/// meanwhile, the next one begins at once.
+async fn scrub_all(groups: Weak<Inner>, every: Duration, met: Arc<Notify>) {
     loop {
-        tokio::time::sleep(every).await;
+        // Either way it is time.
+        let _ = tokio::time::timeout(every, met.notified()).await;
         let Some(inner) = groups.upgrade() else { return };
         let running = inner.running();
         let running: Vec<_> = running.iter().map(|group| Arc::downgrade(group.running())).collect();

@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, RangeBounds, RangeInclusive};
 
 use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -138,6 +138,17 @@ impl RaftLogReader<TypeConfig> for LogStore {
             }
         });
         pieces.flatten()
+    }
+
+    /// Asked when the group starts. The index knows them; of the entries, which are on the disk, many would be read.
+    async fn get_key_log_ids(
+        &mut self,
+        range: RangeInclusive<LogId>,
+    ) -> Result<Vec<LogId>, io::Error> {
+        let (first, last) = range.into_inner();
+        let begun = self.log.first_of_terms(self.group, first.index..last.index);
+        let begun = begun.into_iter().map(|id| log_id(id.term, id.index));
+        Ok(begun.chain([last]).collect())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

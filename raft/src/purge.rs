@@ -107,6 +107,12 @@ impl Running {
         Ok(index)
     }
 
+    /// Has the log go through that entry now, whoever needs it: what is damaged can be sent to nobody.
+    pub(crate) async fn let_go(&self, through: u64) -> Result<(), RaftError> {
+        self.kept_from.0.fetch_max(through.saturating_add(1), Ordering::Relaxed);
+        self.purge_held().await
+    }
+
     async fn purge_held(&self) -> Result<(), RaftError> {
         let _at_work = self.begin_work().await?;
         self.purge().await
@@ -171,6 +177,7 @@ impl Running {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let first = metrics.purged.map_or(0, |purged| purged.index + 1);
+        let kept_from = self.kept_from.index();
         let followers = metrics.replication.iter().flatten();
         let followers = followers.filter(|(node, _)| **node != self.node);
         let needed = followers.filter_map(|(node, acknowledged)| {
@@ -185,6 +192,7 @@ impl Running {
                 Some(_) => None,
             }
         });
-        needed.min()
+        // What is not sent any more is held for nobody.
+        needed.filter(|needed| *needed >= kept_from).min()
     }
 }

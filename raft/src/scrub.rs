@@ -64,7 +64,8 @@ pub(crate) async fn scrub(group: Weak<Running>, pace: &Pace) {
     pace.found(&group, &error);
     let Some(group) = group.upgrade() else { return };
     // What is damaged is purged behind it.
-    if let Err(error) = group.take_snapshot().await {
+    let mended = async { group.let_go(group.take_snapshot().await?).await };
+    if let Err(error) = mended.await {
         let error = &error as &dyn std::error::Error;
         tracing::warn!(group = %group.id, error, "what is damaged stays for now");
     }

@@ -104,11 +104,8 @@ impl Inner {
         group: GroupId,
         replica: &ReplicaThread,
     ) -> Result<(), RaftError> {
-        let cleared = replica.call(|replica| match replica.applied() {
-            Some(_) => replica.clear(),
-            None => Ok(()),
-        });
-        let cleared = cleared.await.and_then(|cleared| cleared);
+        // Also where it has no mark: a restoration may have ended half way.
+        let cleared = replica.call(|replica| replica.clear()).await.and_then(|cleared| cleared);
         cleared.map_err(|source| RaftError::Replica { group, source })?;
         failpoint(self.node, group, "forgotten state cleared");
         let (disk, dir) = (self.disk.clone(), self.dir.join(SNAPSHOT_DIRECTORY));

@@ -17,7 +17,8 @@ use crate::log_store::LogStore;
 use crate::replica_thread::ReplicaThread;
 use crate::scrub::DamageStats;
 use crate::snapshot::{self, Snapshots};
-use crate::types::{Membership, Payload};
+use crate::state_machine::write_snapshot;
+use crate::types::{Payload, StoredMembership};
 use crate::wire;
 
 impl RaftError {
@@ -59,9 +60,6 @@ impl Inner {
         DamageStats::note(&self.damage.refilled, 1);
         self.forget_log(group, store).await?;
         failpoint(self.node, group, "damaged log has forgotten");
-        // Also where it has no mark: a restoration may have ended half way.
-        let cleared = replica.call(|replica| replica.clear()).await.and_then(|cleared| cleared);
-        cleared.map_err(|source| RaftError::Replica { group, source })?;
         self.clear_forgotten(group, replica).await?;
         Ok((self.open_snapshots(group).await?, None))
     }
@@ -76,7 +74,46 @@ impl Inner {
         let applied = self.fit_state(group, store, replica, &snapshots).await?;
         let first = applied.as_ref().map_or(0, |(id, _)| id.index.saturating_add(1));
         self.check_readable(group, first).await?;
+        self.mend_first(group, first, replica, &snapshots).await?;
         Ok((snapshots, applied))
+    }
+
+    /// Reads the first entry, as openraft does when it starts. Where it is damaged and applied, the log
+    /// begins behind a snapshot from now on.
+    async fn mend_first(
+        &self,
+        group: GroupId,
+        next: u64,
+        replica: &ReplicaThread,
+        snapshots: &Arc<Snapshots>,
+    ) -> Result<(), RaftError> {
+        let Some(first) = self.log.state(group).first.filter(|first| first.index < next) else {
+            return Ok(());
+        };
+        let log = self.log.clone();
+        let read = blocking(move || log.read(group, first.index..first.index + 1, 1)).await;
+        let read = read.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
+        let Err(source) = read else { return Ok(()) };
+        let error = RaftError::Log { group, source };
+        if !error.is_damage() {
+            return Err(error);
+        }
+        let file = {
+            let _turn = self.snapshot_turn.lock().await;
+            write_snapshot(group, replica, snapshots).await?
+        };
+        let Some((through, _)) = file.and_then(|file| wire::mark_parts(&file.mark).ok()) else {
+            return Err(error);
+        };
+        if through.index < first.index {
+            return Err(error);
+        }
+        DamageStats::note(&self.damage.found, 1);
+        let error = with_causes(&error);
+        tracing::error!(%group, error, "damaged on the disk; the state is whole, and a snapshot of it takes its place");
+        // A purge that is lost in a crash is done again.
+        self.log.purge(group, through.index, wire::log_id_to_bytes(&through), |_| {});
+        Ok(())
     }
 
     /// Reads the entries that are still to be applied. Met later, damage in one of them would end the
@@ -112,29 +149,41 @@ impl Inner {
             let heads = heads.filter(|head| head.group == group).filter_map(|head| head.mark.ok());
             let marks = state.into_iter().chain(heads);
             let known = marks.filter_map(|mark| wire::mark_parts(&mark).ok());
-            let latest = known.max_by_key(|(id, _)| id.index);
-            let latest = latest.map(|(_, stored)| stored.membership().clone());
-            membership_in_log(&log, group, bytes_max).or(latest)
+            let known = known.map(|(_, stored)| stored);
+            let known = known.chain(membership_in_log(&log, group, bytes_max));
+            known.max_by_key(|stored| *stored.log_id())
         });
         let latest = latest.await;
         let latest =
             latest.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
-        Ok(latest.is_some_and(|it| it.voter_ids().any(|voter| voter != self.node)))
+        let mut voters = latest.iter().flat_map(|latest| latest.membership().voter_ids());
+        Ok(voters.any(|voter| voter != self.node))
     }
 }
 
-/// The last change of members in the log, as far as that can be read.
-fn membership_in_log(log: &Log, group: GroupId, bytes_max: usize) -> Option<Membership> {
+/// The last change of members in the log among the entries that can be read.
+fn membership_in_log(log: &Log, group: GroupId, bytes_max: usize) -> Option<StoredMembership> {
     let state = log.state(group);
     let (mut next, last) = (state.first?.index, state.last?.index);
-    let mut membership = None;
+    let (mut membership, mut at_once) = (None, bytes_max);
     while next <= last {
-        let entries = log.read(group, next..last + 1, bytes_max).ok();
-        let Some(entries) = entries.filter(|entries| !entries.is_empty()) else { break };
+        let entries = match log.read(group, next..last + 1, at_once) {
+            Ok(entries) if entries.is_empty() => break,
+            Ok(entries) => entries,
+            // The rest of what was to be read with the damaged one may well be whole.
+            Err(_) if at_once > 1 => {
+                at_once /= 2;
+                continue;
+            }
+            Err(_) => {
+                (next, at_once) = (next + 1, bytes_max);
+                continue;
+            }
+        };
         next += entries.len() as u64;
         for entry in entries.into_iter().filter_map(|entry| wire::entry_from_log(entry).ok()) {
             if let Payload::Membership(changed) = entry.payload {
-                membership = Some(changed);
+                membership = Some(StoredMembership::new(Some(entry.log_id), changed));
             }
         }
     }

@@ -181,6 +181,20 @@ impl GroupIndex {
         self.slots.get(self.position(index)?)
     }
 
+    /// The first entry of each term, among those in `range`.
+    pub(super) fn first_of_terms(&self, range: Range<u64>) -> Vec<EntryId> {
+        let (mut found, mut index) = (Vec::new(), range.start);
+        while index < range.end
+            && let Some(slot) = self.slot(index)
+        {
+            found.push(EntryId { index, term: slot.term });
+            // Terms never go back.
+            let later = self.slots.partition_point(|other| other.term <= slot.term);
+            index = (self.first + later as u64).max(index + 1);
+        }
+        found
+    }
+
     /// Bytes of an entry, if they are in memory.
     pub(super) fn recent(&self, index: u64) -> Option<&Bytes> {
         let not_recent = self.slots.len() - self.recent.len();

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 
 use index::GroupIndex;
 use shared::{ROOM_BYTES, Shared, Submitted};
@@ -365,6 +365,18 @@ impl Log {
         let Some(entries) = state.groups.get(&group) else { return false };
         entries.purged.as_ref().is_some_and(|purged| index <= purged.index)
             || entries.slot(index).is_some_and(|slot| slot.term == term)
+    }
+
+    /// The first entry of each term among the group's entries with an index in `range`.
+    pub fn first_of_terms(&self, group: GroupId, range: Range<u64>) -> Vec<EntryId> {
+        let state = self.shared.state.lock();
+        let entries = state.groups.get(&group);
+        entries.map_or_else(Vec::new, |entries| entries.first_of_terms(range))
+    }
+
+    /// Told when the writer met an entry that cannot be read.
+    pub(crate) fn damage_met(&self) -> Arc<Notify> {
+        Arc::clone(&self.shared.damage_met)
     }
 
     /// Bytes of the group's entries with an index in `range`.

@@ -124,6 +124,8 @@ pub(super) struct Shared {
     pub(super) dir: PathBuf,
     /// Room for what waits for the disk, in units of [`ROOM_BYTES`].
     pub(super) room: Arc<Semaphore>,
+    /// Told when the writer met an entry that cannot be read.
+    pub(super) damage_met: Arc<Notify>,
 }
 
 /// Room is given out by this many bytes.
@@ -179,6 +181,7 @@ impl Shared {
             stats: LogStats::default(),
             failed: watch::Sender::new(None),
             room: Arc::new(Semaphore::new(config.waiting_bytes_max.div_ceil(ROOM_BYTES).max(1))),
+            damage_met: Arc::default(),
             config,
             dir,
         }

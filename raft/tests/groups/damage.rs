@@ -2,12 +2,13 @@
 //! while the state is whole is replaced (A.5, T8).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use piton_raft::{Groups, LOG_DIRECTORY, SNAPSHOT_DIRECTORY, Tuning};
+use piton_raft::{GroupId, Groups, LOG_DIRECTORY, Removed, SNAPSHOT_DIRECTORY, Tuning};
 
-use crate::support::{Cluster, GROUP, await_until, bytes, open_on};
+use crate::support::{Cluster, GROUP, Ledger, await_until, bytes, open_on};
 
 const ALL: [usize; 3] = [0, 1, 2];
 
@@ -198,7 +199,7 @@ async fn what_only_this_node_holds_is_refused_and_stays() {
         node.ledger.lose();
         let transport = cluster.network.transport(node.id);
         let groups = open_on(
-            std::sync::Arc::new(node.disk.clone()),
+            Arc::new(node.disk.clone()),
             node.id,
             node.dir(),
             transport,
@@ -238,4 +239,135 @@ async fn damage_is_found_while_the_state_is_whole() {
         await_holds(&cluster, index, last).await;
         await_equal(&cluster, index, (index + 1) % 3).await;
     }
+}
+
+/// Goal: who else has the group is said by the newest that can be read, not by what was so once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_held_once_is_not_given_up() {
+    let mut cluster = Cluster::start(3, Tuning { read_bytes_max: 16 << 10, ..tuning() }).await;
+    // More than is read at once, so that who leaves is read with the damaged entry.
+    for number in 0..80 {
+        propose(&cluster, &ALL, &format!("early-{number}-")).await;
+    }
+    cluster.nodes[0].ledger.checkpoint();
+    cluster.set_voters(&[1], Removed::Leaves).await;
+    for number in 0..60 {
+        propose(&cluster, &[0], &format!("late-{number}-")).await;
+    }
+    cluster.stop_node(0).await;
+    let node = &cluster.nodes[0];
+    flip_entry(node.dir(), "late-7-");
+    let (disk, transport) = (Arc::new(node.disk.clone()), cluster.network.transport(node.id));
+    let groups = open_on(disk, node.id, node.dir(), transport, cluster.tuning.clone());
+    let started = groups.start(GROUP, node.ledger.replica()).await;
+    assert!(started.is_err(), "nobody else has it");
+    assert!(groups.holds(GROUP));
+    groups.shutdown().await;
+}
+
+/// Goal: a crash after the log has forgotten leaves nothing of a restoration that damage had ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restoration_left_is_cleared_after_a_crash_too() {
+    let mut cluster = Cluster::start(3, tuning()).await;
+    let index = with_a_snapshot(&cluster).await;
+    cluster.stop_node(index).await;
+    let node = &cluster.nodes[index];
+    flip(&snapshot_in(node.dir()), 300);
+    node.ledger.lose();
+    node.ledger.fail_to_clear(true);
+    let (disk, transport) = (Arc::new(node.disk.clone()), cluster.network.transport(node.id));
+    let groups = open_on(disk, node.id, node.dir(), transport, cluster.tuning.clone());
+    let started = groups.start(GROUP, node.ledger.replica()).await;
+    assert!(started.is_err(), "its rows cannot be cleared");
+    groups.shutdown().await;
+    cluster.network.remove(node.id);
+    node.ledger.fail_to_clear(false);
+    cluster.start_node(index).await;
+    assert!(cluster.nodes[index].ledger.clears() > 0);
+    let last = propose(&cluster, &ALL, "after").await;
+    await_holds(&cluster, index, last).await;
+    await_equal(&cluster, index, (index + 1) % 3).await;
+}
+
+/// Goal: openraft looks at the first entry when it starts, whether that is applied or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_first_entry_that_is_applied_does_not_keep_a_node_from_coming_back() {
+    let mut cluster = Cluster::start(3, tuning()).await;
+    let index = with_a_snapshot(&cluster).await;
+    cluster.nodes[index].ledger.checkpoint();
+    cluster.stop_node(index).await;
+    flip_entry(cluster.nodes[index].dir(), "late-0-");
+    cluster.start_node(index).await;
+    assert_eq!(counted(cluster.nodes[index].groups()), (1, 0));
+    let last = propose(&cluster, &ALL, "after").await;
+    await_holds(&cluster, index, last).await;
+    // What took its place is one to start from.
+    cluster.stop_node(index).await;
+    cluster.nodes[index].ledger.lose();
+    cluster.start_node(index).await;
+    assert_eq!(counted(cluster.nodes[index].groups()), (0, 0));
+    let last = propose(&cluster, &ALL, "at last").await;
+    await_holds(&cluster, index, last).await;
+    await_equal(&cluster, index, (index + 1) % 3).await;
+}
+
+/// Goal: a leader never meets the damage while it fills a follower, which would end its group.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_entry_is_not_held_for_a_follower() {
+    let mut tuning = Tuning { log_held_bytes_max: u64::MAX, ..tuning() };
+    tuning.scrub_every = Duration::from_millis(100);
+    let mut cluster = Cluster::start(3, tuning).await;
+    let leader = cluster.await_leader(&ALL).await;
+    let (behind, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.stop_node(behind).await;
+    let mut last = 0;
+    for number in 0..60 {
+        last = propose(&cluster, &[leader, other], &format!("late-{number}-")).await;
+    }
+    let leader = cluster.await_leader(&[leader, other]).await;
+    let node = &cluster.nodes[leader];
+    await_holds(&cluster, leader, last).await;
+    node.ledger.checkpoint();
+    flip_entry(node.dir(), "late-7-");
+    await_until("it is purged", || node.group().metrics().purged_index >= last).await;
+    cluster.start_node(behind).await;
+    await_holds(&cluster, behind, last).await;
+    await_equal(&cluster, behind, leader).await;
+    assert!(cluster.nodes[leader].groups().group_failed().borrow().is_none());
+}
+
+/// Goal: the log goes on where it cannot move an entry forward, which is damaged, and that is mended at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_entry_that_is_to_be_moved_does_not_end_the_log() {
+    let cluster = Cluster::start(1, tuning()).await;
+    let mut last = 0;
+    for number in 0..20 {
+        last = propose(&cluster, &[0], &format!("idle-{number}-")).await;
+    }
+    let node = &cluster.nodes[0];
+    node.ledger.checkpoint();
+    let busy = Ledger::default();
+    let other = node.groups().bootstrap(GroupId(9), busy.replica()).await.expect("found it");
+    await_until("it serves", || other.leadership().borrow().serving).await;
+    let fill = async || {
+        for number in 0..60 {
+            other.propose(bytes(format!("busy-{number:-<200}"))).await.expect("the log goes on");
+        }
+    };
+    fill().await;
+    flip_entry(node.dir(), "idle-3-");
+    let freed = || node.groups().log().stats().segments_freed.load(Ordering::Relaxed);
+    let before = freed();
+    for _ in 0..10 {
+        busy.checkpoint();
+        other.snapshot_now().await.expect("take a snapshot");
+        fill().await;
+    }
+    await_until("it is mended", || node.group().metrics().purged_index >= last).await;
+    busy.checkpoint();
+    other.snapshot_now().await.expect("take a snapshot");
+    fill().await;
+    await_until("its segment is freed", || freed() > before).await;
+    assert!(node.groups().failed().borrow().is_none());
+    assert_eq!(counted(node.groups()).1, 0);
 }

@@ -196,7 +196,7 @@ async fn what_is_left_of_a_forgotten_group_is_cleared_when_it_begins_anew() {
             groups.forget(GROUP, ledger.replica()).await.expect("forget it again");
         }
         check_forgotten(&groups, &disk, &ledger, &vote).await;
-        assert_eq!(ledger.clears(), 1);
+        assert!(ledger.clears() > 0);
         groups.shutdown().await;
     }
 }

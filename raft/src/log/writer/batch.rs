@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Writer;
 use super::current::{bare, push_floor, push_heads};
+use super::{Writer, describe};
 use crate::log::reader::EntryReader;
 use crate::log::record::{Content, HEADER_BYTES, Place, RecordKind};
 use crate::log::segment::{BatchBuilder, Head, IndexedEntry};
@@ -185,7 +185,7 @@ impl Writer {
             self.push_operation(&mut builder, operation, &mut written);
         }
         for rewrite in &taken.rewrites {
-            self.push_rewrite(&mut builder, rewrite, &mut written)?;
+            self.push_rewrite(&mut builder, rewrite, &mut written);
         }
         for (group, committed) in &taken.committed {
             builder.push(Content { payload: committed, ..bare(RecordKind::Committed, *group, 0) });
@@ -248,10 +248,20 @@ impl Writer {
         builder: &mut BatchBuilder,
         rewrite: &Rewrite,
         written: &mut Written,
-    ) -> Result<(), LogError> {
+    ) {
         let bytes = match &rewrite.bytes {
             Some(bytes) => bytes.clone(),
-            None => self.read_back(rewrite)?,
+            None => match self.read_back(rewrite) {
+                Ok(bytes) => bytes,
+                // Its segment stays until the group has no need of it any more. To end the log would help
+                // nobody: the next start would end here, too.
+                Err(error) => {
+                    let (group, error) = (rewrite.group, describe(&error));
+                    tracing::error!(%group, log_index = rewrite.index, error, "an entry of the log cannot be moved");
+                    self.shared.damage_met.notify_one();
+                    return;
+                }
+            },
         };
         let (group, index, term) = (rewrite.group, rewrite.index, rewrite.slot.term);
         let kind = RecordKind::RewrittenEntry;
@@ -260,7 +270,6 @@ impl Writer {
         self.current.index.push(group, IndexedEntry { index, term, offset, length });
         let place = Place { segment: self.current.number, offset };
         written.moved.push((group, index, rewrite.from, place));
-        Ok(())
     }
 
     fn read_back(&self, rewrite: &Rewrite) -> Result<Bytes, LogError> {
