@@ -271,8 +271,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_was_silenced_by_its_end_leads_nothing_after_a_while() {
         let mut sightings = BTreeMap::from([(NodeId(1), leads(1, 3))]);
-        let leader = |sightings: &_| {
-            leader_of(sightings, |status: &NodeStatus| Some(&status.meta)).map(|(node, _)| node)
+        let leader = |sightings: &BTreeMap<NodeId, Sighting>| {
+            leader_of(sightings, |status| Some(&status.meta)).map(|(node, _)| node)
         };
         tokio::time::advance(BELIEVED_FOR - Duration::from_millis(1)).await;
         assert_eq!(leader(&sightings), Some(NodeId(1)));
