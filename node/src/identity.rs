@@ -201,10 +201,11 @@ impl Identity {
     /// When they are not, or cannot be read.
     pub(crate) fn check_log(&self, disk: &dyn Disk, directory: &Path) -> Result<(), IdentityError> {
         for path in COPIES.map(|of| directory.join(of).join(FILE)) {
+            // A number that is damaged is a number still, and another one of shards would mix them up.
             if let Some(copy) = read_copy(disk, &path)?
-                && copy.node_id != self.node_id
+                && copy.described() != self.described()
             {
-                let (node, found) = (self.node_id.clone(), copy.node_id);
+                let (node, found) = (self.described(), copy.described());
                 return Err(IdentityError::OtherNode { path, node, found });
             }
         }
@@ -215,6 +216,11 @@ impl Identity {
             return Err(IdentityError::LogMissing { log, directory: directory.to_owned() });
         }
         Ok(())
+    }
+
+    /// What never changes once there is a log.
+    fn described(&self) -> String {
+        format!("{} of cluster {} with {} shards", self.node_id, self.cluster_id, self.shards)
     }
 
     /// Has a copy of it beside the log, once there is one.
@@ -437,6 +443,22 @@ mod tests {
             let error = Identity::of(&RealDisk, directory.path()).unwrap_err();
             assert!(matches!(error, IdentityError::Missing { .. }), "{data}: {error}");
             assert!(!directory.path().join(FILE).exists());
+        }
+    }
+
+    /// Goal: a bit that flipped in a number leaves a number, which no parser refuses.
+    #[test]
+    fn an_identity_that_differs_from_its_copy_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let first = Identity::founder(4);
+        KeptIdentity::new(Arc::clone(&disk), directory.path(), first.clone()).note_log().unwrap();
+        for flipped in [
+            Identity { shards: 5, ..first.clone() },
+            Identity { cluster_id: "another".to_owned(), ..first.clone() },
+        ] {
+            let error = flipped.check_log(disk.as_ref(), directory.path()).unwrap_err();
+            assert!(matches!(error, IdentityError::OtherNode { .. }), "{error}");
         }
     }
 

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use piton_raft::NodeId;
 use piton_shard::{
-    Carrier, Cluster, FEATURE_LEVEL, MetaError, MetaState, NodeRecord, NodeState, Unanswered,
+    Carrier, Cluster, FEATURE_LEVEL, MetaError, MetaState, NodeHealth, NodeRecord, NodeState,
+    Unanswered,
 };
 use piton_store::codec::Kind;
 use serde::{Deserialize, Serialize};
@@ -32,8 +33,6 @@ const JOIN_PAUSE: Duration = Duration::from_millis(250);
 const JOIN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A node that was not let in by then ends, so that whoever looks after it sees that.
 const JOIN_WAIT: Duration = Duration::from_secs(600);
-/// A node says every second that it is there.
-const GONE_AFTER: Duration = Duration::from_secs(3);
 /// Before a node says again where it is, where nobody heard it.
 const SAY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -259,9 +258,9 @@ async fn let_return(
     record: NodeRecord,
     gone: NodeId,
 ) -> Result<Peers, Denied> {
-    // A copy of its directory that is started elsewhere does not drive out a node that is well.
-    let silent = cluster.sightings().get(&gone).map(|sighting| sighting.heard.elapsed());
-    if silent.is_some_and(|time| time < GONE_AFTER) {
+    // A copy of its directory that is started elsewhere does not drive out a node that is well, nor one
+    // that this node has not listened for long enough to hear, nor this node.
+    if cluster.health(gone) == NodeHealth::Heard {
         return Err(Denied::Later(format!("node {gone}, whose place it wants, was just heard of")));
     }
     let peers = let_in(cluster, this, record).await?;

@@ -6,15 +6,20 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use piton_raft::{GroupId, LOG_DIRECTORY, RaftError, SNAPSHOT_DIRECTORY, held_alone};
+use piton_store::with_causes;
 
 use crate::accept_loss::states_in;
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError, KeptIdentity};
 use crate::node::NodeError;
 use crate::storage::{STORE_DIRECTORY, StorageError};
+
+/// What a node holds.
+const PARTS: [&str; 3] = [LOG_DIRECTORY, SNAPSHOT_DIRECTORY, STORE_DIRECTORY];
 
 /// Where that which was damaged lies.
 const DIRECTORY: &str = "damaged";
@@ -56,6 +61,8 @@ pub(crate) async fn give_up(
     if !is_damage || !config.cluster.refill {
         return Ok(false);
     }
+    // Nobody else says which file it was: the error goes where the node starts all the same.
+    tracing::error!(damage = with_causes(why), "the log is damaged");
     let directory = directory.to_owned();
     tokio::task::spawn_blocking(move || give_up_now(&directory)).await?
 }
@@ -63,6 +70,16 @@ pub(crate) async fn give_up(
 fn give_up_now(directory: &Path) -> Result<bool, RefillError> {
     let Some(mut identity) = Identity::kept(directory)? else { return Ok(false) };
     if identity.peers().is_empty() {
+        return Ok(false);
+    }
+    // What cannot be moved by its name is not begun with: from then on, no start would get any further.
+    if let Some(part) = PARTS
+        .map(|part| directory.join(part))
+        .into_iter()
+        .find(|part| is_elsewhere(directory, part))
+    {
+        let part = part.display();
+        tracing::error!(%part, "the log is damaged, and this lies on a file system of its own or is a link: the node cannot set it aside");
         return Ok(false);
     }
     let states = states_in(directory).unwrap_or_default();
@@ -100,9 +117,7 @@ fn finish(directory: &Path) -> Result<(), RefillError> {
     let Some(identity) = Identity::kept(directory)? else { return Ok(()) };
     let aside = directory.join(DIRECTORY).join(format!("{:016x}", identity.node().0));
     fs::create_dir_all(&aside).map_err(not_set_aside(&aside))?;
-    for part in
-        [LOG_DIRECTORY, SNAPSHOT_DIRECTORY, STORE_DIRECTORY].map(|part| directory.join(part))
-    {
+    for part in PARTS.map(|part| directory.join(part)) {
         let Some(name) = part.file_name().filter(|_| part.exists()) else { continue };
         fs::rename(&part, aside.join(name)).map_err(not_set_aside(&part))?;
     }
@@ -135,6 +150,16 @@ pub(crate) fn end(identity: &KeptIdentity) -> Result<(), RefillError> {
     Ok(())
 }
 
+/// Whether a part of the data directory lies on another device than the directory.
+fn is_elsewhere(directory: &Path, part: &Path) -> bool {
+    let device =
+        |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.is_symlink()));
+    match (fs::metadata(directory), device(part)) {
+        (Ok(directory), Ok((found, is_link))) => is_link || found != directory.dev(),
+        _ => false,
+    }
+}
+
 fn not_set_aside(path: &Path) -> impl FnOnce(io::Error) -> RefillError {
     move |source| RefillError::SetAside { path: path.to_owned(), source }
 }
@@ -143,10 +168,24 @@ fn not_set_aside(path: &Path) -> impl FnOnce(io::Error) -> RefillError {
 mod tests {
     use super::*;
 
+    /// Goal: what cannot be moved is not begun with. Else each further start ends there.
+    #[test]
+    fn a_log_that_lies_elsewhere_is_not_given_up() {
+        let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut identity = Identity::founder(4);
+        identity.set_peers(&[(piton_raft::NodeId(7), "127.0.0.1:7234".to_owned())].into());
+        identity.keep(directory.path()).unwrap();
+        std::os::unix::fs::symlink(other.path(), directory.path().join(LOG_DIRECTORY)).unwrap();
+        assert!(!give_up_now(directory.path()).unwrap());
+        assert_eq!(Identity::kept(directory.path()).unwrap().unwrap(), identity);
+        fs::remove_file(directory.path().join(LOG_DIRECTORY)).unwrap();
+        assert!(give_up_now(directory.path()).unwrap());
+    }
+
     /// Goal: wherever a crash comes, the next start goes on, and nothing that was damaged is removed.
     #[test]
     fn a_crash_while_data_is_set_aside_is_harmless() {
-        let parts = [LOG_DIRECTORY, SNAPSHOT_DIRECTORY, STORE_DIRECTORY];
+        let parts = PARTS;
         for moved in 0..=parts.len() {
             let directory = tempfile::tempdir().unwrap();
             let directory = directory.path();

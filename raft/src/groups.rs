@@ -331,12 +331,18 @@ async fn watch_stalls(groups: Weak<Inner>) {
     }
 }
 
+/// How long after its start a node reads what it has on the disk for the first time.
+const FIRST_SCRUB: Duration = Duration::from_secs(60);
+
 /// Reads what the groups have on the disk, one after the other, in passes. Where damage was met
 /// meanwhile, the next one begins at once.
 async fn scrub_all(groups: Weak<Inner>, every: Duration, met: Arc<Notify>) {
+    // One that is started anew more often than that has its passes, too.
+    let mut wait = every.min(FIRST_SCRUB);
     loop {
         // Either way it is time.
-        let _ = tokio::time::timeout(every, met.notified()).await;
+        let _ = tokio::time::timeout(wait, met.notified()).await;
+        wait = every;
         let Some(inner) = groups.upgrade() else { return };
         let running = inner.running();
         let running: Vec<_> = running.iter().map(|group| Arc::downgrade(group.running())).collect();

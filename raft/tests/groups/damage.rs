@@ -311,31 +311,6 @@ async fn a_damaged_first_entry_that_is_applied_does_not_keep_a_node_from_coming_
     await_equal(&cluster, index, (index + 1) % 3).await;
 }
 
-/// Goal: a leader never meets the damage while it fills a follower, which would end its group.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_entry_is_not_held_for_a_follower() {
-    let mut tuning = Tuning { log_held_bytes_max: u64::MAX, ..tuning() };
-    tuning.scrub_every = Duration::from_millis(100);
-    let mut cluster = Cluster::start(3, tuning).await;
-    let leader = cluster.await_leader(&ALL).await;
-    let (behind, other) = ((leader + 1) % 3, (leader + 2) % 3);
-    cluster.stop_node(behind).await;
-    let mut last = 0;
-    for number in 0..60 {
-        last = propose(&cluster, &[leader, other], &format!("late-{number}-")).await;
-    }
-    let leader = cluster.await_leader(&[leader, other]).await;
-    let node = &cluster.nodes[leader];
-    await_holds(&cluster, leader, last).await;
-    node.ledger.checkpoint();
-    flip_entry(node.dir(), "late-7-");
-    await_until("it is purged", || node.group().metrics().purged_index >= last).await;
-    cluster.start_node(behind).await;
-    await_holds(&cluster, behind, last).await;
-    await_equal(&cluster, behind, leader).await;
-    assert!(cluster.nodes[leader].groups().group_failed().borrow().is_none());
-}
-
 /// Goal: the log goes on where it cannot move an entry forward, which is damaged, and that is mended at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_entry_that_is_to_be_moved_does_not_end_the_log() {
