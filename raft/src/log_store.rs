@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::execution::blocking;
 use crate::log::{EntryRecord, GroupId, Log, LogError};
-use crate::types::{Entry, LogId, TypeConfig, Vote, log_id};
+use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, term_of};
 use crate::wire;
 
 /// One group's entries, vote and purge point in the node's log.
@@ -146,9 +146,17 @@ impl RaftLogReader<TypeConfig> for LogStore {
         range: RangeInclusive<LogId>,
     ) -> Result<Vec<LogId>, io::Error> {
         let (first, last) = range.into_inner();
-        let begun = self.log.first_of_terms(self.group, first.index..last.index);
-        let begun = begun.into_iter().map(|id| log_id(id.term, id.index));
-        Ok(begun.chain([last]).collect())
+        let between = self.log.last_of_terms(self.group, first.index + 1..last.index);
+        let between = between.into_iter().map(|id| log_id(id.term, id.index));
+        let mut found = vec![first];
+        for id in between.chain([last]) {
+            // The last of each term stands for it.
+            if found.last().is_some_and(|before| term_of(before) == term_of(&id)) {
+                found.pop();
+            }
+            found.push(id);
+        }
+        Ok(found)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

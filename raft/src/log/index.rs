@@ -181,16 +181,17 @@ impl GroupIndex {
         self.slots.get(self.position(index)?)
     }
 
-    /// The first entry of each term, among those in `range`.
-    pub(super) fn first_of_terms(&self, range: Range<u64>) -> Vec<EntryId> {
+    /// The last entry of each term, among those in `range`.
+    pub(super) fn last_of_terms(&self, range: Range<u64>) -> Vec<EntryId> {
         let (mut found, mut index) = (Vec::new(), range.start);
         while index < range.end
             && let Some(slot) = self.slot(index)
         {
-            found.push(EntryId { index, term: slot.term });
             // Terms never go back.
             let later = self.slots.partition_point(|other| other.term <= slot.term);
-            index = (self.first + later as u64).max(index + 1);
+            let next = (self.first + later as u64).clamp(index + 1, range.end);
+            found.push(EntryId { index: next - 1, term: slot.term });
+            index = next;
         }
         found
     }

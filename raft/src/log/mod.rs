@@ -367,11 +367,11 @@ impl Log {
             || entries.slot(index).is_some_and(|slot| slot.term == term)
     }
 
-    /// The first entry of each term among the group's entries with an index in `range`.
-    pub fn first_of_terms(&self, group: GroupId, range: Range<u64>) -> Vec<EntryId> {
+    /// The last entry of each term among the group's entries with an index in `range`.
+    pub fn last_of_terms(&self, group: GroupId, range: Range<u64>) -> Vec<EntryId> {
         let state = self.shared.state.lock();
         let entries = state.groups.get(&group);
-        entries.map_or_else(Vec::new, |entries| entries.first_of_terms(range))
+        entries.map_or_else(Vec::new, |entries| entries.last_of_terms(range))
     }
 
     /// Told when the writer met an entry that cannot be read.

@@ -48,24 +48,27 @@ fn counted(groups: &Groups) -> (u64, u64) {
 }
 
 fn snapshot_in(dir: &Path) -> PathBuf {
-    let files = std::fs::read_dir(dir.join(SNAPSHOT_DIRECTORY)).unwrap();
-    let mut files = files.map(|file| file.unwrap().path());
+    let mut files = files_in(&dir.join(SNAPSHOT_DIRECTORY)).into_iter();
     files.find(|path| path.extension().is_some_and(|it| it == "snapshot")).expect("a snapshot")
 }
 
+fn files_in(dir: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(dir).expect("list the directory");
+    let mut files: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+    files.sort();
+    files
+}
+
 fn flip(path: &Path, at: usize) {
-    let mut bytes = std::fs::read(path).unwrap();
+    let mut bytes = std::fs::read(path).expect("read the file");
     bytes[at] ^= 0x20;
-    std::fs::write(path, bytes).unwrap();
+    std::fs::write(path, bytes).expect("write the file");
 }
 
 /// Flips a bit of what was proposed, in an earlier segment of the log.
 fn flip_entry(dir: &Path, payload: &str) {
-    let mut files: Vec<_> = std::fs::read_dir(dir.join(LOG_DIRECTORY)).unwrap().collect();
-    files.sort_by_key(|file| file.as_ref().unwrap().path());
-    for file in files {
-        let path = file.unwrap().path();
-        let bytes = std::fs::read(&path).unwrap();
+    for path in files_in(&dir.join(LOG_DIRECTORY)) {
+        let bytes = std::fs::read(&path).expect("read the segment");
         if let Some(at) = bytes.windows(payload.len()).position(|it| it == payload.as_bytes()) {
             return flip(&path, at);
         }
