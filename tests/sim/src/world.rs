@@ -420,7 +420,11 @@ impl World {
             let settings = ClusterSettings {
                 replicas,
                 // In every second run a node that is away for long is replaced.
-                down_after: Duration::from_secs(if self.seed() / 8 % 2 == 0 { 15 } else { 600 }),
+                down_after: Duration::from_secs(if (self.seed() / 8).is_multiple_of(2) {
+                    15
+                } else {
+                    600
+                }),
                 ..ClusterSettings::clone(meta.state().settings())
             };
             if **meta.state().settings() != settings && meta.set_cluster(settings).await.is_err() {

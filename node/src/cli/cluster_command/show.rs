@@ -172,7 +172,7 @@ fn others(shard: &ShardReport) -> String {
 /// What is not as it is to be, in words.
 fn missing(report: &ClusterReport) -> Vec<String> {
     let members = report.nodes.iter().filter(|node| node.state != "removed");
-    let nodes = members.flat_map(|node| missing_of(node));
+    let nodes = members.flat_map(missing_of);
     let groups = [&report.meta].into_iter().chain(&report.shards);
     let shards = groups.filter_map(|shard| {
         let name = group_name(&shard.name);
