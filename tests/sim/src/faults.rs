@@ -245,8 +245,9 @@ async fn live_with_clock_off(world: &World, chance: &Chance, node: NodeId) -> an
     } else if comes(|| !leads_wrongly(world, node)).await {
         world.witness().count("wrong clocks noticed");
     } else {
-        // Counted and no finding for now: why it happens in one run of a hundred is not known (docs/plan.md).
-        world.witness().count("wrong clocks that led all the same");
+        let text =
+            format!("D12: node {node} leads a shard with a clock that is off by {off_ms} ms");
+        world.witness().broke(text);
     }
     world.set_wall(node, right_ms);
     Ok(end_some(world, chance, &[node], End::Kill).await)

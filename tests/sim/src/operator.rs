@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use piton_core::id::ShardId;
 use piton_node::operator::{
     ClusterReport, OperatorAnswer, OperatorCall, OperatorRefusal, operate, write_id,
@@ -358,8 +358,7 @@ async fn pause(world: &World, chance: &Chance) -> Result<()> {
         });
         let gives_up = (world.seed() / 8).is_multiple_of(2);
         if holds(world) && !lacks_some && !gives_up {
-            // As with wrong clocks that lead: counted, until it is known why (docs/plan.md).
-            world.witness().count("replicas moved while the rebalancer is held");
+            bail!("A6: replicas are moved to node {node} while the rebalancer is held");
         }
     }
     record_it(world, chance, OperatorCall::Rebalance { is_paused: false }).await?;

@@ -11,8 +11,8 @@ const LATE_MS_MAX: i64 = 5_000;
 /// So long after a fault a cluster may still be looking for its leaders.
 const RECOVERY_MS: i64 = 3_000;
 /// By so much a timer may be early across a failover (P4): a clock that is off by more is relied on by
-/// nobody. With it comes what a clock that works off an offset gains meanwhile, a hundredth of the time.
-const EARLY_MS_MAX: i64 = 500 + 20;
+/// nobody.
+const EARLY_MS_MAX: i64 = 500;
 /// Clocks that are relied on are apart by no more.
 const APART_MS_MAX: i64 = 500;
 

@@ -47,6 +47,11 @@ impl Witness {
         broken
     }
 
+    /// Something that was seen to be wrong at once.
+    pub(crate) fn broke(&self, what: String) {
+        self.seen.lock().broken.push(what);
+    }
+
     /// It has come about once more.
     pub(crate) fn count(&self, what: &'static str) {
         *self.seen.lock().counts.entry(what).or_default() += 1;
