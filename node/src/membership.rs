@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use piton_raft::NodeId;
 use piton_shard::{
-    Carrier, Cluster, FEATURE_LEVEL, MetaError, MetaState, NodeHealth, NodeRecord, NodeState,
-    Unanswered,
+    Carrier, Cluster, MetaError, MetaState, NodeHealth, NodeRecord, NodeState, Unanswered,
+    feature_level,
 };
 use piton_store::codec::Kind;
 use serde::{Deserialize, Serialize};
@@ -119,7 +119,7 @@ impl Door {
         let addresses = config.cluster.join.iter().cloned().chain(known);
         let addresses = addresses.map(|address| address.parse());
         let addresses = addresses.collect::<Result<_, ConfigError>>()?;
-        let stranger = Stranger::new(&config.peer, record.id, FEATURE_LEVEL)?;
+        let stranger = Stranger::new(&config.peer, record.id, feature_level())?;
         let record = record.clone();
         let node = record.id;
         let knock = match identity.instead_of() {
@@ -194,7 +194,7 @@ pub(crate) fn record(
         http_address: http.to_string(),
         zone: config.cluster.zone.clone(),
         state: NodeState::Up,
-        level: FEATURE_LEVEL,
+        level: feature_level(),
         joined,
     }
 }

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use piton_raft::log::{LogError, RealDisk};
 use piton_raft::{Disk, GroupId, Groups, Misfit, NodeConfig, RaftError, Transport, Tuning};
 use piton_shard::{
-    Clock, Cluster, FEATURE_LEVEL, HostParts, Ids, NodeRecord, Room, Serving, ShardConfig,
-    ShardError, ShardHost, ShardMetrics, WirePeer,
+    Clock, Cluster, HostParts, Ids, NodeRecord, Room, Serving, ShardConfig, ShardError, ShardHost,
+    ShardMetrics, WirePeer, feature_level,
 };
 use piton_store::{Opened, Store, StoreError, Watched, with_causes};
 use prometheus_client::metrics::counter::Counter;
@@ -486,7 +486,7 @@ fn start_net(
     let parts = peer::Parts {
         node: identity.node(),
         cluster: identity.cluster_id,
-        feature_level: FEATURE_LEVEL,
+        feature_level: feature_level(),
         config: opening.config.peer.clone(),
         // Another attempt to open the store takes it over.
         listener: opening.listener.try_clone().map_err(PeerError::Register)?,

@@ -19,6 +19,7 @@ mod meta;
 mod metrics;
 mod placement;
 mod read_threads;
+mod release;
 mod replica;
 mod room;
 mod route;
@@ -30,8 +31,8 @@ pub use config::ShardConfig;
 pub use error::{MetaError, ShardError};
 pub use ids::Ids;
 pub use message::{
-    ActivityToken, Answer, Call, Carrier, ClusterSettings, CountReply, Delivery, FEATURE_LEVEL,
-    Forwarded, HeldEvents, HistoryPage, HistoryPageReply, MetaCall, MetaRequest, NamespaceUpdate,
+    ActivityToken, Answer, Call, Carrier, ClusterSettings, CountReply, Delivery, Forwarded,
+    HeldEvents, HistoryPage, HistoryPageReply, MetaCall, MetaRequest, NamespaceUpdate,
     NewNamespace, NoPeers, NodeAnswer, NodeCall, NodeHealth, NodeRecord, NodeState, NodeStatus,
     Offer, OfferedTask, Peer, PeerAnswer, PeerRequest, Placement, PollId, PollRequest, Poller,
     QueryToken, QueueCall, QueueKey, QueueType, ReadCall, Receipt, ReplicaStatus, TaskQueueView,
@@ -44,6 +45,7 @@ pub use meta::{
 };
 pub use metrics::ShardMetrics;
 pub use placement::serving::Serving;
+pub use release::{feature_level, pass_for_next_release};
 pub use room::Room;
 pub use route::cluster::{Cluster, Poll, WorkflowQuery};
 pub use route::host::{HostParts, ShardHost};

@@ -15,9 +15,9 @@ use piton_core::time::Span;
 use piton_raft::log::FaultyDisk;
 use piton_raft::{Group, GroupId, Groups, MemoryNetwork, NodeConfig, NodeId, Tuning};
 use piton_shard::{
-    Call, Carrier, Clock, Cluster, FEATURE_LEVEL, Forwarded, HostParts, Ids, META_GROUP, Namespace,
-    NewNamespace, NodeRecord, NodeState, PeerAnswer, PeerRequest, Serving, ShardConfig, ShardError,
-    ShardHost, ShardMetrics, Unanswered, WallTime, WirePeer, WorkflowCall,
+    Call, Carrier, Clock, Cluster, Forwarded, HostParts, Ids, META_GROUP, Namespace, NewNamespace,
+    NodeRecord, NodeState, PeerAnswer, PeerRequest, Serving, ShardConfig, ShardError, ShardHost,
+    ShardMetrics, Unanswered, WallTime, WirePeer, WorkflowCall, feature_level,
 };
 use piton_store::{KeyRange, MemoryStore, Order, Row, Store};
 use prometheus_client::encoding::text::encode;
@@ -186,7 +186,7 @@ impl Members {
             http_address: String::new(),
             zone: zone.to_owned(),
             state: NodeState::Up,
-            level: FEATURE_LEVEL,
+            level: feature_level(),
             joined: running.cluster.host().clock().now(),
         };
         running.cluster.meta().put_node(record).await.unwrap();

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -22,22 +22,6 @@ use crate::worker::{Ledger, Worker, await_orders, await_until, place_orders};
 
 const QUEUE: &str = "orders";
 const BEHIND_MAX: u64 = 1_000;
-
-/// Builds a node of the next release, unless it is there, with the profile that this test was built with.
-fn build_next() -> PathBuf {
-    let this = std::env::current_exe().unwrap();
-    let built = this.parent().and_then(Path::parent).unwrap();
-    let profile = match built.file_name().and_then(|name| name.to_str()).unwrap() {
-        "debug" => "dev",
-        profile => profile,
-    };
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    cargo.args(["build", "--quiet", "--locked", "--profile", profile, "-p", "piton-tests"]);
-    cargo.args(["--features", "next-release", "--bin", "piton-next"]);
-    assert!(cargo.status().unwrap().success(), "a node of the next release cannot be built");
-    built.join("piton-next")
-}
 
 /// A node of the next release, as a process.
 struct NextNode(Child);
@@ -143,7 +127,7 @@ impl Upgraded {
 /// is written once the feature level has been raised, which it cannot be before, and then keeps it out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_cluster_is_upgraded_node_by_node_under_load() {
-    let next = tokio::task::spawn_blocking(build_next).await.unwrap();
+    let next = Path::new(env!("CARGO_BIN_EXE_piton-next"));
     let mut cluster = Upgraded::start().await;
     let mut apis: Vec<Arc<dyn Api>> = Vec::new();
     for at in 0..3 {
@@ -162,7 +146,7 @@ async fn a_cluster_is_upgraded_node_by_node_under_load() {
         let refused = cluster.operator().ask(upgrade.clone()).await.unwrap_err().to_string();
         assert!(refused.contains("knows feature levels up to 1, not 2"), "{refused}");
         let load = place(&format!("while-{at}"));
-        cluster.upgrade(at, &next).await;
+        cluster.upgrade(at, next).await;
         load.join_all().await;
         let report = cluster.await_whole().await;
         assert_eq!(report.level, 1);

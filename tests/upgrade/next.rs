@@ -1,5 +1,5 @@
-//! A node of a release that is one feature level ahead of this one, for tests of rolling upgrades: built
-//! with the feature `next-release`, it knows an entry and a record of a version more.
+//! A node of a release that is one feature level ahead of this one, for tests of rolling upgrades: it
+//! passes for it, and knows an entry and a record of a version more.
 //!
 //! Its configuration is read from the file that is named. It says `ready`, and stops when standard input ends.
 
@@ -12,6 +12,7 @@ use piton_node::config::Config;
 
 fn main() -> anyhow::Result<()> {
     let file = std::env::args_os().nth(1).context("the file of a node's configuration")?;
+    piton_shard::pass_for_next_release();
     let config = Config::read(Path::new(&file))?;
     piton_node::init_tracing(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -50,13 +50,6 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, fast: bool) -> Res
         println!("   the build failed: nothing more can run");
         return Ok(());
     }
-    // Before the tests, one of which would build it beside others that measure time.
-    report.step("build of a next release", |log| {
-        let mut command = process::cargo(root);
-        command.args(["build", "--profile", "ci", "--locked", "-p", "piton-tests"]);
-        command.args(["--features", "next-release", "--bin", "piton-next"]);
-        process::run(command, log, BUILD_LIMIT, |_| {}).map(Tally::one)
-    });
     report.step("tests of the crates", |log| cargo_test(workspace, log));
     run_suites(workspace, report, fast);
     if !fast {

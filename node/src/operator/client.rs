@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use piton_raft::NodeId;
-use piton_shard::FEATURE_LEVEL;
+use piton_shard::feature_level;
 
 use crate::config::PeerConfig;
 use crate::membership::{KNOCK, Knock};
@@ -41,7 +41,7 @@ impl OperatorClient {
     /// # Errors
     /// When the certificates cannot be used.
     pub fn new(config: &PeerConfig, addresses: Vec<PeerAddress>) -> Result<Self, TlsError> {
-        Ok(Self { stranger: Stranger::new(config, NOBODY, FEATURE_LEVEL)?, addresses })
+        Ok(Self { stranger: Stranger::new(config, NOBODY, feature_level())?, addresses })
     }
 
     /// Asks the other nodes of a report, too, where those that were named do not answer any more.

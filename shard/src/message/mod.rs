@@ -21,7 +21,7 @@ pub(crate) use call::named_namespaces;
 pub use call::{Call, HeldEvents, HistoryPage, QueueCall, ReadCall, WorkflowCall};
 pub use delivery::{Delivery, PollId, Receipt};
 pub use meta::{MetaCall, MetaRequest, NamespaceUpdate, NewNamespace};
-pub use nodes::{ClusterSettings, FEATURE_LEVEL, NodeHealth, NodeRecord, NodeState, Placement};
+pub use nodes::{ClusterSettings, NodeHealth, NodeRecord, NodeState, Placement};
 pub use peer::{Forwarded, NoPeers, Peer};
 pub use queue::{
     Offer, OfferedTask, PollRequest, Poller, QueueKey, QueueType, TaskQueueView, Ticket,

@@ -8,10 +8,6 @@ use piton_core::time::Timestamp;
 use piton_raft::NodeId;
 use serde::{Deserialize, Serialize};
 
-/// The highest feature level that this release knows. A release that writes something which older ones
-/// cannot read, be it a version of a record, has one more, and writes it in clusters of that level only.
-pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-release") { 2 } else { 1 };
-
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {

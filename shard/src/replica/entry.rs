@@ -15,6 +15,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use piton_core::id::{NamespaceId, Position, WorkflowId, WorkflowKey};
 use piton_store::Write;
 
+use crate::release;
 use crate::rows::EntityKey;
 use crate::rows::keys::EntityKind;
 use crate::rows::range::{RangeError, SlotRange};
@@ -25,8 +26,9 @@ pub(crate) const TRANSITION_EVENTS_MAX: usize = 256;
 pub(crate) const TRANSITION_BYTES_MAX: usize = 1 << 20;
 
 /// From which feature level on each format is written, the first one first.
-const FORMATS: &[u32] = if cfg!(feature = "next-release") { &[1, 2] } else { &[1] };
-const FORMATS_KNOWN: u8 = FORMATS.len() as u8;
+const FORMATS: &[u32] = &[1];
+/// Those that tests of rolling upgrades take for the next release's.
+const NEXT_FORMATS: &[u32] = &[1, 2];
 const TRANSITIONS: u8 = 1;
 const RANGE: u8 = 2;
 const DELETE: u8 = 0;
@@ -71,8 +73,8 @@ pub(crate) enum Verdict {
 pub(crate) enum EntryError {
     #[error("decode an entry: it ends within {what}")]
     Short { what: &'static str },
-    #[error("decode an entry of format {found}: this release knows formats up to {FORMATS_KNOWN}")]
-    Format { found: u8 },
+    #[error("decode an entry of format {found}: this release knows formats up to {known}")]
+    Format { found: u8, known: u8 },
     #[error("decode an entry: {what} is not valid")]
     Invalid { what: &'static str },
     #[error("decode an entry")]
@@ -125,10 +127,14 @@ pub(crate) fn encode_range(level: u32, range: &SlotRange) -> Bytes {
     bytes.freeze()
 }
 
+fn formats() -> &'static [u32] {
+    if release::is_next() { NEXT_FORMATS } else { FORMATS }
+}
+
 // INVARIANT: every node of a cluster of this level can read it, the feature level being raised only when
 // all of them know it.
 fn begin(level: u32, kind: u8, capacity: usize) -> BytesMut {
-    let formats = FORMATS.iter().filter(|from| **from <= level).count();
+    let formats = formats().iter().filter(|from| **from <= level).count();
     let mut bytes = BytesMut::with_capacity(capacity);
     bytes.put_u8(formats as u8);
     bytes.put_u8(kind);
@@ -165,8 +171,9 @@ fn put_write(bytes: &mut BytesMut, write: &Write) {
 pub(crate) fn decode_entry(mut bytes: Bytes) -> Result<Entry, EntryError> {
     let rest = &mut bytes;
     let found = take_u8(rest, "the format")?;
-    if !(1..=FORMATS_KNOWN).contains(&found) {
-        return Err(EntryError::Format { found });
+    let known = formats().len() as u8;
+    if !(1..=known).contains(&found) {
+        return Err(EntryError::Format { found, known });
     }
     let entry = match take_u8(rest, "the kind")? {
         TRANSITIONS => Entry::Transitions(take_transitions(rest)?),

@@ -16,11 +16,12 @@ use crate::clock::Clock;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::ids::Ids;
-use crate::message::{FEATURE_LEVEL, Peer};
+use crate::message::Peer;
 use crate::meta::state::{MetaReplica, MetaState};
 use crate::meta::{META_GROUP, Meta};
 use crate::metrics::ShardMetrics;
 use crate::read_threads::ReadThreads;
+use crate::release::feature_level;
 use crate::replica::ShardReplica;
 use crate::replica::checkpoint::{CheckpointConfig, Checkpoints};
 use crate::route::leaders::{Leader, Leaders};
@@ -425,13 +426,13 @@ impl ShardHost {
 
 /// A release older than the cluster's feature level could not read what the others write.
 fn check_level(state: &MetaState) -> Result<(), ShardError> {
-    let level = state.settings().level;
-    if level <= FEATURE_LEVEL {
+    let (level, known) = (state.settings().level, feature_level());
+    if level <= known {
         return Ok(());
     }
     Err(ShardError::Internal(format!(
         "this cluster is at feature level {level}, and this release knows levels up to \
-         {FEATURE_LEVEL}: start a newer release"
+         {known}: start a newer release"
     )))
 }
 
@@ -517,8 +518,8 @@ mod tests {
             state.put(MetaChange::Settings(settings));
             check_level(&state)
         };
-        at(FEATURE_LEVEL).expect("it knows it");
-        let refused = at(FEATURE_LEVEL + 1).expect_err("it does not").to_string();
+        at(feature_level()).expect("it knows it");
+        let refused = at(feature_level() + 1).expect_err("it does not").to_string();
         assert!(refused.contains("start a newer release"), "{refused}");
     }
 }

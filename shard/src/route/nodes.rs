@@ -9,8 +9,9 @@ use piton_raft::{Group, Members, NodeId};
 use tokio::time::Instant;
 
 use crate::error::{MetaError, ShardError};
-use crate::message::{FEATURE_LEVEL, NodeAnswer, NodeCall, NodeHealth, NodeStatus, ReplicaStatus};
+use crate::message::{NodeAnswer, NodeCall, NodeHealth, NodeStatus, ReplicaStatus};
 use crate::meta::META_GROUP;
+use crate::release::feature_level;
 use crate::route::cluster::Cluster;
 use crate::route::leaders::Leader;
 use crate::route::sightings::{SILENT, Sighting};
@@ -60,7 +61,7 @@ impl Cluster {
         NodeStatus {
             node: host.node(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            level: FEATURE_LEVEL,
+            level: feature_level(),
             meta_version: self.meta().state().version,
             clock: host.clock().now(),
             meta: meta.map_or_else(ReplicaStatus::default, |meta| status_of(&meta)),

@@ -10,8 +10,8 @@ use piton_node::ClockWatch;
 use piton_raft::log::LogConfig;
 use piton_raft::{Execution, GroupId, Groups, NodeConfig, NodeId, Tuning};
 use piton_shard::{
-    Clock, Cluster, FEATURE_LEVEL, HostParts, Ids, MetaError, NodeRecord, NodeState, Serving,
-    ShardConfig, ShardHost, ShardMetrics, WallTime, WirePeer,
+    Clock, Cluster, HostParts, Ids, MetaError, NodeRecord, NodeState, Serving, ShardConfig,
+    ShardHost, ShardMetrics, WallTime, WirePeer, feature_level,
 };
 use piton_store::{Store, Watched};
 use prometheus_client::registry::Registry;
@@ -193,7 +193,7 @@ pub(crate) fn record(world: &World, node: NodeId) -> NodeRecord {
         http_address: format!("node-{node}:8233"),
         zone,
         state: NodeState::Up,
-        level: FEATURE_LEVEL,
+        level: feature_level(),
         joined: world.now(),
     }
 }
