@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use piton_shard::{MetaError, NodeRecord, Room};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -125,15 +126,20 @@ impl Node {
     ///
     /// # Errors
     /// See [`NodeError`].
-    pub async fn start_on(config: Config, devices: Devices) -> Result<Self, NodeError> {
-        config.check()?;
-        let listeners = Listeners::bind(&config)?;
-        let directory = if config.data.ephemeral {
-            DataDirectory::ephemeral()?
-        } else {
-            DataDirectory::open(&config.data.directory)?
-        };
-        Self::start_in(config, devices, Counter::default(), listeners, directory).await
+    pub fn start_on(
+        config: Config,
+        devices: Devices,
+    ) -> BoxFuture<'static, Result<Self, NodeError>> {
+        Box::pin(async move {
+            config.check()?;
+            let listeners = Listeners::bind(&config)?;
+            let directory = if config.data.ephemeral {
+                DataDirectory::ephemeral()?
+            } else {
+                DataDirectory::open(&config.data.directory)?
+            };
+            Self::start_in(config, devices, Counter::default(), listeners, directory).await
+        })
     }
 
     async fn start_in(
@@ -242,23 +248,25 @@ impl Node {
     }
 
     /// Returns when this node cannot go on as it is.
-    pub async fn failed(&self) -> Failure {
-        async fn reason(mut failed: watch::Receiver<Option<String>>) -> String {
-            let reason = failed.wait_for(Option::is_some).await;
-            let reason = reason.ok().and_then(|reason| reason.clone());
-            reason.unwrap_or_else(|| "a storage thread has ended".to_owned())
-        }
-        let [engine, checkpoints] = self.storage.store_failed();
-        tokio::select! {
-            biased;
-            reason = reason(self.files_gone.clone()) => Failure::Directory(reason),
-            reason = reason(self.storage.log_failed()) => Failure::Log(reason),
-            reason = reason(self.storage.unwanted()) => Failure::Unwanted(reason),
-            reason = reason(engine) => self.store_failure(reason).await,
-            reason = reason(checkpoints) => self.store_failure(reason).await,
-            // ORDER: last. A log or a store that fails takes groups along, and says more.
-            reason = reason(self.storage.group_failed()) => Failure::Group(reason),
-        }
+    pub fn failed(&self) -> BoxFuture<'_, Failure> {
+        Box::pin(async move {
+            async fn reason(mut failed: watch::Receiver<Option<String>>) -> String {
+                let reason = failed.wait_for(Option::is_some).await;
+                let reason = reason.ok().and_then(|reason| reason.clone());
+                reason.unwrap_or_else(|| "a storage thread has ended".to_owned())
+            }
+            let [engine, checkpoints] = self.storage.store_failed();
+            tokio::select! {
+                biased;
+                reason = reason(self.files_gone.clone()) => Failure::Directory(reason),
+                reason = reason(self.storage.log_failed()) => Failure::Log(reason),
+                reason = reason(self.storage.unwanted()) => Failure::Unwanted(reason),
+                reason = reason(engine) => self.store_failure(reason).await,
+                reason = reason(checkpoints) => self.store_failure(reason).await,
+                // ORDER: last. A log or a store that fails takes groups along, and says more.
+                reason = reason(self.storage.group_failed()) => Failure::Group(reason),
+            }
+        })
     }
 
     /// A store that failed is rebuilt when there is room for another: on a full disk that one would
@@ -276,23 +284,27 @@ impl Node {
     ///
     /// # Errors
     /// See [`NodeError`]; the node has stopped then.
-    pub async fn rebuild_store(self) -> Result<Self, NodeError> {
-        let mut config = self.config.clone();
-        (config.listen.port, config.listen.http_port) = (self.grpc.port(), self.http.port());
-        config.peer.port = self.storage.peer_address().port();
-        let (devices, rebuilds) = (self.devices.clone(), self.rebuilds.clone());
-        let directory = self.lay_down().await;
-        Storage::discard_store(directory.path()).await?;
-        rebuilds.inc();
-        let listeners = Listeners::bind(&config)?;
-        Self::start_in(config, devices, rebuilds, listeners, directory).await
+    pub fn rebuild_store(self) -> BoxFuture<'static, Result<Self, NodeError>> {
+        Box::pin(async move {
+            let mut config = self.config.clone();
+            (config.listen.port, config.listen.http_port) = (self.grpc.port(), self.http.port());
+            config.peer.port = self.storage.peer_address().port();
+            let (devices, rebuilds) = (self.devices.clone(), self.rebuilds.clone());
+            let directory = self.lay_down().await;
+            Storage::discard_store(directory.path()).await?;
+            rebuilds.inc();
+            let listeners = Listeners::bind(&config)?;
+            Self::start_in(config, devices, rebuilds, listeners, directory).await
+        })
     }
 
     /// Stops: new requests are refused, waiting polls answered empty, the others finished, and
     /// then the state is laid down.
-    pub async fn stop(self) {
-        // ORDER: the directory goes last, when nothing writes there any more.
-        drop(self.lay_down().await);
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            // ORDER: the directory goes last, when nothing writes there any more.
+            drop(self.lay_down().await);
+        })
     }
 
     async fn lay_down(self) -> DataDirectory {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
     ClientWriteError, Fatal, LinearizableReadError, RaftError as OpenraftError,
@@ -187,18 +188,22 @@ impl Group {
 
     /// Stands for election now, even if there is a leader. Does nothing on a replica that was forgotten
     /// here and has not come as far again.
-    pub async fn elect(&self) {
-        if !self.inner.may_stand() {
-            return;
-        }
-        // A group that has stopped elects nobody.
-        let _ = self.inner.raft.trigger().elect(false).await;
+    pub fn elect(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if !self.inner.may_stand() {
+                return;
+            }
+            // A group that has stopped elects nobody.
+            let _ = self.inner.raft.trigger().elect(false).await;
+        })
     }
 
     /// Hands leadership to `to`. Does nothing if this node does not lead.
-    pub async fn transfer_leader(&self, to: NodeId) {
-        // A group that has stopped leads nothing.
-        let _ = self.inner.raft.trigger().transfer_leader(to).await;
+    pub fn transfer_leader(&self, to: NodeId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // A group that has stopped leads nothing.
+            let _ = self.inner.raft.trigger().transfer_leader(to).await;
+        })
     }
 
     /// How far the group is.
@@ -223,12 +228,16 @@ impl Group {
     ///
     /// # Errors
     /// When the group has stopped, or the snapshot could not be written.
-    pub async fn snapshot_now(&self) -> Result<u64, RaftError> {
-        let inner = self.inner.clone();
-        let (group, runtime) = (inner.id, inner.runtime.clone());
-        // On Raft's runtime, so that a caller who goes away leaves no snapshot half taken.
-        let taken = runtime.spawn(async move { inner.take_snapshot().await }).await;
-        taken.unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }))
+    pub fn snapshot_now(&self) -> BoxFuture<'_, Result<u64, RaftError>> {
+        Box::pin(async move {
+            let inner = self.inner.clone();
+            let (group, runtime) = (inner.id, inner.runtime.clone());
+            // On Raft's runtime, so that a caller who goes away leaves no snapshot half taken.
+            let taken = runtime.spawn(async move { inner.take_snapshot().await }).await;
+            taken.unwrap_or_else(|error| {
+                Err(RaftError::Stopped { group, reason: error.to_string() })
+            })
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
@@ -205,23 +206,25 @@ impl Groups {
     }
 
     /// Starts a group, which has a past here unless its `founders` are named.
-    async fn run(
+    fn run(
         &self,
         group: GroupId,
         founders: Option<BTreeSet<NodeId>>,
         replica: Box<dyn Replica>,
-    ) -> Result<Group, RaftError> {
-        let slot = self.inner.take_slot(group).ok_or(RaftError::AlreadyStarted { group })?;
-        // On Raft's runtime: what openraft spawns has to live there. And a caller who goes away leaves
-        // a group that runs like any other.
-        let started = self.inner.handle.spawn(async move {
-            let started = slot.inner.start(group, founders, replica).await?;
-            slot.fill(started.clone());
-            Ok(started)
-        });
-        started
-            .await
-            .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }))
+    ) -> BoxFuture<'_, Result<Group, RaftError>> {
+        Box::pin(async move {
+            let slot = self.inner.take_slot(group).ok_or(RaftError::AlreadyStarted { group })?;
+            // On Raft's runtime: what openraft spawns has to live there. And a caller who goes away leaves
+            // a group that runs like any other.
+            let started = self.inner.handle.spawn(async move {
+                let started = slot.inner.start(group, founders, replica).await?;
+                slot.fill(started.clone());
+                Ok(started)
+            });
+            started.await.unwrap_or_else(|error| {
+                Err(RaftError::Stopped { group, reason: error.to_string() })
+            })
+        })
     }
 
     /// A group that runs here.
@@ -241,19 +244,21 @@ impl Groups {
     }
 
     /// Stops all groups and then the log. What was acknowledged is durable.
-    pub async fn shutdown(&self) {
-        let inner = self.inner.clone();
-        let stopped = self.inner.handle.spawn(async move {
-            let members = inner.switch.clear();
-            let groups = inner.running();
-            futures::future::join_all(groups.iter().map(|group| group.running().stop())).await;
-            futures::future::join_all(members.iter().map(|member| member.ended())).await;
-            let log = inner.log.clone();
-            blocking(move || log.shutdown()).await
-        });
-        if !matches!(stopped.await, Ok(Ok(()))) {
-            tracing::warn!(node = %self.inner.node, "groups did not stop in order");
-        }
+    pub fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let inner = self.inner.clone();
+            let stopped = self.inner.handle.spawn(async move {
+                let members = inner.switch.clear();
+                let groups = inner.running();
+                futures::future::join_all(groups.iter().map(|group| group.running().stop())).await;
+                futures::future::join_all(members.iter().map(|member| member.ended())).await;
+                let log = inner.log.clone();
+                blocking(move || log.shutdown()).await
+            });
+            if !matches!(stopped.await, Ok(Ok(()))) {
+                tracing::warn!(node = %self.inner.node, "groups did not stop in order");
+            }
+        })
     }
 
     /// Becomes `Some` when the log can no longer sync: nothing is acknowledged any more, and the

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use openraft::Instant;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError as OpenraftError};
@@ -62,29 +63,33 @@ impl Group {
     ///
     /// # Errors
     /// See [`ChangeError`].
-    pub async fn add_learner(&self, node: NodeId) -> Result<(), ChangeError> {
-        let members = self.running().members_here()?;
-        if members.is_voter(node) || members.learners.contains(&node) {
-            return Ok(());
-        }
-        let added = ChangeMembers::AddNodes([(node, EmptyNode {})].into());
-        self.running().change(added, Removed::Learns).await
+    pub fn add_learner(&self, node: NodeId) -> BoxFuture<'_, Result<(), ChangeError>> {
+        Box::pin(async move {
+            let members = self.running().members_here()?;
+            if members.is_voter(node) || members.learners.contains(&node) {
+                return Ok(());
+            }
+            let added = ChangeMembers::AddNodes([(node, EmptyNode {})].into());
+            self.running().change(added, Removed::Learns).await
+        })
     }
 
     /// Has a learner leave the group. Does nothing if it is no member.
     ///
     /// # Errors
     /// [`ChangeError::IsVoter`] for a voter; else see [`ChangeError`].
-    pub async fn remove_learner(&self, node: NodeId) -> Result<(), ChangeError> {
-        let members = self.running().members_here()?;
-        if members.is_voter(node) {
-            return Err(ChangeError::IsVoter { node });
-        }
-        if !members.learners.contains(&node) {
-            return Ok(());
-        }
-        let removed = ChangeMembers::RemoveNodes([node].into());
-        self.running().change(removed, Removed::Learns).await
+    pub fn remove_learner(&self, node: NodeId) -> BoxFuture<'_, Result<(), ChangeError>> {
+        Box::pin(async move {
+            let members = self.running().members_here()?;
+            if members.is_voter(node) {
+                return Err(ChangeError::IsVoter { node });
+            }
+            if !members.learners.contains(&node) {
+                return Ok(());
+            }
+            let removed = ChangeMembers::RemoveNodes([node].into());
+            self.running().change(removed, Removed::Learns).await
+        })
     }
 
     /// Makes these nodes the voters: with the majorities of both sets, then of the new one alone.
@@ -96,42 +101,44 @@ impl Group {
     ///
     /// # Errors
     /// See [`ChangeError`].
-    pub async fn set_voters(
+    pub fn set_voters(
         &self,
         voters: BTreeSet<NodeId>,
         removed: Removed,
-    ) -> Result<(), ChangeError> {
-        let group = self.running();
-        let members = group.members_here()?;
-        if voters.is_empty() {
-            return Err(ChangeError::NoVoters);
-        }
-        if members.voters == [voters.clone()] {
-            return Ok(());
-        }
-        for node in voters.iter().copied().filter(|node| !members.is_voter(*node)) {
-            if !members.learners.contains(&node) {
-                return Err(ChangeError::NotMember { node });
+    ) -> BoxFuture<'_, Result<(), ChangeError>> {
+        Box::pin(async move {
+            let group = self.running();
+            let members = group.members_here()?;
+            if voters.is_empty() {
+                return Err(ChangeError::NoVoters);
             }
-            let lag = self.lag(node).ok_or(ChangeError::NotMember { node })?;
-            if lag.entries > group.tuning.voter_lag_entries_max {
-                return Err(ChangeError::Lags { node, entries: lag.entries });
+            if members.voters == [voters.clone()] {
+                return Ok(());
             }
-        }
-        let leaves = !voters.contains(&group.node);
-        if leaves && let Some(leader) = group.hand_over(Some(&voters)).await {
-            let mut leadership = group.leadership.clone();
-            let gone = leadership.wait_for(|now| now.leader != Some(group.node));
-            // If it is not gone by then, that one says so.
-            let _ = timeout(group.tuning.election_max, gone).await;
-            return Err(ChangeError::NotLeader { leader: Some(leader) });
-        }
-        group.change(ChangeMembers::ReplaceAllVoters(voters.clone()), removed).await?;
-        if leaves {
-            // All voters are new: they could not lead before.
-            group.hand_over(Some(&voters)).await;
-        }
-        Ok(())
+            for node in voters.iter().copied().filter(|node| !members.is_voter(*node)) {
+                if !members.learners.contains(&node) {
+                    return Err(ChangeError::NotMember { node });
+                }
+                let lag = self.lag(node).ok_or(ChangeError::NotMember { node })?;
+                if lag.entries > group.tuning.voter_lag_entries_max {
+                    return Err(ChangeError::Lags { node, entries: lag.entries });
+                }
+            }
+            let leaves = !voters.contains(&group.node);
+            if leaves && let Some(leader) = group.hand_over(Some(&voters)).await {
+                let mut leadership = group.leadership.clone();
+                let gone = leadership.wait_for(|now| now.leader != Some(group.node));
+                // If it is not gone by then, that one says so.
+                let _ = timeout(group.tuning.election_max, gone).await;
+                return Err(ChangeError::NotLeader { leader: Some(leader) });
+            }
+            group.change(ChangeMembers::ReplaceAllVoters(voters.clone()), removed).await?;
+            if leaves {
+                // All voters are new: they could not lead before.
+                group.hand_over(Some(&voters)).await;
+            }
+            Ok(())
+        })
     }
 
     /// How far a member is behind. `None` unless this node leads and knows the member.

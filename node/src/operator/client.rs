@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use piton_raft::NodeId;
 use piton_shard::feature_level;
 
@@ -57,26 +58,33 @@ impl OperatorClient {
     ///
     /// # Errors
     /// See [`OperatorError`].
-    pub async fn report(&self) -> Result<ClusterReport, OperatorError> {
-        match self.ask(OperatorCall::Report).await? {
-            (_, OperatorAnswer::Report(report)) => Ok(*report),
-            (address, _) => Err(OperatorError::NotUnderstood { address }),
-        }
+    pub fn report(&self) -> BoxFuture<'_, Result<ClusterReport, OperatorError>> {
+        Box::pin(async move {
+            match self.ask(OperatorCall::Report).await? {
+                (_, OperatorAnswer::Report(report)) => Ok(*report),
+                (address, _) => Err(OperatorError::NotUnderstood { address }),
+            }
+        })
     }
 
     /// Asks the first node that answers; with its address comes what it says.
     ///
     /// # Errors
     /// See [`OperatorError`].
-    pub async fn ask(&self, call: OperatorCall) -> Result<(String, OperatorAnswer), OperatorError> {
-        let mut tried = Vec::new();
-        for address in &self.addresses {
-            match self.ask_at(address, call.clone()).await {
-                Err(OperatorError::Unreachable(why)) => tried.push(why),
-                answered => return answered.map(|answer| (address.to_string(), answer)),
+    pub fn ask(
+        &self,
+        call: OperatorCall,
+    ) -> BoxFuture<'_, Result<(String, OperatorAnswer), OperatorError>> {
+        Box::pin(async move {
+            let mut tried = Vec::new();
+            for address in &self.addresses {
+                match self.ask_at(address, call.clone()).await {
+                    Err(OperatorError::Unreachable(why)) => tried.push(why),
+                    answered => return answered.map(|answer| (address.to_string(), answer)),
+                }
             }
-        }
-        Err(OperatorError::Unreachable(tried.join("; ")))
+            Err(OperatorError::Unreachable(tried.join("; ")))
+        })
     }
 
     /// Asks one node.

@@ -4,6 +4,7 @@
 //! its state and its snapshots: a start takes neither for a log that lacks something (`fit`), and
 //! clears both before the group may begin anew.
 
+use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
 use super::{Groups, Inner, SNAPSHOT_DIRECTORY};
@@ -20,16 +21,18 @@ use crate::types::term_of;
 impl Groups {
     /// Stops a group on this node alone; the others go on. What was acknowledged stays, and the group
     /// may be started again. Does nothing if it does not run here.
-    pub async fn stop(&self, group: GroupId) {
-        let Some((stopped, slot)) = self.inner.take_running(group) else { return };
-        // On Raft's runtime, so that a caller who goes away leaves nothing half stopped.
-        let ended = self.inner.handle.spawn(async move {
-            slot.inner.stop(stopped.running()).await;
-            drop(slot);
-        });
-        if ended.await.is_err() {
-            tracing::warn!(%group, "group did not stop in order");
-        }
+    pub fn stop(&self, group: GroupId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some((stopped, slot)) = self.inner.take_running(group) else { return };
+            // On Raft's runtime, so that a caller who goes away leaves nothing half stopped.
+            let ended = self.inner.handle.spawn(async move {
+                slot.inner.stop(stopped.running()).await;
+                drop(slot);
+            });
+            if ended.await.is_err() {
+                tracing::warn!(%group, "group did not stop in order");
+            }
+        })
     }
 
     /// Forgets a group that does not run here: its entries, its snapshots, and, through `replica`, its
@@ -41,13 +44,19 @@ impl Groups {
     ///
     /// # Errors
     /// [`RaftError::Running`], or when log, state or snapshots cannot be used.
-    pub async fn forget(&self, group: GroupId, replica: Box<dyn Replica>) -> Result<(), RaftError> {
-        let slot = self.inner.take_slot(group).ok_or(RaftError::Running { group })?;
-        let forgotten =
-            self.inner.handle.spawn(async move { slot.inner.forget(group, replica).await });
-        forgotten
-            .await
-            .unwrap_or_else(|error| Err(RaftError::Stopped { group, reason: error.to_string() }))
+    pub fn forget(
+        &self,
+        group: GroupId,
+        replica: Box<dyn Replica>,
+    ) -> BoxFuture<'_, Result<(), RaftError>> {
+        Box::pin(async move {
+            let slot = self.inner.take_slot(group).ok_or(RaftError::Running { group })?;
+            let forgotten =
+                self.inner.handle.spawn(async move { slot.inner.forget(group, replica).await });
+            forgotten.await.unwrap_or_else(|error| {
+                Err(RaftError::Stopped { group, reason: error.to_string() })
+            })
+        })
     }
 
     /// Groups of which a crash left the state after the log had forgotten them: forget them again.

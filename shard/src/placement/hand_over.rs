@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use piton_raft::{Group, NodeId};
 use tokio::time::{Instant, timeout};
 
@@ -16,20 +17,24 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 impl Cluster {
     /// Hands over all that this node leads before it stops, and is given nothing more to lead. Returns once
     /// it leads nothing that another node could, or the time is over; with it comes how much it leads still.
-    pub async fn hand_over_all(&self, limit: Duration) -> usize {
-        self.host().stop_leading();
-        self.hand_over_what_is_led(limit).await
+    pub fn hand_over_all(&self, limit: Duration) -> BoxFuture<'_, usize> {
+        Box::pin(async move {
+            self.host().stop_leading();
+            self.hand_over_what_is_led(limit).await
+        })
     }
 
     /// The clock of this node is far from those of the others, or is near them again. As long as it is far
     /// this node fires no timers, deletes nothing for its age, and hands over what it leads: it would leave
     /// its times in histories. True: that is another answer than before.
-    pub async fn trust_clock(&self, trusts: bool, limit: Duration) -> bool {
-        let is_new = self.host().trust_clock(trusts);
-        if !trusts {
-            self.hand_over_what_is_led(limit).await;
-        }
-        is_new
+    pub fn trust_clock(&self, trusts: bool, limit: Duration) -> BoxFuture<'_, bool> {
+        Box::pin(async move {
+            let is_new = self.host().trust_clock(trusts);
+            if !trusts {
+                self.hand_over_what_is_led(limit).await;
+            }
+            is_new
+        })
     }
 
     async fn hand_over_what_is_led(&self, limit: Duration) -> usize {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex as SyncMutex;
 use piton_core::id::ShardId;
 use tokio::sync::Mutex;
@@ -40,23 +41,26 @@ impl Cluster {
     ///
     /// # Errors
     /// When an actor cannot be started.
-    pub async fn serve(&self) -> Result<Serving, ShardError> {
-        let actors = Arc::new(Mutex::new(Some(BTreeMap::new())));
-        let serving = Serving { cluster: self.clone(), actors, tasks: Arc::default() };
-        for shard in self.host().shard_ids() {
-            serving.take_up(shard).await?;
-        }
-        let mut tasks = JoinSet::new();
-        let cluster = self.clone();
-        tasks.spawn(again("announce", move || announce::run(cluster.clone())));
-        let cluster = self.clone();
-        tasks.spawn(again("keeper", move || keeper::run(cluster.clone())));
-        let cluster = self.clone();
-        tasks.spawn(again("majority", move || majority::run(cluster.clone())));
-        let (cluster, here) = (self.clone(), serving.clone());
-        tasks.spawn(again("steward", move || Steward::new(cluster.clone(), here.clone()).run()));
-        *serving.tasks.lock() = tasks;
-        Ok(serving)
+    pub fn serve(&self) -> BoxFuture<'_, Result<Serving, ShardError>> {
+        Box::pin(async move {
+            let actors = Arc::new(Mutex::new(Some(BTreeMap::new())));
+            let serving = Serving { cluster: self.clone(), actors, tasks: Arc::default() };
+            for shard in self.host().shard_ids() {
+                serving.take_up(shard).await?;
+            }
+            let mut tasks = JoinSet::new();
+            let cluster = self.clone();
+            tasks.spawn(again("announce", move || announce::run(cluster.clone())));
+            let cluster = self.clone();
+            tasks.spawn(again("keeper", move || keeper::run(cluster.clone())));
+            let cluster = self.clone();
+            tasks.spawn(again("majority", move || majority::run(cluster.clone())));
+            let (cluster, here) = (self.clone(), serving.clone());
+            tasks
+                .spawn(again("steward", move || Steward::new(cluster.clone(), here.clone()).run()));
+            *serving.tasks.lock() = tasks;
+            Ok(serving)
+        })
     }
 }
 
@@ -102,17 +106,19 @@ impl Serving {
     }
 
     /// Lays down all duties: actors stop, polls are answered, nothing is decided any more.
-    pub async fn stop(self) {
-        let mut tasks = std::mem::take(&mut *self.tasks.lock());
-        tasks.shutdown().await;
-        let actors = self.actors.lock().await.take().unwrap_or_default();
-        for (actor, _) in actors.values() {
-            actor.stop(None);
-        }
-        for (_, stopped) in actors.into_values() {
-            // An actor that panicked has stopped too.
-            let _ = stopped.await;
-        }
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let mut tasks = std::mem::take(&mut *self.tasks.lock());
+            tasks.shutdown().await;
+            let actors = self.actors.lock().await.take().unwrap_or_default();
+            for (actor, _) in actors.values() {
+                actor.stop(None);
+            }
+            for (_, stopped) in actors.into_values() {
+                // An actor that panicked has stopped too.
+                let _ = stopped.await;
+            }
+        })
     }
 }
 

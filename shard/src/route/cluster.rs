@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use piton_core::effect::QueueName;
 use piton_core::id::{NamespaceId, RunId, ShardId, WorkflowKey};
 use piton_core::limits::Limits;
@@ -268,16 +269,18 @@ impl Cluster {
     }
 
     /// Answers what another node asks, as bytes.
-    pub async fn answer_bytes(&self, from: NodeId, request: &[u8]) -> Bytes {
-        let answer = match PeerRequest::decode(request) {
-            Ok(PeerRequest::Call(call)) => PeerAnswer::Call(self.answer_peer(call).await),
-            Ok(PeerRequest::Deliver { poll, delivery }) => {
-                PeerAnswer::Deliver(self.accept_delivery(poll, delivery))
-            }
-            Ok(PeerRequest::Node(call)) => PeerAnswer::Node(self.answer_node(from, call).await),
-            Err(error) => PeerAnswer::not_understood(&error),
-        };
-        answer.encode()
+    pub fn answer_bytes<'a>(&'a self, from: NodeId, request: &'a [u8]) -> BoxFuture<'a, Bytes> {
+        Box::pin(async move {
+            let answer = match PeerRequest::decode(request) {
+                Ok(PeerRequest::Call(call)) => PeerAnswer::Call(self.answer_peer(call).await),
+                Ok(PeerRequest::Deliver { poll, delivery }) => {
+                    PeerAnswer::Deliver(self.accept_delivery(poll, delivery))
+                }
+                Ok(PeerRequest::Node(call)) => PeerAnswer::Node(self.answer_node(from, call).await),
+                Err(error) => PeerAnswer::not_understood(&error),
+            };
+            answer.encode()
+        })
     }
 
     /// Answers a call that another node sent here. Nobody waits for the answer any more when its

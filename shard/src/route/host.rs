@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use piton_core::id::ShardId;
 use piton_core::placement;
@@ -109,44 +110,48 @@ impl ShardHost {
     ///
     /// # Errors
     /// When the log or the store cannot be used.
-    pub async fn start(parts: HostParts) -> Result<Arc<Self>, ShardError> {
-        let HostParts { node, founders, config, groups, store, clock, ids, metrics, peer } = parts;
-        let checkpoints = start_checkpoints(&config, &groups, &metrics)?;
-        let table = Table::open(Arc::clone(&store), META_GROUP.0);
-        let table = table.map_err(|e| failed("open the meta group's state")(&e))?;
-        checkpoints.add(table.clone());
-        let (replica, view) =
-            MetaReplica::open(table).map_err(|e| failed("open the meta state")(&e))?;
-        check_level(&view.borrow())?;
-        let started = start_group(&groups, META_GROUP, founders.as_ref(), Box::new(replica)).await;
-        let meta_group = started.map_err(|e| failed("start the meta group")(&e))?;
-        let host = Arc::new(Self {
-            node,
-            reads: ReadThreads::new(config.lookups_max, config.scans_max),
-            places: (0..config.shards).map(|_| ShardPlace::default()).collect(),
-            leaders: Arc::new(Leaders::new(config.shards)),
-            sightings: Sightings::default(),
-            stops_leading: AtomicBool::new(false),
-            trusts_clock: watch::Sender::new(true),
-            clock_ahead: Mutex::default(),
-            duties: watch::Sender::new(0),
-            config: Arc::new(config),
-            clock,
-            groups,
-            store,
-            meta: Meta::new(node, meta_group, view, ids.clone(), Arc::clone(&peer)),
-            polls: Polls::new(&ids),
-            ids,
-            checkpoints,
-            metrics,
-            peer,
-        });
-        for shard in host.shard_ids() {
-            if founders.is_some() || host.groups.holds(group_of(shard)) {
-                host.open(shard, founders.as_ref()).await?;
+    pub fn start(parts: HostParts) -> BoxFuture<'static, Result<Arc<Self>, ShardError>> {
+        Box::pin(async move {
+            let HostParts { node, founders, config, groups, store, clock, ids, metrics, peer } =
+                parts;
+            let checkpoints = start_checkpoints(&config, &groups, &metrics)?;
+            let table = Table::open(Arc::clone(&store), META_GROUP.0);
+            let table = table.map_err(|e| failed("open the meta group's state")(&e))?;
+            checkpoints.add(table.clone());
+            let (replica, view) =
+                MetaReplica::open(table).map_err(|e| failed("open the meta state")(&e))?;
+            check_level(&view.borrow())?;
+            let started =
+                start_group(&groups, META_GROUP, founders.as_ref(), Box::new(replica)).await;
+            let meta_group = started.map_err(|e| failed("start the meta group")(&e))?;
+            let host = Arc::new(Self {
+                node,
+                reads: ReadThreads::new(config.lookups_max, config.scans_max),
+                places: (0..config.shards).map(|_| ShardPlace::default()).collect(),
+                leaders: Arc::new(Leaders::new(config.shards)),
+                sightings: Sightings::default(),
+                stops_leading: AtomicBool::new(false),
+                trusts_clock: watch::Sender::new(true),
+                clock_ahead: Mutex::default(),
+                duties: watch::Sender::new(0),
+                config: Arc::new(config),
+                clock,
+                groups,
+                store,
+                meta: Meta::new(node, meta_group, view, ids.clone(), Arc::clone(&peer)),
+                polls: Polls::new(&ids),
+                ids,
+                checkpoints,
+                metrics,
+                peer,
+            });
+            for shard in host.shard_ids() {
+                if founders.is_some() || host.groups.holds(group_of(shard)) {
+                    host.open(shard, founders.as_ref()).await?;
+                }
             }
-        }
-        Ok(host)
+            Ok(host)
+        })
     }
 
     /// Starts this node's replica of a shard, unless it runs. One that holds nothing yet waits to be
