@@ -84,9 +84,9 @@ pub(crate) struct Identity {
     /// The node has drawn its id, and does not know yet whether a cluster has let it in.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_joining: bool,
-    /// What this node holds is damaged, and is being set aside: then it becomes another node.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) is_given_up: bool,
+    /// What this node holds is damaged: the node that comes in its place, once the others let that one in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    successor: Option<String>,
     /// The node in whose place this one came, until the cluster has let go of that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     instead_of: Option<String>,
@@ -274,7 +274,9 @@ impl Identity {
 
     fn parse(text: &str) -> Result<Self, toml::de::Error> {
         let identity: Self = toml::from_str(text)?;
-        u64::from_str_radix(&identity.node_id, 16).map_err(serde::de::Error::custom)?;
+        for id in [Some(&identity.node_id), identity.successor.as_ref()].into_iter().flatten() {
+            u64::from_str_radix(id, 16).map_err(serde::de::Error::custom)?;
+        }
         Ok(identity)
     }
 
@@ -295,16 +297,23 @@ impl Identity {
         Self { is_joining: true, ..Self::member(Self::draw_node(), String::new(), 0) }
     }
 
-    /// A node that comes in the place of this one, which gives up what it holds. It asks the nodes that
-    /// this one knew, to be let into the same cluster.
-    pub(crate) fn successor(&self) -> Self {
-        Self {
+    /// Draws the id of the node that comes in the place of this one, unless that was done before.
+    pub(crate) fn name_successor(&mut self) {
+        self.successor.get_or_insert_with(|| hexadecimal(Self::draw_node()));
+    }
+
+    /// The node that comes in the place of this one, which gives up what it holds. It asks the nodes that
+    /// this one knew, to be let into the same cluster. `None`: this one is to go on.
+    pub(crate) fn successor(&self) -> Option<Self> {
+        let node_id = self.successor.clone()?;
+        Some(Self {
             is_joining: true,
             peer_port: self.peer_port,
             peers: self.peers.clone(),
             instead_of: Some(self.node_id.clone()),
-            ..Self::member(Self::draw_node(), self.cluster_id.clone(), self.shards)
-        }
+            node_id,
+            ..Self::member(self.node(), self.cluster_id.clone(), self.shards)
+        })
     }
 
     /// In whose place this node came, while the cluster has not let go of that one.
@@ -332,7 +341,7 @@ impl Identity {
             has_log: false,
             is_founding: false,
             is_joining: false,
-            is_given_up: false,
+            successor: None,
             instead_of: None,
             peer_port: None,
             peers: BTreeMap::new(),

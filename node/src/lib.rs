@@ -15,6 +15,7 @@ mod membership;
 mod node;
 pub mod operator;
 pub mod peer;
+mod ports;
 mod probe;
 mod process_metrics;
 mod raft_runtime;

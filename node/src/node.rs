@@ -15,13 +15,14 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, ConfigError, PeerConfig, shards_default};
+use crate::config::{Config, ConfigError, shards_default};
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::disk_watch::DiskWatch;
 use crate::frontend::{self, Facts, Frontend};
 use crate::identity::{Identity, IdentityError, KeptIdentity};
 use crate::membership::{self, Door, JoinError, Origin, Welcome};
-use crate::peer::{self, PeerError};
+use crate::peer::PeerError;
+use crate::ports::{Addresses, GRPC, Listeners, listen_for_peers};
 use crate::process_metrics;
 use crate::refill::{self, RefillError};
 use crate::storage::{Devices, Opening, Storage, StorageError};
@@ -331,9 +332,6 @@ async fn end_in_time(mut task: JoinHandle<()>, stop_max: Duration) {
     }
 }
 
-/// Where a node's API and its pages are.
-type Addresses = (SocketAddr, SocketAddr);
-
 /// What a node's state is brought up with.
 #[derive(Clone, Copy)]
 struct Start<'a> {
@@ -351,11 +349,9 @@ type Begun = (Storage, Facts, Registry);
 /// Brings a node's state up, as far as it is to be before it is ready. What is damaged and others have,
 /// they fill anew.
 async fn begin(start: Start<'_>) -> Result<Begun, NodeError> {
-    let directory = start.directory.path();
-    refill::go_on(directory).await?;
     let begun = begin_once(start).await;
     if let Err(error) = &begun
-        && refill::give_up(start.config, directory, error).await?
+        && refill::give_up(start.config, start.directory.path(), error).await?
     {
         return begin_once(start).await;
     }
@@ -441,6 +437,10 @@ async fn identify(
     let (disk, path) = (Arc::clone(&devices.disk), directory.path());
     let asked = config.shards.count;
     let kept = Identity::of(disk.as_ref(), path)?;
+    let successor =
+        kept.as_ref().and_then(|kept| kept.successor().filter(|_| config.cluster.refill));
+    let is_successor = successor.is_some();
+    let kept = successor.or(kept);
     let origin = membership::origin(config, kept.as_ref())?;
     let (mut identity, is_new) = match (kept, &origin) {
         (Some(kept), _) => (kept, false),
@@ -448,7 +448,9 @@ async fn identify(
         (None, _) => (Identity::founder(asked.unwrap_or_else(shards_default)), true),
     };
     // ORDER: before the store, of which nothing may be thrown away for a log that is missing.
-    identity.check_log(disk.as_ref(), path)?;
+    if !is_successor {
+        identity.check_log(disk.as_ref(), path)?;
+    }
     // ORDER: before others are told of it.
     let listener = listen_for_peers(config, identity.peer_port)?;
     let peer = listener.local_addr().unwrap_or(config.peer.listen());
@@ -469,6 +471,12 @@ async fn identify(
         if !before.is_empty() && before != cluster_id {
             return Err(JoinError::OtherCluster { before, cluster_id }.into());
         }
+        if let Some(gone) = identity.now().instead_of().filter(|_| is_successor) {
+            let path = path.to_owned();
+            let aside = tokio::task::spawn_blocking(move || refill::set_aside(&path, gone));
+            aside.await.map_err(RefillError::Thread)??;
+        }
+        // ORDER: after that. Until then, the next start goes on with what is left to be moved.
         identity.change(|identity| identity.joined(cluster_id, shards, &peers))?;
     }
     // ORDER: before anything is opened. A shard that is led with another number of them would
@@ -478,86 +486,6 @@ async fn identify(
         return Err(NodeError::Shards { kept, asked });
     }
     Ok(Identified { identity, record, listener })
-}
-
-/// Where any free port will do, it is the one that the node had before, where others look for it.
-fn listen_for_peers(
-    config: &Config,
-    kept: Option<u16>,
-) -> Result<std::net::TcpListener, NodeError> {
-    let asked = &config.peer;
-    if let Some(port) = kept.filter(|_| asked.port == 0) {
-        match peer::listen(&PeerConfig { port, ..asked.clone() }) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => {
-                tracing::warn!(port, %error, "the port that other nodes know is taken; another is used");
-            }
-        }
-    }
-    peer::listen(asked).map_err(|error| match error {
-        PeerError::Listen { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
-            NodeError::PortTaken { what: "other nodes", address, flag: "--peer-port" }
-        }
-        error => error.into(),
-    })
-}
-
-/// The ports of a node, taken.
-struct Listeners {
-    /// ORDER: listened on once the node is ready. Clients are refused until then, and go elsewhere; where
-    /// nobody takes their connections, they would wait.
-    grpc: TcpSocket,
-    http: TcpListener,
-}
-
-/// More connections than come at once.
-const BACKLOG: u32 = 1_024;
-
-impl Listeners {
-    fn bind(config: &Config) -> Result<Self, NodeError> {
-        let (grpc, http) = (config.listen.grpc(), config.listen.http());
-        Ok(Self { grpc: GRPC.bind(grpc)?, http: HTTP.listen(HTTP.bind(http)?, http)? })
-    }
-
-    /// With the ports that the system chose where 0 was asked for.
-    fn addresses(&self, config: &Config) -> Addresses {
-        let grpc = self.grpc.local_addr().unwrap_or(config.listen.grpc());
-        (grpc, self.http.local_addr().unwrap_or(config.listen.http()))
-    }
-}
-
-/// What a port is for.
-struct Port {
-    what: &'static str,
-    flag: &'static str,
-}
-
-const GRPC: Port = Port { what: "gRPC", flag: "--port" };
-const HTTP: Port = Port { what: "HTTP", flag: "--http-port" };
-
-impl Port {
-    fn bind(&self, address: SocketAddr) -> Result<TcpSocket, NodeError> {
-        let bind = || -> std::io::Result<TcpSocket> {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            // As a listener has it: the last connections of an older process may still be known.
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            Ok(socket)
-        };
-        bind().map_err(|source| self.error(address, source))
-    }
-
-    fn listen(&self, socket: TcpSocket, address: SocketAddr) -> Result<TcpListener, NodeError> {
-        socket.listen(BACKLOG).map_err(|source| self.error(address, source))
-    }
-
-    fn error(&self, address: SocketAddr, source: std::io::Error) -> NodeError {
-        let &Self { what, flag } = self;
-        match source.kind() {
-            std::io::ErrorKind::AddrInUse => NodeError::PortTaken { what, address, flag },
-            _ => NodeError::Listen { what, address, source },
-        }
-    }
 }
 
 fn serve_api(

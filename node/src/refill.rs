@@ -1,15 +1,16 @@
-//! A node of a cluster whose log is damaged: the others have what it lost, so it gives up what it holds and
-//! comes back as another node, which they fill.
+//! A node of a cluster whose log is damaged: the others have what it lost, so it comes back as another node,
+//! which they fill.
 //!
 //! It cannot come back as itself: it no longer knows what it has acknowledged, nor for whom it has voted.
-//! What is damaged is set aside, not removed, until all that the node held is whole elsewhere.
+//! What it holds stays as it is until the others have let its successor in, and is then set aside; it is
+//! removed when all that the node held is whole elsewhere.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use piton_raft::{GroupId, LOG_DIRECTORY, RaftError, SNAPSHOT_DIRECTORY, held_alone};
+use piton_raft::{GroupId, LOG_DIRECTORY, NodeId, RaftError, SNAPSHOT_DIRECTORY, held_alone};
 use piton_store::with_causes;
 
 use crate::accept_loss::states_in;
@@ -47,7 +48,8 @@ pub enum RefillError {
     Thread(#[from] tokio::task::JoinError),
 }
 
-/// Sets aside what a start found damaged, if other nodes have it all. False: the node stays as it is.
+/// Names a successor for a node whose start found its log damaged, if other nodes have all that it held.
+/// False: the node stays as it is.
 ///
 /// # Errors
 /// See [`RefillError`].
@@ -91,31 +93,18 @@ fn give_up_now(directory: &Path) -> Result<bool, RefillError> {
         );
         return Ok(false);
     }
-    // ORDER: before anything is moved. From here on this node is no more, wherever a crash comes.
-    identity.is_given_up = true;
+    identity.name_successor();
     identity.keep(directory)?;
-    finish(directory)?;
     Ok(true)
 }
 
-/// Goes on where a crash came while the damaged was set aside.
+/// Moves what a node held out of the way of its successor, which was let in. A crash on the way is harmless:
+/// the next start asks again to be let in, as the same successor, and goes on.
 ///
 /// # Errors
-/// See [`RefillError`].
-pub(crate) async fn go_on(directory: &Path) -> Result<(), RefillError> {
-    let directory = directory.to_owned();
-    tokio::task::spawn_blocking(move || match Identity::kept(&directory) {
-        Ok(Some(identity)) if identity.is_given_up => finish(&directory),
-        // What is wrong with it is said by who needs it.
-        Ok(_) | Err(_) => Ok(()),
-    })
-    .await?
-}
-
-/// Moves what a node that gave up holds out of the way, and makes it another one.
-fn finish(directory: &Path) -> Result<(), RefillError> {
-    let Some(identity) = Identity::kept(directory)? else { return Ok(()) };
-    let aside = directory.join(DIRECTORY).join(format!("{:016x}", identity.node().0));
+/// When something cannot be moved.
+pub(crate) fn set_aside(directory: &Path, gone: NodeId) -> Result<(), RefillError> {
+    let aside = directory.join(DIRECTORY).join(format!("{:016x}", gone.0));
     fs::create_dir_all(&aside).map_err(not_set_aside(&aside))?;
     for part in PARTS.map(|part| directory.join(part)) {
         let Some(name) = part.file_name().filter(|_| part.exists()) else { continue };
@@ -124,11 +113,8 @@ fn finish(directory: &Path) -> Result<(), RefillError> {
     for moved in [&aside, &directory.join(DIRECTORY), &directory.to_owned()] {
         File::open(moved).and_then(|moved| moved.sync_all()).map_err(not_set_aside(moved))?;
     }
-    let successor = identity.successor();
-    // ORDER: last. Until then, the next start goes on with what is left to be moved.
-    successor.keep(directory)?;
     tracing::warn!(
-        gave_up = %identity.node(), node = %successor.node(), damaged = %aside.display(),
+        %gone, damaged = %aside.display(),
         "the log was damaged: this node comes back as another one, and is filled by the others"
     );
     Ok(())
@@ -173,7 +159,7 @@ mod tests {
     fn a_log_that_lies_elsewhere_is_not_given_up() {
         let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut identity = Identity::founder(4);
-        identity.set_peers(&[(piton_raft::NodeId(7), "127.0.0.1:7234".to_owned())].into());
+        identity.set_peers(&[(NodeId(7), "127.0.0.1:7234".to_owned())].into());
         identity.keep(directory.path()).unwrap();
         std::os::unix::fs::symlink(other.path(), directory.path().join(LOG_DIRECTORY)).unwrap();
         assert!(!give_up_now(directory.path()).unwrap());
@@ -182,31 +168,39 @@ mod tests {
         assert!(give_up_now(directory.path()).unwrap());
     }
 
-    /// Goal: wherever a crash comes, the next start goes on, and nothing that was damaged is removed.
+    /// Goal: wherever a crash comes, the next start goes on as the same node, and nothing that was damaged is
+    /// removed.
     #[test]
     fn a_crash_while_data_is_set_aside_is_harmless() {
-        let parts = PARTS;
-        for moved in 0..=parts.len() {
+        for moved in 0..=PARTS.len() {
             let directory = tempfile::tempdir().unwrap();
             let directory = directory.path();
             let mut identity = Identity::founder(4);
-            identity.set_peers(&[(piton_raft::NodeId(7), "127.0.0.1:7234".to_owned())].into());
-            identity.is_given_up = true;
+            identity.set_peers(&[(NodeId(7), "127.0.0.1:7234".to_owned())].into());
+            assert_eq!(identity.successor(), None);
+            for part in PARTS {
+                fs::create_dir_all(directory.join(part)).unwrap();
+                fs::write(directory.join(part).join("data"), part).unwrap();
+            }
             identity.keep(directory).unwrap();
+            assert!(give_up_now(directory).unwrap());
+            // The others do not let it in yet: all is where it was, whatever starts and ends.
+            assert!(give_up_now(directory).unwrap());
+            assert!(PARTS.iter().all(|part| directory.join(part).join("data").exists()));
+            let kept = Identity::kept(directory).unwrap().unwrap();
+            let next = kept.successor().unwrap();
+            assert_eq!(kept.node(), identity.node());
+            assert!(next.is_joining && next.node() != identity.node());
+            assert_eq!((next.instead_of(), next.successor()), (Some(identity.node()), None));
+            assert_eq!((next.peers(), &next.cluster_id), (identity.peers(), &identity.cluster_id));
+
             let aside = directory.join(DIRECTORY).join(format!("{:016x}", identity.node().0));
             fs::create_dir_all(&aside).unwrap();
-            for (number, part) in parts.iter().enumerate() {
-                let at = if number < moved { aside.join(part) } else { directory.join(part) };
-                fs::create_dir_all(&at).unwrap();
-                fs::write(at.join("data"), part).unwrap();
+            for part in &PARTS[..moved] {
+                fs::rename(directory.join(part), aside.join(part)).unwrap();
             }
-            finish(directory).unwrap();
-            let now = Identity::kept(directory).unwrap().unwrap();
-            assert_ne!(now.node(), identity.node());
-            assert!(now.is_joining && !now.is_given_up);
-            assert_eq!(now.instead_of(), Some(identity.node()));
-            assert_eq!((now.peers(), now.cluster_id), (identity.peers(), identity.cluster_id));
-            for part in parts {
+            set_aside(directory, identity.node()).unwrap();
+            for part in PARTS {
                 assert!(!directory.join(part).exists());
                 assert_eq!(fs::read_to_string(aside.join(part).join("data")).unwrap(), part);
             }

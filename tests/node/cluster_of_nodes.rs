@@ -291,6 +291,50 @@ async fn a_node_whose_log_is_damaged_is_filled_by_the_others() {
     third.stop().await;
 }
 
+/// Goal: what a damaged node holds is given up only once the others have let its successor in, which is the same
+/// node however often it starts until then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_damaged_node_keeps_what_it_holds_until_its_successor_is_let_in() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let [damaged, second, third] = [0, 1, 2].map(|at: usize| directories[at].path());
+    let first = Running::start(config(Some(damaged))).await;
+    let others = [join(&first, second).await, join(&first, third).await];
+    await_voters(&first, 3).await;
+    first.stop().await;
+    for other in others {
+        other.stop().await;
+    }
+    let before = identity(damaged)["node_id"].clone();
+    damage_log(damaged);
+    let mut successor = None;
+    for _ in 0..2 {
+        let (_, start) = start_waiting(again(damaged));
+        let named = await_until("a successor is named", || async {
+            identity(damaged).get("successor").cloned()
+        })
+        .await;
+        assert_eq!(*successor.get_or_insert(named.clone()), named);
+        start.abort();
+        assert!(start.await.is_err(), "nobody can have let it in");
+        assert_eq!(identity(damaged)["node_id"], before);
+        assert!(damaged.join("log").exists() && !damaged.join("damaged").exists());
+    }
+    let (_, first) = start_waiting(again(damaged));
+    let (_, other) = start_waiting(again(second));
+    let last = Running::start(again(third)).await;
+    let [first, other] = [first.await, other.await].map(|started| started.unwrap().unwrap());
+    assert_eq!(Some(&identity(damaged)["node_id"]), successor.as_ref());
+    await_until("the damaged node is replaced", || async {
+        (!identity(damaged).contains_key("instead_of")).then_some(())
+    })
+    .await;
+    await_voters(&last, 3).await;
+    for node in [first, other] {
+        node.stop().await;
+    }
+    last.stop().await;
+}
+
 /// Flips a bit where later batches show that it had been synced.
 fn damage_log(directory: &Path) {
     let files = std::fs::read_dir(directory.join("log")).unwrap();
