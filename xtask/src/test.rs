@@ -12,7 +12,7 @@ use crate::sim::{self, Seeds};
 use crate::suites::{HARSH, Run, Suite, is_left_out, step};
 use crate::tidy;
 
-const BUILD_LIMIT: Duration = Duration::from_secs(900);
+const BUILD_LIMIT: Duration = Duration::from_secs(1_800);
 const TEST_LIMIT: Duration = Duration::from_secs(600);
 /// Seeds that every run simulates; more by `cargo xtask sim`.
 const SIMULATED: Seeds = Seeds { count: 200, from: 1 };
