@@ -17,7 +17,7 @@ use tokio::time::Instant;
 const EVERY: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(50);
 /// A clock that is off by more is not to be relied on (D12).
-const OFF_MAX: Duration = Duration::from_millis(250);
+pub const CLOCK_OFF_MAX: Duration = Duration::from_millis(250);
 /// A node that starts waits so long for a majority to compare its clock with.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// How long it may take to hand over what is led by a clock that is off.
@@ -90,7 +90,7 @@ fn offsets(cluster: &Cluster, offset_of: impl Fn(NodeId) -> Option<i64>) -> (Vec
 }
 
 async fn judge(cluster: &Cluster, ahead: i64) {
-    let is_off = Duration::from_nanos(ahead.unsigned_abs()) > OFF_MAX;
+    let is_off = Duration::from_nanos(ahead.unsigned_abs()) > CLOCK_OFF_MAX;
     let milliseconds = ahead / 1_000_000;
     if cluster.trust_clock(!is_off, HAND_OVER_MAX).await {
         if is_off {
@@ -107,21 +107,29 @@ async fn judge(cluster: &Cluster, ahead: i64) {
 }
 
 /// By how much this node's clock is ahead of most of the `members`' clocks, of which the others are at these
-/// offsets. `None`: a node that starts waits until it has heard enough of them. With fewer than a majority
-/// nobody can tell which clocks are right, and one that has waited for long relies on what it has.
+/// offsets. `None`: a node that starts waits until it has heard enough of them. With fewer than a majority,
+/// or where half of them say this and half that, nobody can tell which clocks are right: one that has heard
+/// all, or has waited for long, relies on what it has.
 fn compare(offsets: &[i64], members: usize, waited: Duration) -> Option<i64> {
-    let is_compared = offsets.len() + 1 > members / 2;
+    let (heard, (low, high)) = (offsets.len() + 1, middle(offsets));
+    let is_torn = Duration::from_nanos(low.abs_diff(high)) > CLOCK_OFF_MAX;
+    let is_compared = heard > members / 2 && (heard >= members || !is_torn);
     (is_compared || waited >= FIRST_WAIT).then(|| ahead_of_median(offsets))
 }
 
 /// By how much this node's clock, which is 0 here, is ahead of the median of all; of two in the middle the
 /// one that is nearer to this node's, since nobody can tell which of them is right.
 fn ahead_of_median(others: &[i64]) -> i64 {
-    let mut all = [others, &[0]].concat();
-    all.sort_unstable();
-    let (low, high) = (all[(all.len() - 1) / 2], all[all.len() / 2]);
+    let (low, high) = middle(others);
     let median = if low.unsigned_abs() < high.unsigned_abs() { low } else { high };
     median.saturating_neg()
+}
+
+/// The two offsets in the middle of all, this node's 0 among them; the same twice where their number is odd.
+fn middle(others: &[i64]) -> (i64, i64) {
+    let mut all = [others, &[0]].concat();
+    all.sort_unstable();
+    (all[(all.len() - 1) / 2], all[all.len() / 2])
 }
 
 #[cfg(test)]
@@ -138,6 +146,13 @@ mod tests {
         assert_eq!(compare(&[], 3, at_once), None);
         assert_eq!(compare(&[-OFF], 5, at_once), None);
         assert_eq!(compare(&[-OFF, -OFF], 5, at_once), Some(OFF));
+        // The first of two that is heard: the second will tell which of the clocks is off.
+        assert_eq!(compare(&[-OFF], 3, at_once), None);
+        assert_eq!(compare(&[-OFF], 3, FIRST_WAIT), Some(0));
+        assert_eq!(compare(&[7], 3, at_once), Some(0), "they agree");
+        assert_eq!(compare(&[-OFF], 2, at_once), Some(0), "there is no other one");
+        assert_eq!(compare(&[-OFF, 7, -OFF], 5, at_once), None);
+        assert_eq!(compare(&[-OFF, 7, -OFF], 4, at_once), Some(0));
         // The others are down, and nobody else could tell.
         assert_eq!(compare(&[], 3, FIRST_WAIT), Some(0));
         assert_eq!(compare(&[-OFF, -OFF], 9, FIRST_WAIT), Some(OFF));

@@ -34,7 +34,11 @@ pub enum IdentityError {
         #[source]
         source: io::Error,
     },
-    #[error("the node's identity in {} is damaged; restore that file, or remove the whole data directory", path.display())]
+    #[error(
+        "the node's identity in {} is damaged: put a copy in its place ({}/{FILE} or {}/{FILE} in the same \
+         directory is one, if it is there), or remove the whole data directory",
+        path.display(), LOG_DIRECTORY, SNAPSHOT_DIRECTORY
+    )]
     Damaged {
         path: PathBuf,
         #[source]
@@ -406,6 +410,7 @@ fn data_in(disk: &dyn Disk, directory: &Path) -> io::Result<Option<PathBuf>> {
     })
 }
 
+/// A copy that is damaged says nothing, and is written anew.
 fn read_copy(disk: &dyn Disk, path: &Path) -> Result<Option<Identity>, IdentityError> {
     let read = || -> io::Result<String> {
         let file = disk.open(path)?;
@@ -415,10 +420,12 @@ fn read_copy(disk: &dyn Disk, path: &Path) -> Result<Option<Identity>, IdentityE
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     match read() {
-        Ok(text) => Identity::parse(&text).map(Some).map_err(|source| IdentityError::Damaged {
-            path: path.to_owned(),
-            source: Box::new(source),
-        }),
+        Ok(text) => Ok(Identity::parse(&text)
+            .inspect_err(|error| {
+                let (path, error) = (path.display(), error.message());
+                tracing::warn!(%path, error, "a copy of the node's identity is damaged");
+            })
+            .ok()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(IdentityError::Read { path: path.to_owned(), source }),
     }
@@ -469,6 +476,24 @@ mod tests {
             let error = flipped.check_log(disk.as_ref(), directory.path()).unwrap_err();
             assert!(matches!(error, IdentityError::OtherNode { .. }), "{error}");
         }
+    }
+
+    /// Goal: what only says the same again keeps no node from starting when it is damaged.
+    #[test]
+    fn a_damaged_copy_is_written_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let identity = Identity::founder(4);
+        let kept = KeptIdentity::new(Arc::clone(&disk), directory.path(), identity.clone());
+        kept.note_log().unwrap();
+        let log = directory.path().join(LOG_DIRECTORY);
+        fs::write(log.join("00000000000000000001.log"), "").unwrap();
+        fs::write(log.join(FILE), "node_id = \"\u{7f}\"").unwrap();
+        kept.now().check_log(disk.as_ref(), directory.path()).unwrap();
+        let copy = Identity::copy_in(disk.as_ref(), directory.path()).unwrap();
+        assert_eq!(copy, Some(kept.now()), "there is another copy");
+        kept.change(|_| {}).unwrap();
+        assert_eq!(read_copy(disk.as_ref(), &log.join(FILE)).unwrap(), Some(kept.now()));
     }
 
     #[test]

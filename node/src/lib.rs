@@ -26,7 +26,7 @@ mod store_upkeep;
 mod telemetry;
 
 pub use accept_loss::{AcceptLossError, accept_loss};
-pub use clock_watch::ClockWatch;
+pub use clock_watch::{CLOCK_OFF_MAX, ClockWatch};
 pub use data_directory::{DataDirectory, DataDirectoryError};
 pub use disk_watch::{MeasureSpace, Space};
 pub use file_handles::raise_file_handle_limit;

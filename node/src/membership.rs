@@ -117,8 +117,10 @@ impl Door {
     ) -> Result<Self, JoinError> {
         let known = identity.peers().into_values();
         let addresses = config.cluster.join.iter().cloned().chain(known);
-        let addresses = addresses.map(|address| address.parse());
-        let addresses = addresses.collect::<Result<_, ConfigError>>()?;
+        // All nodes may be given the same list. Asked before it answers, this one would be waited for in vain.
+        let others = addresses.filter(|address| *address != record.peer_address);
+        let addresses = others.map(|address| address.parse());
+        let addresses = addresses.collect::<Result<Vec<_>, ConfigError>>()?;
         let stranger = Stranger::new(&config.peer, record.id, feature_level())?;
         let record = record.clone();
         let node = record.id;
@@ -160,6 +162,9 @@ impl Door {
     /// # Errors
     /// See [`JoinError`].
     pub(crate) async fn join(&self, ready: &Ready) -> Result<Welcome, JoinError> {
+        if self.addresses.is_empty() {
+            return Err(JoinError::Refused("it is told of no node but itself".to_owned()));
+        }
         ready.set(Err("waiting to be let into the cluster"));
         let (until, mut pause) = (Instant::now() + JOIN_WAIT, JOIN_PAUSE);
         loop {

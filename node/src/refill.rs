@@ -184,8 +184,10 @@ mod tests {
             }
             identity.keep(directory).unwrap();
             assert!(give_up_now(directory).unwrap());
+            let named = Identity::kept(directory).unwrap().unwrap().successor();
             // The others do not let it in yet: all is where it was, whatever starts and ends.
             assert!(give_up_now(directory).unwrap());
+            assert_eq!(Identity::kept(directory).unwrap().unwrap().successor(), named);
             assert!(PARTS.iter().all(|part| directory.join(part).join("data").exists()));
             let kept = Identity::kept(directory).unwrap().unwrap();
             let next = kept.successor().unwrap();

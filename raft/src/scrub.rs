@@ -10,7 +10,7 @@ use piton_store::with_causes;
 use crate::error::SnapshotError;
 use crate::execution::blocking;
 use crate::group::Running;
-use crate::log::LogError;
+use crate::log::{GroupId, LogError};
 use crate::snapshot::Rows;
 
 /// What is read at once.
@@ -31,6 +31,13 @@ impl DamageStats {
     pub(crate) fn note(counter: &AtomicU64, amount: u64) {
         counter.fetch_add(amount, Ordering::Relaxed);
     }
+
+    /// What was found damaged is replaced, since the group's state is whole.
+    pub(crate) fn found(&self, group: GroupId, error: &dyn std::error::Error) {
+        Self::note(&self.found, 1);
+        let damage = with_causes(error);
+        tracing::error!(%group, damage, "damaged on the disk; the state is whole, and a snapshot of it takes its place");
+    }
 }
 
 /// How fast a pass goes, and where it counts.
@@ -43,9 +50,7 @@ pub(crate) struct Pace {
 impl Pace {
     fn found(&self, group: &Weak<Running>, error: &dyn std::error::Error) {
         let Some(group) = group.upgrade() else { return };
-        DamageStats::note(&self.stats.found, 1);
-        let damage = with_causes(error);
-        tracing::error!(group = %group.id, damage, "damaged on the disk; the state is whole, and a snapshot of it takes its place");
+        self.stats.found(group.id, error);
     }
 
     async fn after(&self, bytes: u64) {

@@ -241,6 +241,16 @@ async fn the_loss_of_a_node_of_a_cluster_is_not_accepted() {
     }
 }
 
+#[tokio::test]
+async fn a_node_that_is_told_to_join_itself_is_refused_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = again(directory.path());
+    config.peer.port = free_port();
+    config.cluster.join = vec![config.peer.listen().to_string()];
+    let refused = chain(&Node::start(config).await.err().unwrap());
+    assert!(refused.contains("told of no node but itself"), "{refused}");
+}
+
 /// Goal: a node whose log is damaged comes back by itself as another one, with all that was acknowledged
 /// (A.5, T8).
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

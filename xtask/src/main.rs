@@ -44,7 +44,7 @@ usage: cargo xtask <command>
                        disks lose what was not synced, and whose clocks are set
   soak [--minutes N]   the seed suite over and over for an hour, or N minutes, with the server killed
                        again and again: nothing of it may grow
-  ratio A B [--pairs N] [--seconds S] [--concurrency 1,64,256]
+  ratio A B [--pairs N] [--seconds S] [--concurrency 1,64,256] [--nodes A,B]
                        builds two commits (. is the working tree), runs them in turns under load, and
                        prints each figure of B by that of A, as the median and range of N pairs
   mutate [--list] [NAME ...]

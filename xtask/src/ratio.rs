@@ -2,6 +2,9 @@
 //! same load, and prints each figure of B as a multiple of A's. Machines drift by a fifth within an
 //! hour; two runs right after each other do not, so only ratios within a pair count.
 //!
+//! With `--nodes 1,3` B is a cluster of three, all on this machine; `ratio . . --nodes 1,3` says what
+//! replication costs. The load comes to its first node, whose CPU is what is shown.
+//!
 //! What was built is kept under `target/ratio` by commit: trees, one build directory, servers.
 
 use std::collections::BTreeMap;
@@ -23,6 +26,7 @@ const WORKING_TREE: &str = ".";
 
 pub(crate) struct Options {
     sides: [String; 2],
+    nodes: [u32; 2],
     pairs: usize,
     seconds: u64,
     concurrency: String,
@@ -31,6 +35,7 @@ pub(crate) struct Options {
 pub(crate) fn parse(rest: &[String]) -> Result<Options> {
     let (mut sides, mut pairs, mut seconds) = (Vec::new(), 5, 6);
     let mut concurrency = "1,64,256".to_owned();
+    let mut nodes = [1, 1];
     let mut arguments = rest.iter();
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -38,13 +43,19 @@ pub(crate) fn parse(rest: &[String]) -> Result<Options> {
             "--pairs" => pairs = value()?.parse().context("--pairs N")?,
             "--seconds" => seconds = value()?.parse().context("--seconds S")?,
             "--concurrency" => concurrency = value()?.clone(),
+            "--nodes" => nodes = of_both(value()?).context("--nodes A,B")?,
             side if !side.starts_with('-') => sides.push(side.to_owned()),
             other => bail!("unknown argument {other}"),
         }
     }
     let sides = sides.try_into().ok().context("ratio takes two commits, A and B")?;
     ensure!(pairs > 0, "no pairs, no ratio");
-    Ok(Options { sides, pairs, seconds, concurrency })
+    Ok(Options { sides, nodes, pairs, seconds, concurrency })
+}
+
+fn of_both(text: &str) -> Option<[u32; 2]> {
+    let (first, second) = text.split_once(',')?;
+    Some([first.parse().ok()?, second.parse().ok()?])
 }
 
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, options: &Options) {
@@ -68,7 +79,8 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, options: &Options)
             let order = if number % 2 == 0 { [0, 1] } else { [1, 0] };
             let mut pair = [Figures::new(), Figures::new()];
             for side in order {
-                pair[side] = workshop.measure(&servers[side], &bench, options, log)?;
+                pair[side] =
+                    workshop.measure(&servers[side], options.nodes[side], &bench, options, log)?;
             }
             let [first, second] = pair;
             pairs.push((first, second));
@@ -151,13 +163,14 @@ impl Workshop {
     fn measure(
         &self,
         binary: &Path,
+        nodes: u32,
         bench: &Path,
         options: &Options,
         log: &mut Log,
     ) -> Result<Figures> {
         let server = Server::start(Spec {
             binary: binary.to_path_buf(),
-            nodes: 1,
+            nodes,
             data: self.directory.join("data"),
             log: self.directory.join("server.log"),
             environment: Vec::new(),
@@ -277,6 +290,8 @@ mod tests {
     fn two_commits_are_needed() {
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         assert!(parse(&words("a b --pairs 3 --seconds 5 --concurrency 64")).is_ok());
+        assert!(parse(&words("a b --nodes 1,3")).is_ok_and(|parsed| parsed.nodes == [1, 3]));
+        assert!(parse(&words("a b --nodes 3")).is_err());
         assert!(parse(&words("a")).is_err());
         assert!(parse(&words("a b c")).is_err());
         assert!(parse(&words("a b --pairs 0")).is_err());

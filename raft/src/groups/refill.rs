@@ -108,9 +108,7 @@ impl Inner {
         if through.index < first.index {
             return Err(error);
         }
-        DamageStats::note(&self.damage.found, 1);
-        let error = with_causes(&error);
-        tracing::error!(%group, error, "damaged on the disk; the state is whole, and a snapshot of it takes its place");
+        self.damage.found(group, &error);
         // A purge that is lost in a crash is done again.
         self.log.purge(group, through.index, wire::log_id_to_bytes(&through), |_| {});
         Ok(())

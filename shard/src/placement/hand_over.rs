@@ -37,7 +37,7 @@ impl Cluster {
         })
     }
 
-    async fn hand_over_what_is_led(&self, limit: Duration) -> usize {
+    pub(super) async fn hand_over_what_is_led(&self, limit: Duration) -> usize {
         let until = Instant::now() + limit;
         let host = self.host();
         let shards = host.shard_ids().filter_map(|shard| host.replica(shard));
@@ -71,7 +71,7 @@ impl Cluster {
     }
 
     /// Who can lead a group in this node's place at once: the one that has most of its log.
-    pub(super) fn successor(&self, group: &Group) -> Option<NodeId> {
+    fn successor(&self, group: &Group) -> Option<NodeId> {
         let state = self.meta().state();
         let sightings = self.sightings();
         let may_lead = |node: &NodeId| {

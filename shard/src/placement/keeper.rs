@@ -68,7 +68,6 @@ impl Keeper {
         if state.nodes().next().is_none() {
             return Ok(());
         }
-        self.give_way(&state).await;
         let mut seen = see(&self.cluster, &state, &self.group, self.since);
         self.note_unfinished(&state, &mut seen);
         self.asked.retain(|_, asked| asked.elapsed() < ASK_AGAIN);
@@ -83,17 +82,6 @@ impl Keeper {
             self.asked.insert(shard, Instant::now());
         }
         take(&self.cluster, step).await
-    }
-
-    /// A node that is to lead nothing does not lead the meta group either, where another one can.
-    async fn give_way(&self, state: &MetaState) {
-        let this = state.node(self.cluster.host().node()).map(|node| node.state);
-        if this.is_some_and(|state| state != NodeState::Up)
-            && let Some(to) = self.cluster.successor(&self.group)
-        {
-            tracing::info!(%to, "hands the meta group over");
-            self.group.transfer_leader(to).await;
-        }
     }
 
     /// Since when which placement has not been carried out. One that takes too long is said once.

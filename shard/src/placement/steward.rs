@@ -9,7 +9,7 @@ use piton_raft::{ChangeError, Group, NodeId, Removed};
 use tokio::time::{Instant, timeout};
 
 use crate::error::ShardError;
-use crate::message::{NodeAnswer, NodeCall, Placement};
+use crate::message::{NodeAnswer, NodeCall, NodeState, Placement};
 use crate::meta::MetaState;
 use crate::placement::serving::Serving;
 use crate::placement::surplus::Surplus;
@@ -20,6 +20,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(100);
 /// How long a leader may take to say who belongs to its shard.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a node that drains tries to hand over before it looks after its other duties.
+const GIVE_WAY_MAX: Duration = Duration::from_secs(1);
 
 /// A node's steward.
 pub(super) struct Steward {
@@ -42,6 +44,7 @@ impl Steward {
         loop {
             let state = states.borrow_and_update().clone();
             duties.borrow_and_update();
+            self.give_way(&state).await;
             let is_done = self.look_after_replicas(&state).await & self.look_after_members().await;
             let pause = if is_done { EVERY } else { SOON };
             let news = async {
@@ -51,6 +54,14 @@ impl Steward {
                 }
             };
             let _ = timeout(pause, news).await;
+        }
+    }
+
+    /// A node that is to lead nothing hands over what others can lead, all at once.
+    async fn give_way(&self, state: &MetaState) {
+        let this = state.node(self.cluster.host().node()).map(|node| node.state);
+        if this.is_some_and(|state| state != NodeState::Up) {
+            self.cluster.hand_over_what_is_led(GIVE_WAY_MAX).await;
         }
     }
 

@@ -22,6 +22,9 @@ use crate::{damage, staged};
 /// How long another target is tried for a fault that hit nobody.
 const TRIES_MS: u64 = 60_000;
 
+/// How long a fault waits for a cluster that can do without a node.
+const SPARE_MS: u64 = 60_000;
+
 /// The most that a node's clock is off, and by how much it surely is for a wrong one: beyond what is
 /// relied on, and what the others' are apart.
 const OFF_MS_MAX: u64 = 2_500;
@@ -123,14 +126,35 @@ async fn await_busy(world: &World) {
     }
 }
 
+/// Waits until every shard can do without any one of its nodes: while the cluster has two, say, because one of
+/// three leaves and the next has not come, nothing is decided that a node which is away could lack.
+async fn await_spare(world: &World) {
+    let end = in_ms(SPARE_MS);
+    let can_spare = || {
+        let state = newest_state(world);
+        state.is_some_and(|state| {
+            let mut placed = state.placements();
+            placed.all(|placed| placed.voters.iter().filter(|node| world.is_up(**node)).count() > 2)
+        })
+    };
+    while !can_spare() && tokio::time::Instant::now() < end {
+        sleep_until(in_ms(50)).await;
+    }
+}
+
 /// Lets one fault happen and ends it, with another target each time until it has hit while requests
 /// were under way. Answers whether it has: a node may not come to a point in the time given.
 ///
 /// # Errors
 /// When a node does not start again.
 pub(crate) async fn inflict(world: &World, chance: &Chance, fault: Fault) -> anyhow::Result<bool> {
-    let end = in_ms(TRIES_MS);
+    let mut end = in_ms(TRIES_MS);
     loop {
+        if matches!(fault, Fault::Lagging | Fault::CutSnapshot) {
+            let waited_from = tokio::time::Instant::now();
+            await_spare(world).await;
+            end += waited_from.elapsed();
+        }
         await_busy(world).await;
         let hands = world.hands().lock().await;
         let node = target(world, chance, fault);
@@ -253,10 +277,17 @@ async fn live_with_clock_off(world: &World, chance: &Chance, node: NodeId) -> an
     Ok(end_some(world, chance, &[node], End::Kill).await)
 }
 
-/// Whether a node leads a shard that another one could lead. One that is not up leads nothing, and is
-/// waited for, so that it is not asked too early.
+/// Whether a node leads a shard that another one could lead, while there are two others to compare its clock
+/// with: of two clocks nobody knows which is off. One that is not up leads nothing, and is waited for, so
+/// that it is not asked too early.
 fn leads_wrongly(world: &World, node: NodeId) -> bool {
     let Some(state) = newest_state(world).filter(|_| world.is_up(node)) else { return true };
+    let others = state
+        .nodes()
+        .filter(|other| other.id != node && other.state.is_member() && world.is_up(other.id));
+    if others.count() < 2 {
+        return false;
+    }
     let may_lead = |other: &NodeId| {
         let is_asked = state.node(*other).is_some_and(|other| other.state == NodeState::Up);
         *other != node && world.is_up(*other) && is_asked

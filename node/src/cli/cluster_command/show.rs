@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use piton_core::id::ShardId;
+use piton_node::CLOCK_OFF_MAX;
 use piton_node::operator::{ClusterReport, NodeReport, OperatorClient, ReplicaRole, ShardReport};
 use serde_json::json;
 
@@ -13,8 +14,6 @@ use crate::table;
 
 /// A node that was heard of so lately is there.
 const HEARD_MS: u64 = 5_000;
-/// A clock that is off by more is not relied on.
-const CLOCK_OFF_MS: i64 = 250;
 /// Entries on their way are not missing.
 const BEHIND_MAX: u64 = 1_000;
 /// How often `--watch` asks.
@@ -193,7 +192,8 @@ fn missing_of(node: &NodeReport) -> Vec<String> {
         let word = if node.health == "down" { "down" } else { "not heard of" };
         return vec![format!("node {id} is {word}")];
     }
-    let off = node.clock_ahead_ms.filter(|ms| ms.abs() > CLOCK_OFF_MS);
+    let off =
+        node.clock_ahead_ms.filter(|ms| u128::from(ms.unsigned_abs()) > CLOCK_OFF_MAX.as_millis());
     let clock = off.map(|ms| {
         format!("the clock of node {id} is off by {ms:+} ms: it fires no timers and leads nothing")
     });

@@ -144,16 +144,13 @@ impl Layout {
         draw_ports(&mut planned)?;
         let pids = vec![None; planned.len()];
         let mut layout = Self { directory, nodes: planned, pids };
-        layout.decide_origins()?;
+        layout.decide_origins();
         Ok(layout)
     }
 
     /// The first node founds the cluster where there is none yet. Whoever has no data joins the others,
-    /// a node whose disk was wiped among them. Writes for each node what it is told.
-    ///
-    /// # Errors
-    /// When that cannot be written.
-    pub(super) fn decide_origins(&mut self) -> anyhow::Result<()> {
+    /// a node whose disk was wiped among them.
+    pub(super) fn decide_origins(&mut self) {
         let has_data: Vec<bool> = self.nodes.iter().map(NodeLayout::has_data).collect();
         let is_new = !has_data.contains(&true);
         let peers: Vec<String> =
@@ -167,11 +164,7 @@ impl Layout {
             node.config.cluster.bootstrap = founds;
             node.config.cluster.join =
                 if founds { Vec::new() } else { others.map(|(_, peer)| peer.clone()).collect() };
-            let text = toml::to_string(&node.config).context("write a node's configuration")?;
-            std::fs::write(&node.config_file, text)
-                .with_context(|| format!("write {}", node.config_file.display()))?;
         }
-        Ok(())
     }
 
     /// Who has to be ready before others can join.
@@ -219,6 +212,17 @@ impl Layout {
 }
 
 impl NodeLayout {
+    /// Writes what it is told, for its next start.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    // INVARIANT: only while it does not run. A node that starts may read its file at any moment.
+    pub(super) fn write_config(&self) -> anyhow::Result<()> {
+        let text = toml::to_string(&self.config).context("write a node's configuration")?;
+        std::fs::write(&self.config_file, text)
+            .with_context(|| format!("write {}", self.config_file.display()))
+    }
+
     fn has_data(&self) -> bool {
         self.config.data.directory.join(IDENTITY_FILE).exists()
     }

@@ -107,8 +107,9 @@ impl Local {
 
     fn start(&mut self, id: u32) -> anyhow::Result<()> {
         // A node whose data was wiped meanwhile joins, and founds no second cluster.
-        self.layout.decide_origins()?;
+        self.layout.decide_origins();
         let node = self.layout.node(id).with_context(|| format!("there is no node {id}"))?;
+        node.write_config()?;
         let process = Process::start(node, self.say.clone())?;
         self.layout.set_pid(id, Some(process.pid()))?;
         self.processes.insert(id, process);
