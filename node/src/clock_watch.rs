@@ -45,17 +45,19 @@ impl ClockWatch {
         let cluster = cluster.clone();
         let task = tokio::spawn(async move {
             let (began, clock) = (Instant::now(), cluster.host().clock());
+            let mut is_judged = false;
             loop {
                 clock.slew();
                 behind.set(clock.wall_is_ahead().as_nanos() as f64 / 1e9);
                 let (offsets, members) = offsets(&cluster, &offset_of);
-                let found = compare(&offsets, members, began.elapsed());
-                if let Some(nanos) = found {
+                let waited = (!is_judged).then(|| began.elapsed());
+                if let Some(nanos) = compare(&offsets, members, waited) {
                     ahead.set(nanos as f64 / 1e9);
                     cluster.host().set_clock_ahead(Some(Span::from_nanos(nanos)));
                     judge(&cluster, nanos).await;
+                    is_judged = true;
                 }
-                tokio::time::sleep(if found.is_some() { EVERY } else { SOON }).await;
+                tokio::time::sleep(if is_judged { EVERY } else { SOON }).await;
             }
         });
         Self { task }
@@ -107,14 +109,15 @@ async fn judge(cluster: &Cluster, ahead: i64) {
 }
 
 /// By how much this node's clock is ahead of most of the `members`' clocks, of which the others are at these
-/// offsets. `None`: a node that starts waits until it has heard enough of them. With fewer than a majority,
-/// or where half of them say this and half that, nobody can tell which clocks are right: one that has heard
-/// all, or has waited for long, relies on what it has.
-fn compare(offsets: &[i64], members: usize, waited: Duration) -> Option<i64> {
-    let (heard, (low, high)) = (offsets.len() + 1, middle(offsets));
+/// offsets. `None`: with fewer than a majority, or where half of them say this and half that, nobody can tell
+/// which clocks are right, and what was found before stays. A node that starts has found nothing, and has
+/// `waited`: when that was for long, it relies on what it has.
+fn compare(offsets: &[i64], members: usize, waited: Option<Duration>) -> Option<i64> {
+    let (low, high) = middle(offsets);
     let is_torn = Duration::from_nanos(low.abs_diff(high)) > CLOCK_OFF_MAX;
-    let is_compared = heard > members / 2 && (heard >= members || !is_torn);
-    (is_compared || waited >= FIRST_WAIT).then(|| ahead_of_median(offsets))
+    let is_compared = offsets.len() + 1 > members / 2 && !is_torn;
+    let waits_no_more = waited.is_some_and(|waited| waited >= FIRST_WAIT);
+    (is_compared || waits_no_more).then(|| ahead_of_median(offsets))
 }
 
 /// By how much this node's clock, which is 0 here, is ahead of the median of all; of two in the middle the
@@ -139,23 +142,30 @@ mod tests {
     #[test]
     fn a_node_that_starts_relies_on_its_clock_once_a_majority_has_been_heard() {
         const OFF: i64 = 400_000_000;
-        let at_once = Duration::ZERO;
+        let (at_once, waited) = (Some(Duration::ZERO), Some(FIRST_WAIT));
         assert_eq!(compare(&[], 1, at_once), Some(0), "it is alone");
         // It does not know of its cluster yet.
         assert_eq!(compare(&[], 0, at_once), Some(0));
         assert_eq!(compare(&[], 3, at_once), None);
         assert_eq!(compare(&[-OFF], 5, at_once), None);
         assert_eq!(compare(&[-OFF, -OFF], 5, at_once), Some(OFF));
-        // The first of two that is heard: the second will tell which of the clocks is off.
-        assert_eq!(compare(&[-OFF], 3, at_once), None);
-        assert_eq!(compare(&[-OFF], 3, FIRST_WAIT), Some(0));
-        assert_eq!(compare(&[7], 3, at_once), Some(0), "they agree");
-        assert_eq!(compare(&[-OFF], 2, at_once), Some(0), "there is no other one");
-        assert_eq!(compare(&[-OFF, 7, -OFF], 5, at_once), None);
-        assert_eq!(compare(&[-OFF, 7, -OFF], 4, at_once), Some(0));
         // The others are down, and nobody else could tell.
-        assert_eq!(compare(&[], 3, FIRST_WAIT), Some(0));
-        assert_eq!(compare(&[-OFF, -OFF], 9, FIRST_WAIT), Some(OFF));
+        assert_eq!(compare(&[], 3, waited), Some(0));
+        assert_eq!(compare(&[-OFF, -OFF], 9, waited), Some(OFF));
+    }
+
+    /// Goal: of two clocks that differ neither is relied on for being one's own, while a third can tell.
+    #[test]
+    fn clocks_that_are_torn_say_nothing() {
+        const OFF: i64 = 400_000_000;
+        for torn in [&[-OFF] as &[i64], &[-OFF, 7, -OFF], &[OFF, OFF, -7]] {
+            assert_eq!(compare(torn, torn.len() + 1, Some(Duration::ZERO)), None);
+            assert_eq!(compare(torn, torn.len() + 1, None), None, "what was found stays");
+            // So long nobody else has come who could tell.
+            assert!(compare(torn, torn.len() + 1, Some(FIRST_WAIT)).is_some());
+        }
+        assert_eq!(compare(&[7], 3, None), Some(0), "they agree");
+        assert_eq!(compare(&[-OFF, -OFF], 3, None), Some(OFF));
     }
 
     #[test]

@@ -88,9 +88,12 @@ pub(crate) struct Identity {
     /// The node has drawn its id, and does not know yet whether a cluster has let it in.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_joining: bool,
-    /// What this node holds is damaged: the node that comes in its place, once the others let that one in.
+    /// What this node holds was found damaged: the node that comes in its place, if the others let that one in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     successor: Option<String>,
+    /// The others have let the successor in: this node is no more, whatever it holds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_replaced: bool,
     /// The node in whose place this one came, until the cluster has let go of that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     instead_of: Option<String>,
@@ -148,12 +151,16 @@ impl KeptIdentity {
         identity.keep_copies(disk.as_ref(), directory)
     }
 
-    /// Notes that there is a log.
+    /// Notes that there is a log, and that it can be used: a node that comes in this one's place is not
+    /// wanted any more.
     ///
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn note_log(&self) -> Result<(), IdentityError> {
-        self.change(|identity| identity.has_log = true)
+        self.change(|identity| {
+            identity.has_log = true;
+            (identity.successor, identity.is_replaced) = (None, false);
+        })
     }
 }
 
@@ -306,8 +313,18 @@ impl Identity {
         self.successor.get_or_insert_with(|| hexadecimal(Self::draw_node()));
     }
 
+    /// Whether the others have let in the node that comes in the place of this one.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.is_replaced && self.successor.is_some()
+    }
+
+    /// The others have let in the node that comes in the place of this one.
+    pub(crate) fn note_replaced(&mut self) {
+        self.is_replaced = true;
+    }
+
     /// The node that comes in the place of this one, which gives up what it holds. It asks the nodes that
-    /// this one knew, to be let into the same cluster. `None`: this one is to go on.
+    /// this one knew, to be let into the same cluster. `None`: nothing here was found damaged.
     pub(crate) fn successor(&self) -> Option<Self> {
         let node_id = self.successor.clone()?;
         Some(Self {
@@ -346,6 +363,7 @@ impl Identity {
             is_founding: false,
             is_joining: false,
             successor: None,
+            is_replaced: false,
             instead_of: None,
             peer_port: None,
             peers: BTreeMap::new(),

@@ -133,6 +133,22 @@ impl Door {
         Ok(Self { node, addresses, stranger, request })
     }
 
+    /// The same for a node that cannot do without.
+    ///
+    /// # Errors
+    /// When there is nobody to ask, too.
+    pub(crate) fn of_joiner(
+        config: &Config,
+        identity: &Identity,
+        record: &NodeRecord,
+    ) -> Result<Self, JoinError> {
+        let door = Self::new(config, identity, record)?;
+        if door.addresses.is_empty() {
+            return Err(JoinError::Refused("it is told of no node but itself".to_owned()));
+        }
+        Ok(door)
+    }
+
     /// Asks each member in turn to be let in, until one of them does, or knows that none will. A node
     /// that was let in before may ask again: it learns where the others are, and they where it is.
     async fn knock(&self) -> JoinAnswer {
@@ -162,9 +178,6 @@ impl Door {
     /// # Errors
     /// See [`JoinError`].
     pub(crate) async fn join(&self, ready: &Ready) -> Result<Welcome, JoinError> {
-        if self.addresses.is_empty() {
-            return Err(JoinError::Refused("it is told of no node but itself".to_owned()));
-        }
         ready.set(Err("waiting to be let into the cluster"));
         let (until, mut pause) = (Instant::now() + JOIN_WAIT, JOIN_PAUSE);
         loop {

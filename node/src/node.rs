@@ -349,11 +349,15 @@ type Begun = (Storage, Facts, Registry);
 /// Brings a node's state up, as far as it is to be before it is ready. What is damaged and others have,
 /// they fill anew.
 async fn begin(start: Start<'_>) -> Result<Begun, NodeError> {
-    let begun = begin_once(start).await;
+    let directory = start.directory.path();
+    if refill::is_replaced(start.config, directory).await? {
+        return begin_as(Whose::Successors, start).await;
+    }
+    let begun = begin_as(Whose::Own, start).await;
     if let Err(error) = &begun
-        && refill::give_up(start.config, start.directory.path(), error).await?
+        && refill::give_up(start.config, directory, error).await?
     {
-        return begin_once(start).await;
+        return begin_as(Whose::Successors, start).await;
     }
     begun
 }
@@ -373,10 +377,19 @@ async fn begin_to_listen(
     }
 }
 
-async fn begin_once(start: Start<'_>) -> Result<Begun, NodeError> {
+/// Who comes up from a data directory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// The node whose directory it is.
+    Own,
+    /// The one that comes in its place, since what it holds is damaged.
+    Successors,
+}
+
+async fn begin_as(whose: Whose, start: Start<'_>) -> Result<Begun, NodeError> {
     let Start { config, on: devices, rebuilds, directory, room, addresses, ready } = start;
     let Identified { identity, record, listener } =
-        identify(devices, directory, config, addresses, ready).await?;
+        identify(whose, devices, directory, config, addresses, ready).await?;
     let opening = Opening {
         config,
         directory: directory.path(),
@@ -428,6 +441,7 @@ struct Identified {
 /// Whose the directory is, and whether it may be opened. An empty one becomes that of a new cluster, or
 /// of a node that joins one.
 async fn identify(
+    whose: Whose,
     devices: &Devices,
     directory: &DataDirectory,
     config: &Config,
@@ -437,10 +451,8 @@ async fn identify(
     let (disk, path) = (Arc::clone(&devices.disk), directory.path());
     let asked = config.shards.count;
     let kept = Identity::of(disk.as_ref(), path)?;
-    let successor =
-        kept.as_ref().and_then(|kept| kept.successor().filter(|_| config.cluster.refill));
-    let is_successor = successor.is_some();
-    let kept = successor.or(kept);
+    let is_successor = whose == Whose::Successors;
+    let kept = kept.and_then(|kept| if is_successor { kept.successor() } else { Some(kept) });
     let origin = membership::origin(config, kept.as_ref())?;
     let (mut identity, is_new) = match (kept, &origin) {
         (Some(kept), _) => (kept, false),
@@ -458,22 +470,25 @@ async fn identify(
         let joined = (devices.clock)().now();
         membership::record(config, identity.node(), peer, api, http, joined)
     };
+    let door = match origin {
+        Some(Origin::Joiner) => Some(Door::of_joiner(config, &identity, &record)?),
+        _ => None,
+    };
     if is_new {
         identity.peer_port = (config.peer.port == 0).then(|| peer.port());
         // ORDER: before anybody is told of it, so that one who asks twice asks as one node.
         identity.keep(path)?;
     }
     let identity = KeptIdentity::new(disk, path, identity);
-    if matches!(origin, Some(Origin::Joiner)) {
-        let welcome = Door::new(config, &identity.now(), &record)?.join(ready).await?;
-        let Welcome { cluster_id, shards, peers } = welcome;
+    if let Some(door) = door {
+        let Welcome { cluster_id, shards, peers } = door.join(ready).await?;
         let before = identity.now().cluster_id;
         if !before.is_empty() && before != cluster_id {
             return Err(JoinError::OtherCluster { before, cluster_id }.into());
         }
-        if let Some(gone) = identity.now().instead_of().filter(|_| is_successor) {
+        if is_successor {
             let path = path.to_owned();
-            let aside = tokio::task::spawn_blocking(move || refill::set_aside(&path, gone));
+            let aside = tokio::task::spawn_blocking(move || refill::set_aside(&path));
             aside.await.map_err(RefillError::Thread)??;
         }
         // ORDER: after that. Until then, the next start goes on with what is left to be moved.

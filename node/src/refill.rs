@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use piton_raft::{GroupId, LOG_DIRECTORY, NodeId, RaftError, SNAPSHOT_DIRECTORY, held_alone};
+use piton_raft::{GroupId, LOG_DIRECTORY, RaftError, SNAPSHOT_DIRECTORY, held_alone};
 use piton_store::with_causes;
 
 use crate::accept_loss::states_in;
@@ -98,26 +98,53 @@ fn give_up_now(directory: &Path) -> Result<bool, RefillError> {
     Ok(true)
 }
 
+/// Whether a node was replaced that did not get to set all aside.
+///
+/// # Errors
+/// See [`RefillError`].
+pub(crate) async fn is_replaced(config: &Config, directory: &Path) -> Result<bool, RefillError> {
+    if !config.cluster.refill {
+        return Ok(false);
+    }
+    let directory = directory.to_owned();
+    let kept = tokio::task::spawn_blocking(move || Identity::kept(&directory)).await?;
+    // What is wrong with it is said by who needs it.
+    Ok(kept.is_ok_and(|kept| kept.is_some_and(|kept| kept.is_replaced())))
+}
+
 /// Moves what a node held out of the way of its successor, which was let in. A crash on the way is harmless:
 /// the next start asks again to be let in, as the same successor, and goes on.
 ///
 /// # Errors
 /// When something cannot be moved.
-pub(crate) fn set_aside(directory: &Path, gone: NodeId) -> Result<(), RefillError> {
-    let aside = directory.join(DIRECTORY).join(format!("{:016x}", gone.0));
+pub(crate) fn set_aside(directory: &Path) -> Result<(), RefillError> {
+    let Some(mut identity) = Identity::kept(directory)? else { return Ok(()) };
+    // ORDER: before anything is moved. From here on the node is no more, wherever a crash comes.
+    identity.note_replaced();
+    identity.keep(directory)?;
+    let aside = directory.join(DIRECTORY).join(format!("{:016x}", identity.node().0));
     fs::create_dir_all(&aside).map_err(not_set_aside(&aside))?;
-    for part in PARTS.map(|part| directory.join(part)) {
-        let Some(name) = part.file_name().filter(|_| part.exists()) else { continue };
-        fs::rename(&part, aside.join(name)).map_err(not_set_aside(&part))?;
+    for name in PARTS {
+        let part = directory.join(name);
+        if part.exists() {
+            fs::rename(&part, free_name(&aside, name)).map_err(not_set_aside(&part))?;
+        }
     }
     for moved in [&aside, &directory.join(DIRECTORY), &directory.to_owned()] {
         File::open(moved).and_then(|moved| moved.sync_all()).map_err(not_set_aside(moved))?;
     }
     tracing::warn!(
-        %gone, damaged = %aside.display(),
+        gone = %identity.node(), damaged = %aside.display(),
         "the log was damaged: this node comes back as another one, and is filled by the others"
     );
     Ok(())
+}
+
+/// Somebody may have put back what had been set aside.
+fn free_name(aside: &Path, name: &str) -> PathBuf {
+    let further = (2..).map(|number| aside.join(format!("{name}-{number}")));
+    let mut names = std::iter::once(aside.join(name)).chain(further);
+    names.find(|path| !path.exists()).unwrap_or_else(|| aside.join(name))
 }
 
 /// Removes what was set aside, after the cluster has let go of the node that held it.
@@ -152,6 +179,8 @@ fn not_set_aside(path: &Path) -> impl FnOnce(io::Error) -> RefillError {
 
 #[cfg(test)]
 mod tests {
+    use piton_raft::NodeId;
+
     use super::*;
 
     /// Goal: what cannot be moved is not begun with. Else each further start ends there.
@@ -201,11 +230,17 @@ mod tests {
             for part in &PARTS[..moved] {
                 fs::rename(directory.join(part), aside.join(part)).unwrap();
             }
-            set_aside(directory, identity.node()).unwrap();
+            set_aside(directory).unwrap();
+            let kept = Identity::kept(directory).unwrap().unwrap();
+            assert!(kept.is_replaced() && kept.successor() == named);
+            // Somebody puts the log back, which is of no use any more.
+            fs::create_dir_all(directory.join(LOG_DIRECTORY).join("again")).unwrap();
+            set_aside(directory).unwrap();
             for part in PARTS {
                 assert!(!directory.join(part).exists());
                 assert_eq!(fs::read_to_string(aside.join(part).join("data")).unwrap(), part);
             }
+            assert!(aside.join("log-2").join("again").exists());
         }
     }
 }

@@ -249,6 +249,8 @@ async fn a_node_that_is_told_to_join_itself_is_refused_at_once() {
     config.cluster.join = vec![config.peer.listen().to_string()];
     let refused = chain(&Node::start(config).await.err().unwrap());
     assert!(refused.contains("told of no node but itself"), "{refused}");
+    // It is nobody yet, and may be told something else.
+    assert!(!directory.path().join("node.toml").exists());
 }
 
 /// Goal: a node whose log is damaged comes back by itself as another one, with all that was acknowledged
@@ -302,7 +304,7 @@ async fn a_node_whose_log_is_damaged_is_filled_by_the_others() {
 }
 
 /// Goal: what a damaged node holds is given up only once the others have let its successor in, which is the same
-/// node however often it starts until then.
+/// node however often it starts until then; and not at all if what was damaged has been put back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_damaged_node_keeps_what_it_holds_until_its_successor_is_let_in() {
     let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
@@ -316,24 +318,33 @@ async fn a_damaged_node_keeps_what_it_holds_until_its_successor_is_let_in() {
     }
     let before = identity(damaged)["node_id"].clone();
     damage_log(damaged);
-    let mut successor = None;
-    for _ in 0..2 {
-        let (_, start) = start_waiting(again(damaged));
-        let named = await_until("a successor is named", || async {
-            identity(damaged).get("successor").cloned()
-        })
-        .await;
-        assert_eq!(*successor.get_or_insert(named.clone()), named);
-        start.abort();
-        assert!(start.await.is_err(), "nobody can have let it in");
-        assert_eq!(identity(damaged)["node_id"], before);
-        assert!(damaged.join("log").exists() && !damaged.join("damaged").exists());
-    }
+    start_in_vain(damaged).await;
+    assert_eq!(identity(damaged)["node_id"], before);
+    damage_log(damaged);
     let (_, first) = start_waiting(again(damaged));
     let (_, other) = start_waiting(again(second));
     let last = Running::start(again(third)).await;
     let [first, other] = [first.await, other.await].map(|started| started.unwrap().unwrap());
-    assert_eq!(Some(&identity(damaged)["node_id"]), successor.as_ref());
+    assert_eq!(identity(damaged)["node_id"], before);
+    assert!(!identity(damaged).contains_key("successor"), "its log is whole again");
+    for node in [first, other] {
+        node.stop().await;
+    }
+    last.stop().await;
+
+    damage_log(damaged);
+    let successor = start_in_vain(damaged).await;
+    assert_eq!(start_in_vain(damaged).await, successor);
+    let (_, other) = start_waiting(again(second));
+    let last = Running::start(again(third)).await;
+    // It is let in, and cannot set aside what it holds at first.
+    std::fs::write(damaged.join("damaged"), "").unwrap();
+    let refused = chain(&Node::start(again(damaged)).await.err().unwrap());
+    assert!(refused.contains("set") && refused.contains("aside"), "{refused}");
+    std::fs::remove_file(damaged.join("damaged")).unwrap();
+    let first = Node::start(again(damaged)).await.unwrap();
+    let other = other.await.unwrap().unwrap();
+    assert_eq!(identity(damaged)["node_id"], successor);
     await_until("the damaged node is replaced", || async {
         (!identity(damaged).contains_key("instead_of")).then_some(())
     })
@@ -345,7 +356,20 @@ async fn a_damaged_node_keeps_what_it_holds_until_its_successor_is_let_in() {
     last.stop().await;
 }
 
-/// Flips a bit where later batches show that it had been synced.
+/// Starts a node whose log is damaged where nobody can let its successor in. Answers who that is.
+async fn start_in_vain(damaged: &Path) -> toml::Value {
+    let before = identity(damaged)["node_id"].clone();
+    let (_, start) = start_waiting(again(damaged));
+    let named =
+        await_until("a successor", || async { identity(damaged).get("successor").cloned() }).await;
+    start.abort();
+    assert!(start.await.is_err(), "nobody can have let it in");
+    assert_eq!(identity(damaged)["node_id"], before);
+    assert!(damaged.join("log").exists() && !damaged.join("damaged").exists());
+    named
+}
+
+/// Flips a bit, or flips it back, where later batches show that it had been synced.
 fn damage_log(directory: &Path) {
     let files = std::fs::read_dir(directory.join("log")).unwrap();
     let segments = files.map(|file| file.unwrap().path());

@@ -13,6 +13,8 @@ use crate::route::nodes::behind_of_successor;
 
 /// Nobody took over in this time: another one is asked, or the same one again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// Entries that are sent in no time: who lacks so many more than another one is as good a successor.
+const AS_NEAR: u64 = 100;
 
 impl Cluster {
     /// Hands over all that this node leads before it stops, and is given nothing more to lead. Returns once
@@ -70,7 +72,8 @@ impl Cluster {
         }
     }
 
-    /// Who can lead a group in this node's place at once: the one that has most of its log.
+    /// Who can lead a group in this node's place at once: one of those that have about most of its log, another
+    /// one for each group, so that no node gets all that this one led.
     fn successor(&self, group: &Group) -> Option<NodeId> {
         let state = self.meta().state();
         let sightings = self.sightings();
@@ -81,8 +84,16 @@ impl Cluster {
         };
         let members = group.members();
         let candidates = members.voters.iter().flatten().filter(|node| may_lead(node));
-        let current =
-            candidates.filter_map(|node| Some((behind_of_successor(group, *node).ok()?, *node)));
-        current.min().map(|(_, node)| node)
+        let behind = |node: &NodeId| Some((behind_of_successor(group, *node).ok()?, *node));
+        let current: Vec<(u64, NodeId)> = candidates.filter_map(behind).collect();
+        let least = current.iter().map(|(behind, _)| *behind).min()?;
+        let mut near: Vec<NodeId> = current
+            .into_iter()
+            .filter(|(behind, _)| *behind <= least + AS_NEAR)
+            .map(|(_, node)| node)
+            .collect();
+        near.sort_unstable();
+        let turn = usize::try_from(group.id().0).unwrap_or(0);
+        near.get(turn % near.len().max(1)).copied()
     }
 }

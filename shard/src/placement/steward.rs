@@ -20,8 +20,9 @@ const EVERY: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(100);
 /// How long a leader may take to say who belongs to its shard.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a node that drains tries to hand over before it looks after its other duties.
+/// How long a node that drains tries to hand over before it looks after its other duties, and how often.
 const GIVE_WAY_MAX: Duration = Duration::from_secs(1);
+const GIVE_WAY_EVERY: Duration = Duration::from_secs(5);
 
 /// A node's steward.
 pub(super) struct Steward {
@@ -30,11 +31,19 @@ pub(super) struct Steward {
     surplus: Surplus,
     /// Replicas that were to be closed and are not forgotten yet.
     closing: BTreeSet<ShardId>,
+    /// When it last handed over, while it drains or leaves.
+    gave_way: Option<Instant>,
 }
 
 impl Steward {
     pub(super) fn new(cluster: Cluster, serving: Serving) -> Self {
-        Self { cluster, serving, surplus: Surplus::default(), closing: BTreeSet::new() }
+        Self {
+            cluster,
+            serving,
+            surplus: Surplus::default(),
+            closing: BTreeSet::new(),
+            gave_way: None,
+        }
     }
 
     /// Works, until it is dropped.
@@ -58,9 +67,13 @@ impl Steward {
     }
 
     /// A node that is to lead nothing hands over what others can lead, all at once.
-    async fn give_way(&self, state: &MetaState) {
+    // Not again and again: a leadership that does not pass to whom it is given costs an election.
+    async fn give_way(&mut self, state: &MetaState) {
         let this = state.node(self.cluster.host().node()).map(|node| node.state);
-        if this.is_some_and(|state| state != NodeState::Up) {
+        if this.is_none_or(|state| state == NodeState::Up) {
+            self.gave_way = None;
+        } else if self.gave_way.is_none_or(|gave| gave.elapsed() >= GIVE_WAY_EVERY) {
+            self.gave_way = Some(Instant::now());
             self.cluster.hand_over_what_is_led(GIVE_WAY_MAX).await;
         }
     }

@@ -1,11 +1,12 @@
 //! How a node of the simulation comes up and is laid down: what `piton_node` does with sockets and
 //! directories, on what one life of a node may touch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use piton_node::ClockWatch;
 use piton_raft::log::LogConfig;
 use piton_raft::{Execution, GroupId, Groups, NodeConfig, NodeId, Tuning};
@@ -104,20 +105,24 @@ impl World {
         Ok((cluster, serving))
     }
 
-    /// Answers, in one life of a node, by how much the others' clocks are ahead of its own.
+    /// Answers, in one life of a node, by how much the others' clocks are ahead of its own, or were when they
+    /// were last reached.
     fn offsets_from(
         &self,
         life: &Arc<Life>,
         clock: Clock,
     ) -> impl Fn(NodeId) -> Option<i64> + Send + Sync + 'static {
         let (world, this) = (self.clone(), life.node);
+        let known: Mutex<BTreeMap<NodeId, i64>> = Mutex::default();
         move |node| {
             let network = world.network();
-            if network.is_cut(this, node) || network.is_cut(node, this) {
-                return None;
+            let is_reached = !network.is_cut(this, node) && !network.is_cut(node, this);
+            let there = world.running().into_iter().find(|(life, ..)| life.node == node);
+            let mut known = known.lock();
+            if let Some((_, there, _)) = there.filter(|_| is_reached) {
+                known.insert(node, (there.host().clock().now() - clock.now()).as_nanos());
             }
-            let there = world.running().into_iter().find(|(life, ..)| life.node == node)?;
-            Some((there.1.host().clock().now() - clock.now()).as_nanos())
+            known.get(&node).copied()
         }
     }
 
