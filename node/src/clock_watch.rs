@@ -86,8 +86,9 @@ fn members(cluster: &Cluster) -> Vec<NodeId> {
 
 /// Nanoseconds by which each other member's clock is ahead of this one's, and how many members there are.
 fn offsets(cluster: &Cluster, offset_of: impl Fn(NodeId) -> Option<i64>) -> (Vec<i64>, usize) {
-    let members = members(cluster);
-    let offsets = members.iter().filter_map(|node| offset_of(*node));
+    let (this, members) = (cluster.host().node(), members(cluster));
+    let others = members.iter().filter(|node| **node != this);
+    let offsets = others.filter_map(|node| offset_of(*node));
     (offsets.collect(), members.len())
 }
 
@@ -113,19 +114,26 @@ async fn judge(cluster: &Cluster, ahead: i64) {
 /// which clocks are right, and what was found before stays. A node that starts has found nothing, and has
 /// `waited`: when that was for long, it relies on what it has.
 fn compare(offsets: &[i64], members: usize, waited: Option<Duration>) -> Option<i64> {
-    let (low, high) = middle(offsets);
-    let is_torn = Duration::from_nanos(low.abs_diff(high)) > CLOCK_OFF_MAX;
-    let is_compared = offsets.len() + 1 > members / 2 && !is_torn;
+    let is_compared = offsets.len() + 1 > members / 2 && !is_torn(middle(offsets));
     let waits_no_more = waited.is_some_and(|waited| waited >= FIRST_WAIT);
     (is_compared || waits_no_more).then(|| ahead_of_median(offsets))
 }
 
-/// By how much this node's clock, which is 0 here, is ahead of the median of all; of two in the middle the
+/// By how much this node's clock, which is 0 here, is ahead of the median of all: for an even number the mean of
+/// the two in the middle, so that all nodes are held against the same. Of two that are too far apart it is the
 /// one that is nearer to this node's, since nobody can tell which of them is right.
 fn ahead_of_median(others: &[i64]) -> i64 {
     let (low, high) = middle(others);
-    let median = if low.unsigned_abs() < high.unsigned_abs() { low } else { high };
+    let median = match () {
+        () if !is_torn((low, high)) => low + (high - low) / 2,
+        () if low.unsigned_abs() < high.unsigned_abs() => low,
+        () => high,
+    };
     median.saturating_neg()
+}
+
+fn is_torn((low, high): (i64, i64)) -> bool {
+    Duration::from_nanos(low.abs_diff(high)) > CLOCK_OFF_MAX
 }
 
 /// The two offsets in the middle of all, this node's 0 among them; the same twice where their number is odd.
@@ -164,7 +172,7 @@ mod tests {
             // So long nobody else has come who could tell.
             assert!(compare(torn, torn.len() + 1, Some(FIRST_WAIT)).is_some());
         }
-        assert_eq!(compare(&[7], 3, None), Some(0), "they agree");
+        assert_eq!(compare(&[8], 3, None), Some(-4), "they agree");
         assert_eq!(compare(&[-OFF, -OFF], 3, None), Some(OFF));
     }
 
@@ -174,6 +182,9 @@ mod tests {
         // Three nodes, of which one is ahead.
         assert_eq!(ahead_of_median(&[-OFF, -OFF]), OFF);
         assert_eq!(ahead_of_median(&[OFF, 3]), -3);
+        // Whoever asks, it is the same that each is held against.
+        assert_eq!(ahead_of_median(&[100, 300, 400]), -200);
+        assert_eq!(ahead_of_median(&[-100, 200, 300]), -100);
         // Of two nobody knows which; alone there is nothing to compare with.
         assert_eq!(ahead_of_median(&[OFF]), 0);
         assert_eq!(ahead_of_median(&[-OFF]), 0);

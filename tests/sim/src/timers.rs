@@ -28,7 +28,10 @@ pub(crate) fn check_seen(ledger: &Ledger, broken: &mut Vec<Broken>) {
         let Some(seen_ms) = timed.seen_ms else { continue };
         let early = (timed.asked_ms + timed.span_ms) as i64 - seen_ms as i64;
         if early > EARLY_MS_MAX {
-            let text = format!("A5: {run_id}: a timer was seen fired {early} ms early");
+            let text = format!(
+                "A5: {run_id}: a timer of {} ms, asked for at {}, was seen fired {early} ms early",
+                timed.span_ms, timed.asked_ms
+            );
             broken.push(Broken::new(text));
         }
     }
