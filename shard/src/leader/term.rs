@@ -119,6 +119,9 @@ impl ShardState {
             tracing::debug!(shard = %self.id, term = old.term, "laid down leadership");
         }
         if let Some(term) = serves {
+            if self.cluster.passes_on(&self.replica.group).await {
+                return;
+            }
             while let Err(error) = own_slots(&self.replica, self.id, &self.cluster).await {
                 tracing::warn!(shard = %self.id, %error, "cannot take up leadership");
                 if *self.replica.group.leadership().borrow() != now {

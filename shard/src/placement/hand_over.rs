@@ -13,6 +13,8 @@ use crate::route::nodes::behind_of_successor;
 
 /// Nobody took over in this time: another one is asked, or the same one again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a node that is to lead nothing keeps callers waiting for another leader.
+const PASS_ON_MAX: Duration = Duration::from_secs(1);
 /// Entries that are sent in no time: who lacks so many more than another one is as good a successor.
 const AS_NEAR: u64 = 100;
 
@@ -37,6 +39,12 @@ impl Cluster {
             }
             is_new
         })
+    }
+
+    /// Has another node lead what this one, which is to lead nothing, has just been elected for: before anything is
+    /// decided with a clock that is not relied on. False: this node may lead, or has to, since no other can.
+    pub(crate) async fn passes_on(&self, group: &Group) -> bool {
+        self.host().leads_nothing() && self.hand_over(group, Instant::now() + PASS_ON_MAX).await
     }
 
     pub(super) async fn hand_over_what_is_led(&self, limit: Duration) -> usize {
