@@ -204,7 +204,8 @@ impl Link {
         request: Request,
         heard: &mut Instant,
     ) -> Result<SnapshotAnswer, Interrupted> {
-        match self.ask(RPCTypes::InstallSnapshot, request, self.patience).await {
+        // A question that was lost is asked again soon, for as long as the follower is not silent for too long.
+        match self.ask(RPCTypes::InstallSnapshot, request, self.session_limit).await {
             Ok(Answer::Snapshot(answer)) => {
                 *heard = Instant::now();
                 Ok(answer)

@@ -77,6 +77,21 @@ async fn a_transfer_that_is_cut_goes_on_where_it_was() {
     assert!(carried < STATE_BYTES + STATE_BYTES / 5, "{carried} bytes for {STATE_BYTES}");
 }
 
+/// Goal: a follower whose answer was lost is asked again soon, and not when it has been silent for too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_whose_answer_was_lost_is_asked_again() {
+    let mut tuning = small_parts();
+    tuning.snapshot_patience = Duration::from_secs(3_600);
+    let lagging = Lagging::start(tuning, STATE_BYTES / 8).await;
+    let network = &lagging.cluster.network;
+    let before = lagging.bulk_bytes();
+    network.heal_all();
+    network.cut_one_way(lagging.to, lagging.from);
+    await_until("it was asked", || lagging.bulk_bytes() > before).await;
+    network.heal_all();
+    lagging.await_installed().await;
+}
+
 /// Goal: whoever syncs, verifies or installs for longer than a leader would wait for a part says so,
 /// and is waited for.
 #[tokio::test(flavor = "multi_thread")]

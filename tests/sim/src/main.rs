@@ -29,7 +29,7 @@ mod worker;
 mod workload;
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -51,8 +51,6 @@ use crate::world::{World, in_ms};
 
 /// Seeds that once failed, one a line; always run first.
 const KEPT: &str = include_str!("../seeds.txt");
-/// Seeds that do not pass, each with what it shows, until that is mended. One that passes fails: its line goes.
-const OPEN: &str = include_str!("../open.txt");
 const DRIVERS: usize = 6;
 const WORKERS: usize = 5;
 const FAULTS: u64 = 4;
@@ -109,7 +107,6 @@ fn seeds_in(list: &str) -> impl Iterator<Item = u64> {
 /// a time as there are processors.
 fn run_many(options: &Options) -> Result<bool> {
     let kept = seeds_in(KEPT);
-    let open: BTreeSet<u64> = seeds_in(OPEN).collect();
     let mut seeds: Vec<u64> = kept.chain(options.from..options.from + options.seeds).collect();
     // The first one runs twice, which shows that a seed repeats its run.
     seeds.insert(0, *seeds.first().context("no seeds")?);
@@ -127,13 +124,7 @@ fn run_many(options: &Options) -> Result<bool> {
         if !repeats {
             println!("   seed {seed} does not repeat");
         }
-        let is_open = open.contains(&seed);
-        if is_open {
-            println!("   seed {seed} is open: it is not to pass yet");
-        }
         match code {
-            PASSED if is_open => failed += 1,
-            _ if is_open && repeats => passed += 1,
             PASSED if repeats => passed += 1,
             UNKNOWN if repeats => unknown += 1,
             _ => failed += 1,
