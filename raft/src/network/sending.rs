@@ -205,7 +205,8 @@ impl Link {
         heard: &mut Instant,
     ) -> Result<SnapshotAnswer, Interrupted> {
         // A question that was lost is asked again soon, for as long as the follower is not silent for too long.
-        match self.ask(RPCTypes::InstallSnapshot, request, self.session_limit).await {
+        let limit = self.session_limit.min(self.patience);
+        match self.ask(RPCTypes::InstallSnapshot, request, limit).await {
             Ok(Answer::Snapshot(answer)) => {
                 *heard = Instant::now();
                 Ok(answer)
