@@ -13,8 +13,12 @@ use crate::route::nodes::behind_of_successor;
 
 /// Nobody took over in this time: another one is asked, or the same one again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a node that has been elected waits for its clock to be compared.
+const VERDICT_MAX: Duration = Duration::from_millis(200);
 /// How long a node that is to lead nothing keeps callers waiting for another leader.
 const PASS_ON_MAX: Duration = Duration::from_secs(1);
+/// Who was heard so shortly ago, and a heartbeat comes every 300 ms, has not ended, unless it did so this moment.
+const SURELY_THERE: Duration = Duration::from_millis(450);
 /// Entries that are sent in no time: who lacks so many more than another one is as good a successor.
 const AS_NEAR: u64 = 100;
 
@@ -44,7 +48,12 @@ impl Cluster {
     /// Has another node lead what this one, which is to lead nothing, has just been elected for: before anything is
     /// decided with a clock that is not relied on. False: this node may lead, or has to, since no other can.
     pub(crate) async fn passes_on(&self, group: &Group) -> bool {
-        self.host().leads_nothing() && self.hand_over(group, Instant::now() + PASS_ON_MAX).await
+        let mut trusts = self.host().trusts_clock();
+        // One that has just started knows soon whether its clock is near the others'.
+        let trusted = timeout(VERDICT_MAX, trusts.wait_for(|trusts| *trusts));
+        let is_trusted = trusted.await.is_ok_and(|trusted| trusted.is_ok());
+        let may_lead = is_trusted && !self.host().leads_nothing();
+        !may_lead && self.hand_over(group, Instant::now() + PASS_ON_MAX).await
     }
 
     pub(super) async fn hand_over_what_is_led(&self, limit: Duration) -> usize {
@@ -93,7 +102,13 @@ impl Cluster {
         let members = group.members();
         let candidates = members.voters.iter().flatten().filter(|node| may_lead(node));
         let behind = |node: &NodeId| Some((behind_of_successor(group, *node).ok()?, *node));
-        let current: Vec<(u64, NodeId)> = candidates.filter_map(behind).collect();
+        let mut current: Vec<(u64, NodeId)> = candidates.filter_map(behind).collect();
+        // A leader that hands over to one that has just ended decides nothing until it is missed itself.
+        let is_surely_there =
+            |node: NodeId| group.last_heard(node).is_some_and(|ago| ago < SURELY_THERE);
+        if current.iter().any(|(_, node)| is_surely_there(*node)) {
+            current.retain(|(_, node)| is_surely_there(*node));
+        }
         let least = current.iter().map(|(behind, _)| *behind).min()?;
         let mut near: Vec<NodeId> = current
             .into_iter()
