@@ -3,7 +3,6 @@
 //! Owns the way from a proposal to its verdict. It never looks into a payload and never tries a
 //! proposal twice.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,6 +28,7 @@ use crate::replica_thread::ReplicaThread;
 use crate::rounds::Rounds;
 use crate::snapshot::Snapshots;
 use crate::state_machine::AppliedMembership;
+use crate::switch::Switch;
 use crate::types::{DataMetrics, LogId, Metrics, Proposal, Raft, ServerMetrics, term_of};
 
 /// Proposals are admitted by this many bytes.
@@ -47,6 +47,7 @@ pub(crate) struct Running {
     pub(crate) raft: Raft,
     pub(crate) replica: Arc<ReplicaThread>,
     pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) switch: Arc<Switch>,
     pub(crate) log: Log,
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Handle,
@@ -198,14 +199,6 @@ impl Group {
         })
     }
 
-    /// Hands leadership to `to`. Does nothing if this node does not lead.
-    pub fn transfer_leader(&self, to: NodeId) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            // A group that has stopped leads nothing.
-            let _ = self.inner.raft.trigger().transfer_leader(to).await;
-        })
-    }
-
     /// How far the group is.
     pub fn metrics(&self) -> GroupMetrics {
         let metrics = self.inner.raft.metrics();
@@ -287,31 +280,11 @@ impl Running {
     /// most of the log.
     pub(crate) async fn set_stalled(&self, stalled: bool) {
         self.raft.runtime_config().heartbeat(!stalled);
-        if !stalled {
-            return;
+        if stalled && let Some(to) = self.successors(None).first() {
+            // Not waited for: the disk on which this node would note it hangs. A group that has stopped
+            // leads nothing.
+            let _ = self.raft.trigger().transfer_leader(*to).await;
         }
-        self.hand_over(None).await;
-    }
-
-    /// Hands leadership to the voter, of those in `among`, that has most of the log; `None`: there is
-    /// none of them.
-    pub(crate) async fn hand_over(&self, among: Option<&BTreeSet<NodeId>>) -> Option<NodeId> {
-        let target = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().collect();
-            let is_meant = |to: &NodeId| {
-                *to != self.node
-                    && voters.contains(to)
-                    && among.is_none_or(|among| among.contains(to))
-            };
-            let followers = metrics.replication.iter().flatten();
-            let voters = followers.filter(|(to, _)| is_meant(to));
-            voters.max_by_key(|(_, matching)| **matching).map(|(to, _)| *to)
-        };
-        // A group that has stopped leads nothing.
-        let _ = self.raft.trigger().transfer_leader(target?).await;
-        target
     }
 
     pub(crate) fn stopped(&self, reason: String) -> RaftError {

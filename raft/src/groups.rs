@@ -238,8 +238,7 @@ impl Groups {
     pub fn peer_lost(&self, peer: NodeId) {
         self.inner.switch.lose(peer);
         for group in self.inner.running() {
-            let (group, switch) = (Arc::clone(group.running()), Arc::clone(&self.inner.switch));
-            self.inner.handle.spawn(replace_lost(group, switch, peer));
+            self.inner.handle.spawn(replace_lost(Arc::clone(group.running()), peer));
         }
     }
 
@@ -441,6 +440,7 @@ impl Inner {
             raft,
             replica,
             snapshots,
+            switch: Arc::clone(&self.switch),
             log: self.log.clone(),
             tuning: self.tuning.clone(),
             runtime: self.handle.clone(),

@@ -9,7 +9,8 @@
 //! survives a restart), `group` (propose, read, lead), `members` (who belongs
 //! to a group), `log_store` and `state_machine` (what openraft
 //! asks for), `network`, `switch` and `frame` (what goes between nodes), `snapshot` (files),
-//! `purge` (how far the log goes), `takeover` (a leader that is gone), `floor` (a replica that was
+//! `purge` (how far the log goes), `takeover` (a leader that is gone), `hand_over` (one that
+//! is to be another one), `floor` (a replica that was
 //! forgotten and begins anew).
 
 pub mod log;
@@ -28,6 +29,7 @@ pub mod fuzzing;
 mod group;
 mod groups;
 mod halt;
+mod hand_over;
 mod log_store;
 mod members;
 mod memory_network;

@@ -125,17 +125,17 @@ impl Group {
                 }
             }
             let leaves = !voters.contains(&group.node);
-            if leaves && let Some(leader) = group.hand_over(Some(&voters)).await {
-                let mut leadership = group.leadership.clone();
-                let gone = leadership.wait_for(|now| now.leader != Some(group.node));
-                // If it is not gone by then, that one says so.
-                let _ = timeout(group.tuning.election_max, gone).await;
-                return Err(ChangeError::NotLeader { leader: Some(leader) });
+            if leaves {
+                let successors = group.successors(Some(&voters));
+                if !successors.is_empty() {
+                    let leader = group.ask_to_lead(&successors).await;
+                    return Err(ChangeError::NotLeader { leader });
+                }
             }
             group.change(ChangeMembers::ReplaceAllVoters(voters.clone()), removed).await?;
             if leaves {
                 // All voters are new: they could not lead before.
-                group.hand_over(Some(&voters)).await;
+                group.ask_to_lead(&group.successors(Some(&voters))).await;
             }
             Ok(())
         })

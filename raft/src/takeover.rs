@@ -17,7 +17,6 @@ use tokio::time::sleep;
 use crate::config::NodeId;
 use crate::frame::{Answer, Request};
 use crate::group::Running;
-use crate::switch::Switch;
 use crate::transport::Lane;
 
 /// Members stand for a lost leader's place within this time, so that not all do at one moment.
@@ -28,7 +27,7 @@ const ROUNDS: u64 = 4;
 const ANSWER_LIMIT: Duration = Duration::from_millis(300);
 
 /// Stands for the place of `peer`, if it leads and a majority has lost it.
-pub(crate) async fn replace_lost(group: Arc<Running>, switch: Arc<Switch>, peer: NodeId) {
+pub(crate) async fn replace_lost(group: Arc<Running>, peer: NodeId) {
     let execution = group.tuning.execution;
     let pause = |round: u64| {
         let drawn = execution.draw((u64::from(group.id.0) << 8) | round);
@@ -40,10 +39,10 @@ pub(crate) async fn replace_lost(group: Arc<Running>, switch: Arc<Switch>, peer:
             return;
         }
         sleep(pause(round)).await;
-        if !switch.is_lost(peer) {
+        if !group.switch.is_lost(peer) {
             return;
         }
-        if group.others_have_lost(&switch, peer).await {
+        if group.others_have_lost(peer).await {
             group.stand_for(peer).await;
             // Where two stood, each has its own vote, and nobody leads.
             sleep(Duration::from_millis(2 * SPREAD_MILLIS)).await;
@@ -54,7 +53,7 @@ pub(crate) async fn replace_lost(group: Arc<Running>, switch: Arc<Switch>, peer:
 
 impl Running {
     /// Whether a majority of each set of voters has lost `peer`, this node among them.
-    async fn others_have_lost(&self, switch: &Arc<Switch>, peer: NodeId) -> bool {
+    async fn others_have_lost(&self, peer: NodeId) -> bool {
         let sets = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -68,7 +67,8 @@ impl Running {
         let mut answers: FuturesUnordered<_> = others
             .map(|voter| async move {
                 let request = Request::PeerLost { peer };
-                let answer = switch.ask(voter, Lane::Urgent, self.id, request, ANSWER_LIMIT).await;
+                let ask = self.switch.ask(voter, Lane::Urgent, self.id, request, ANSWER_LIMIT);
+                let answer = ask.await;
                 matches!(answer, Ok(Answer::PeerLost(true))).then_some(voter)
             })
             .collect();

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod damage;
+mod hand_over;
 mod held;
 mod leave;
 mod members;

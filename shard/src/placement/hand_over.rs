@@ -11,14 +11,10 @@ use crate::meta::META_GROUP;
 use crate::route::cluster::Cluster;
 use crate::route::nodes::behind_of_successor;
 
-/// Nobody took over in this time: another one is asked, or the same one again.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a node that has been elected waits for its clock to be compared.
 const VERDICT_MAX: Duration = Duration::from_millis(200);
 /// How long a node that is to lead nothing keeps callers waiting for another leader.
 const PASS_ON_MAX: Duration = Duration::from_secs(1);
-/// Who was heard so shortly ago, and a heartbeat comes every 300 ms, has not ended, unless it did so this moment.
-const SURELY_THERE: Duration = Duration::from_millis(450);
 /// Entries that are sent in no time: who lacks so many more than another one is as good a successor.
 const AS_NEAR: u64 = 100;
 
@@ -73,20 +69,14 @@ impl Cluster {
 
     /// Whether this node does not lead the group any more.
     async fn hand_over(&self, group: &Group, until: Instant) -> bool {
-        let mut leadership = group.leadership();
-        loop {
-            if leadership.borrow_and_update().leader != Some(self.host().node()) {
-                return true;
-            }
+        while group.leadership().borrow().leader == Some(self.host().node()) {
             let Some(to) = self.successor(group).filter(|_| Instant::now() < until) else {
                 return false;
             };
+            // It is looked at anew, whichever way this ends.
             group.transfer_leader(to).await;
-            let this = self.host().node();
-            let gone = leadership.wait_for(|now| now.leader != Some(this));
-            // It is looked at anew, whichever way this ended.
-            let _ = timeout(ASK_AGAIN, gone).await;
         }
+        true
     }
 
     /// Who can lead a group in this node's place at once: one of those that have about most of its log, another
@@ -102,13 +92,7 @@ impl Cluster {
         let members = group.members();
         let candidates = members.voters.iter().flatten().filter(|node| may_lead(node));
         let behind = |node: &NodeId| Some((behind_of_successor(group, *node).ok()?, *node));
-        let mut current: Vec<(u64, NodeId)> = candidates.filter_map(behind).collect();
-        // A leader that hands over to one that has just ended decides nothing until it is missed itself.
-        let is_surely_there =
-            |node: NodeId| group.last_heard(node).is_some_and(|ago| ago < SURELY_THERE);
-        if current.iter().any(|(_, node)| is_surely_there(*node)) {
-            current.retain(|(_, node)| is_surely_there(*node));
-        }
+        let current: Vec<(u64, NodeId)> = candidates.filter_map(behind).collect();
         let least = current.iter().map(|(behind, _)| *behind).min()?;
         let mut near: Vec<NodeId> = current
             .into_iter()

@@ -188,8 +188,10 @@ impl Cluster {
             MetaError::Invalid(format!("Shard {shard} is not handed over to node {to}: {why}."))
         };
         behind_of_successor(&group, to).map_err(refused)?;
-        group.transfer_leader(to).await;
-        Ok(())
+        if group.transfer_leader(to).await {
+            return Ok(());
+        }
+        Err(MetaError::Unavailable(format!("nobody took over shard {shard}")))
     }
 
     /// How this node sees a shard that it leads. The members are those of a committed entry.
@@ -263,6 +265,10 @@ pub(crate) fn behind_of_successor(group: &Group, to: NodeId) -> Result<u64, &'st
     }
     if group.last_heard(to).is_none_or(|ago| ago >= HEARD) {
         return Err("it is silent");
+    }
+    // It may have been heard by the connection that has just ended with its process.
+    if !group.is_connected(to) {
+        return Err("there is no connection to it");
     }
     let behind = group.lag(to).map(|lag| lag.entries).filter(|behind| *behind <= BEHIND_MAX);
     behind.ok_or("it is far behind")

@@ -342,7 +342,8 @@ impl Drop for Cluster {
 fn clean(program: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("PITON_") {
+        // How much the nodes log is for who runs this to say.
+        if name.to_string_lossy().starts_with("PITON_") && name != "PITON_LOG" {
             command.env_remove(name);
         }
     }
