@@ -121,6 +121,22 @@ impl MemoryNetwork {
         self.inner.state.lock().inboxes.remove(&node);
     }
 
+    /// Ends the connections between two nodes, which have new ones at once. What is on its way is lost.
+    pub fn break_connections(&self, one: NodeId, other: NodeId) {
+        let inboxes = {
+            let mut state = self.inner.state.lock();
+            for (from, to) in [(one, other), (other, one)] {
+                state.lose(from, to);
+            }
+            [(one, other), (other, one)].map(|(of, peer)| (state.inboxes.get(&of).cloned(), peer))
+        };
+        for (inbox, peer) in inboxes {
+            for lane in [Lane::Urgent, Lane::Entries, Lane::Bulk] {
+                inbox.iter().for_each(|inbox| inbox.connection_ended(peer, lane));
+            }
+        }
+    }
+
     /// Frames that were made ready for a node that cannot be reached.
     pub fn frames_refused(&self) -> u64 {
         self.inner.state.lock().refused
@@ -182,7 +198,13 @@ impl Transport for MemoryTransport {
 impl State {
     fn cut(&mut self, from: NodeId, to: NodeId) {
         self.cut.insert((from, to));
+        self.lose(from, to);
+    }
+
+    /// What is on its way is lost.
+    fn lose(&mut self, from: NodeId, to: NodeId) {
         self.delayed.retain(|Reverse(delayed)| (delayed.from, delayed.to) != (from, to));
+        self.last_due.retain(|(of, at, _), _| (*of, *at) != (from, to));
         self.free_at.remove(&(from, to));
     }
 

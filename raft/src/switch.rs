@@ -336,6 +336,12 @@ impl Inbox for SwitchInbox {
             }
         }
     }
+
+    fn connection_ended(&self, peer: NodeId, lane: Lane) {
+        let Some(switch) = self.0.upgrade().filter(|_| lane == Lane::Entries) else { return };
+        // What has no answer yet gets none: the next session sends it again at once.
+        switch.sessions.lock().retain(|_, (to, _)| *to != peer);
+    }
 }
 
 /// A question under way; forgotten when nobody waits for its answer any more.

@@ -32,6 +32,11 @@ pub trait Transport: Send + Sync + 'static {
 pub trait Inbox: Send + Sync + 'static {
     /// Takes one frame, quickly and without waiting. Damaged frames are dropped.
     fn receive(&self, from: NodeId, frame: Bytes);
+
+    /// A connection from or to a peer has ended: what was under way on it is lost.
+    fn connection_ended(&self, peer: NodeId, lane: Lane) {
+        let _ = (peer, lane);
+    }
 }
 
 /// Which queue a frame goes through: heartbeats must not wait behind entries, nor entries behind

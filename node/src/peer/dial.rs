@@ -224,7 +224,7 @@ async fn converse(net: &Shared, member: &Member, lane: PeerLane, stream: Stream)
     let metrics = net.metrics.lane(lane);
     let bytes_max = net.config.queue_bytes_max(lane);
     let queue = Queue::new(bytes_max, lane.frame_bytes_max(), metrics.queue_bytes.clone());
-    let open = Open { member, lane, link: Arc::new(Link::new(queue)) };
+    let open = Open { net, member, lane, link: Arc::new(Link::new(queue)) };
     let _connected = Counted::new(&metrics.connected);
     if lane == PeerLane::Urgent {
         member.hear(net);
@@ -250,6 +250,7 @@ async fn converse(net: &Shared, member: &Member, lane: PeerLane, stream: Stream)
 
 /// Takes the connection away from those who send, whichever way it ends.
 struct Open<'m> {
+    net: &'m Shared,
     member: &'m Member,
     lane: PeerLane,
     link: Arc<Link>,
@@ -259,6 +260,7 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.member.set_link(self.lane, None);
         self.link.close();
+        self.net.connection_ended(self.member.node, self.lane);
         self.member.broke(self.lane);
     }
 }

@@ -141,24 +141,30 @@ async fn converse(
         PeerLane::Urgent | PeerLane::Entries | PeerLane::Bulk => PONGS_BYTES_MAX,
     };
     let queue = Queue::new(bytes_max, lane.frame_bytes_max(), metrics.queue_bytes.clone());
-    let open = Open(Arc::new(queue));
+    let open = Open { net, member, lane, queue: Arc::new(queue) };
     let (reader, mut writer) = tokio::io::split(stream);
     tokio::select! {
-        written = open.0.write_to(&mut writer, metrics) => match written {
+        written = open.queue.write_to(&mut writer, metrics) => match written {
             // Only the end of a connection closes its queue.
             Ok(()) => FrameError::Closed,
             Err(error) => error.into(),
         },
-        ended = listen(net, member, lane, reader, &open.0) => ended,
+        ended = listen(net, member, lane, reader, &open.queue) => ended,
     }
 }
 
-/// Lets go of those who wait to send an answer, whichever way the connection ends.
-struct Open(Arc<Queue>);
+/// Lets go of those who wait to send an answer, or for one, whichever way the connection ends.
+struct Open<'m> {
+    net: &'m Shared,
+    member: &'m Member,
+    lane: PeerLane,
+    queue: Arc<Queue>,
+}
 
-impl Drop for Open {
+impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.close();
+        self.queue.close();
+        self.net.connection_ended(self.member.node, self.lane);
     }
 }
 

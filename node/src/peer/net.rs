@@ -110,6 +110,20 @@ impl Shared {
         self.member(node).is_some_and(|member| member.link(self, lane).is_some())
     }
 
+    /// Has Raft hear that a connection from or to a member has ended.
+    pub(super) fn connection_ended(&self, node: NodeId, lane: PeerLane) {
+        let lane = match lane {
+            PeerLane::Urgent => Lane::Urgent,
+            PeerLane::Entries => Lane::Entries,
+            PeerLane::Bulk => Lane::Bulk,
+            PeerLane::Calls => return,
+        };
+        let inbox = self.inbox.read().clone();
+        if let Some(inbox) = inbox {
+            inbox.connection_ended(node, lane);
+        }
+    }
+
     /// Nanoseconds since this node started.
     pub(super) fn nanos(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)

@@ -169,7 +169,7 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
                 let fits = is_append_answer(&result, self.link.switch.node(), prev, last);
                 if fits { Ok(result) } else { Err(does_not_fit()) }
             }
-            _ => Err(network("the follower ended the session")),
+            _ => Err(network("the session was ended")),
         }
     }
 }

@@ -120,8 +120,25 @@ impl Network {
         state.weather = Weather::default();
     }
 
+    /// A node's process has ended. Whom its links lead to is told that its connections have, too.
     pub(crate) fn remove(&self, node: NodeId) {
-        self.shared.state.lock().inboxes.remove(&node);
+        let others: Vec<Arc<dyn Inbox>> = {
+            let mut state = self.shared.state.lock();
+            state.inboxes.remove(&node);
+            let is_told = |other: NodeId| {
+                !state.cut.contains(&(node, other)) && !state.cut.contains(&(other, node))
+            };
+            let others = state
+                .inboxes
+                .iter()
+                .filter(|(other, (life, _))| is_told(**other) && life.is_alive());
+            others.map(|(_, (_, inbox))| Arc::clone(inbox)).collect()
+        };
+        for inbox in others {
+            for lane in [Lane::Urgent, Lane::Entries, Lane::Bulk] {
+                inbox.connection_ended(node, lane);
+            }
+        }
     }
 
     /// The way of a call between shards, which keeps no order.

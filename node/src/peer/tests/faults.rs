@@ -31,8 +31,13 @@ async fn what_was_queued_for_a_broken_connection_is_never_sent_on_the_next() {
     for _ in 0..40 {
         one.send(&two, Lane::Entries, vec![1; 1 << 20]);
     }
+    assert!([&one, &two].iter().all(|node| node.inbox.ended.lock().is_empty()));
     proxy.cut();
     await_until("it broke", || !one.net.is_connected(two.id, PeerLane::Entries)).await;
+    for (node, peer) in [(&one, &two), (&two, &one)] {
+        let ended = [Lane::Urgent, Lane::Entries, Lane::Bulk].map(|lane| (peer.id, lane));
+        await_until("Raft hears of it", || *node.inbox.ended.lock() == BTreeSet::from(ended)).await;
+    }
     proxy.set(Link::Open);
     await_until("it is connected again", || one.reaches(two.id)).await;
     one.send(&two, Lane::Entries, "last");

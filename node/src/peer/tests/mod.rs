@@ -56,12 +56,18 @@ pub(super) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T
 pub(super) struct Record {
     frames: Mutex<Vec<(NodeId, Bytes)>>,
     count: AtomicUsize,
+    /// Connections that it was told have ended.
+    ended: Mutex<BTreeSet<(NodeId, Lane)>>,
 }
 
 impl Inbox for Record {
     fn receive(&self, from: NodeId, frame: Bytes) {
         self.frames.lock().push((from, frame));
         self.count.fetch_add(1, Ordering::Release);
+    }
+
+    fn connection_ended(&self, peer: NodeId, lane: Lane) {
+        self.ended.lock().insert((peer, lane));
     }
 }
 
