@@ -154,8 +154,12 @@ impl Inner {
         let latest = latest.await;
         let latest =
             latest.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
-        let mut voters = latest.iter().flat_map(|latest| latest.membership().voter_ids());
-        Ok(voters.any(|voter| voter != self.node))
+        let Some(latest) = latest else {
+            // Nothing says who belongs to it. Whoever follows another node is not alone.
+            let vote = self.log.state(group).vote.and_then(|vote| wire::vote_from_bytes(vote).ok());
+            return Ok(vote.is_some_and(|vote| vote.leader_id.voted_for != self.node));
+        };
+        Ok(latest.membership().voter_ids().any(|voter| voter != self.node))
     }
 }
 
