@@ -88,6 +88,11 @@ async fn a_leadership_goes_to_nobody_who_is_silent() {
     let (cluster, namespace) = members.cluster_of(leader);
     let shard = cluster.shard_of(&key(&namespace, "moved"));
     members.cut_off(silent);
+    let refused = cluster.hand_over_to(shard, silent).await;
+    assert!(
+        matches!(&refused, Err(MetaError::Invalid(why)) if why.contains("no connection")),
+        "{refused:?}"
+    );
     await_until("it is silent", || async {
         let heard = members.last_heard("moved", silent)?;
         (heard >= Duration::from_secs(1)).then_some(())
@@ -182,5 +187,38 @@ async fn a_node_that_is_down_is_replaced_after_the_time_that_is_set() {
     assert_eq!(state, Some(NodeState::Up), "it may come back, and then holds what it is given");
     load.join_all().await;
     await_orders(api.as_ref(), &ledger).await;
+    members.stop().await;
+}
+
+/// A node that stops gives what it leads to all the others, and not to one that would have it all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_node_hands_over_is_spread_over_the_others() {
+    let mut members = Members::start_alone(2_207).await;
+    let [stops, second, third] = [1, 2, 3].map(NodeId);
+    for node in [second, third] {
+        members.join(node, "").await;
+    }
+    members.await_voters(&[1, 2, 3]).await;
+    let (cluster, _) = members.cluster_of(stops);
+    let settings = ClusterSettings { is_rebalancing_paused: true, ..ClusterSettings::default() };
+    cluster.meta().set_cluster(settings).await.unwrap();
+    let groups = members.shard_groups(stops);
+    await_until("it leads everything", || async {
+        for node in [second, third] {
+            for group in members.shard_groups(node) {
+                group.transfer_leader(stops).await;
+            }
+        }
+        groups.iter().all(|group| group.leadership().borrow().serving).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.hand_over_all(Duration::from_secs(10)).await, 0, "it leads nothing now");
+    for node in [second, third] {
+        await_until("it leads something", || async {
+            let groups = members.shard_groups(node);
+            groups.iter().any(|group| group.leadership().borrow().serving).then_some(())
+        })
+        .await;
+    }
     members.stop().await;
 }

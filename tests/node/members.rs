@@ -436,6 +436,12 @@ impl Members {
         self.running().find_map(|(_, running)| heard(running))
     }
 
+    /// The groups of all shards, on one node.
+    pub(crate) fn shard_groups(&self, node: NodeId) -> Vec<Group> {
+        let groups = groups_of(self.members[&node].running.as_ref().unwrap());
+        groups.into_iter().filter(|group| group.id() != META_GROUP).collect()
+    }
+
     /// The last entry in each node's log of a workflow's shard.
     pub(crate) fn last_indices(&self, workflow_id: &str) -> BTreeMap<NodeId, u64> {
         let last =
