@@ -172,6 +172,42 @@ pub(crate) fn noticed(
     by_kind
 }
 
+/// What clients noticed of a node that caught up.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct CaughtUp {
+    /// How long it took until the cluster was whole, in ms.
+    pub(crate) took: Vec<u64>,
+    /// How long requests took, with all their tries, that were sent shortly before it came back, in ms.
+    pub(crate) before: Vec<u64>,
+    /// The same from then on until the cluster was whole.
+    pub(crate) meanwhile: Vec<u64>,
+}
+
+/// What is compared with the time in which a node catches up.
+const BEFORE_US: u64 = 30_000_000;
+
+pub(crate) fn caught_up(faults: &[Fault], requests: &[Requested]) -> BTreeMap<Kind, CaughtUp> {
+    let mut by_kind: BTreeMap<Kind, CaughtUp> = BTreeMap::new();
+    for fault in faults {
+        let Some(back_us) = fault.back_us else { continue };
+        let caught_up = by_kind.entry(fault.kind).or_default();
+        caught_up.took.push(fault.ready_us.saturating_sub(back_us) / 1_000);
+        for request in requests {
+            let millis = (request.to_us - request.from_us) / 1_000;
+            if (back_us.saturating_sub(BEFORE_US)..back_us).contains(&request.from_us) {
+                caught_up.before.push(millis);
+            } else if (back_us..fault.ready_us).contains(&request.from_us) {
+                caught_up.meanwhile.push(millis);
+            }
+        }
+    }
+    for caught_up in by_kind.values_mut() {
+        let CaughtUp { took, before, meanwhile } = caught_up;
+        [took, before, meanwhile].into_iter().for_each(|times| times.sort_unstable());
+    }
+    by_kind
+}
+
 /// Tasks that nobody answered, though every worker answers what it is given.
 pub(crate) fn lost_tasks(histories: &Histories) -> Vec<Broken> {
     let mut lost = Vec::new();
@@ -205,6 +241,7 @@ mod tests {
             node: 0,
             from_us: 1_000_000,
             to_us: 2_000_000,
+            back_us: None,
             ready_us: 3_000_000,
             led: vec![1],
             in_flight: 1,
@@ -221,6 +258,21 @@ mod tests {
             probe(1, 1_200_000, 1_600_000),
         ];
         assert_eq!(failovers(&[fault(Kind::Kill)], &probes)[&Kind::Kill], [600]);
+    }
+
+    #[test]
+    fn a_node_catches_up_from_when_it_is_back_until_all_is_whole() {
+        let away = Fault { back_us: Some(2_000_000), ..fault(Kind::Away) };
+        let request = |from_us, to_us| Requested { from_us, to_us, is_answered: true };
+        let requests = [
+            request(1_999_000, 2_001_000),
+            request(2_000_000, 2_005_000),
+            request(2_900_000, 3_100_000),
+            request(3_000_000, 3_001_000),
+        ];
+        let caught_up = caught_up(&[away, fault(Kind::Kill)], &requests);
+        let expected = CaughtUp { took: vec![1_000], before: vec![2], meanwhile: vec![5, 200] };
+        assert_eq!(caught_up, BTreeMap::from([(Kind::Away, expected)]));
     }
 
     #[test]

@@ -32,7 +32,9 @@ pub(crate) struct Fault {
     pub(crate) node: usize,
     pub(crate) from_us: u64,
     pub(crate) to_us: u64,
-    /// When all nodes were ready again.
+    /// When a node that lacked much by then was there again, to catch up.
+    pub(crate) back_us: Option<u64>,
+    /// When all nodes were ready again, or had caught up.
     pub(crate) ready_us: u64,
     /// Shards that the node led.
     pub(crate) led: Vec<u32>,
@@ -139,8 +141,8 @@ impl<'a> Nemesis<'a> {
         self.journal.note(&format!("{kind} of node {node}, which leads {led:?}"));
         println!("   {:7.1} s  {kind} of node {node}, {in_flight} calls in flight", self.seconds());
         let from_us = self.journal.now_us();
-        let fault = Fault { kind, node, from_us, to_us: 0, ready_us: 0, led, in_flight };
-        self.faults.push(fault);
+        let (to_us, ready_us, back_us) = (0, 0, None);
+        self.faults.push(Fault { kind, node, from_us, to_us, back_us, ready_us, led, in_flight });
         let done = self.carry_out(kind, node).await;
         let to_us = self.journal.now_us();
         self.journal.note(&format!("{kind} of node {node} is over"));
@@ -174,6 +176,9 @@ impl<'a> Nemesis<'a> {
             Kind::Away => {
                 let away = self.about(self.plan.away);
                 self.kill(&[node], away).await?;
+                self.is_back();
+                self.cluster.await_ready(node).await?;
+                self.cluster.await_whole().await?;
             }
             Kind::RotStore => self.rot(node, "store").await?,
             Kind::RotLog => self.rot(node, "log").await?,
@@ -234,6 +239,14 @@ impl<'a> Nemesis<'a> {
             self.cluster.start(*node).await?;
         }
         Ok(())
+    }
+
+    /// From now on a node catches up.
+    fn is_back(&mut self) {
+        let now = self.journal.now_us();
+        if let Some(fault) = self.faults.last_mut() {
+            fault.back_us = Some(now);
+        }
     }
 
     async fn rot(&mut self, node: usize, what: &str) -> Result<()> {
@@ -316,6 +329,7 @@ impl<'a> Nemesis<'a> {
         cluster.kill(node).await;
         cluster.wipe(node)?;
         sleep(self.millis(0, 4_000)).await;
+        self.is_back();
         cluster.join(node, &self.others(node)).await?;
         self.note(&format!("node {node} has joined anew"));
         cluster.order_patiently(&["replace", &id]).await?;

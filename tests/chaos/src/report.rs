@@ -9,7 +9,7 @@ use anyhow::Result;
 use piton_tests::audit::{Broken, CLOSING, Histories};
 
 use crate::chart;
-use crate::figures::{self, HELD, Placement, spread};
+use crate::figures::{self, HELD, Placement, at_share, spread};
 use crate::journal::{Journal, Outcome};
 use crate::kinds::Kind;
 use crate::nemesis::Fault;
@@ -37,6 +37,7 @@ impl Run<'_> {
         self.faults(&mut text)?;
         self.failover(&mut text)?;
         self.planned(&mut text)?;
+        self.caught_up(&mut text)?;
         self.calls(&mut text)?;
         self.audited(&mut text)?;
         fs::write(directory.join("report.md"), &text)?;
@@ -94,6 +95,25 @@ impl Run<'_> {
             let figures::Noticed { times, requests, given_up, sent_again, failed } = noticed;
             let (count, spread, failed) = (requests.len(), spread(&requests), given_up + failed);
             writeln!(text, "| {kind} | {times} | {count} | {spread} | {failed} | {sent_again} |")?;
+        }
+        Ok(())
+    }
+
+    /// What it costs that a node catches up.
+    fn caught_up(&self, text: &mut String) -> Result<()> {
+        let caught_up = figures::caught_up(self.faults, &self.journal.requests());
+        if caught_up.is_empty() {
+            return Ok(());
+        }
+        *text += "\n## Catching up\n\nFrom when a node was there again until the cluster was whole, and the p99 of \
+                  requests in the 30 s before and meanwhile, with all their tries, in ms.\n\n";
+        *text += "| Fault | Times | Whole after, p50 | Longest | p99 before | p99 meanwhile |\n";
+        *text += "|---|---:|---:|---:|---:|---:|\n";
+        for (kind, figures::CaughtUp { took, before, meanwhile }) in caught_up {
+            let longest = took.last().copied().unwrap_or_default();
+            let (times, half) = (took.len(), at_share(&took, 0.5));
+            let [before, meanwhile] = [before, meanwhile].map(|times| at_share(&times, 0.99));
+            writeln!(text, "| {kind} | {times} | {half} | {longest} | {before} | {meanwhile} |")?;
         }
         Ok(())
     }
