@@ -2,10 +2,9 @@
 //!
 //! openraft asks a successor once and takes that back in no term: where its request is lost, or meets a
 //! node that has just ended, the leader decides nothing and sends no heartbeats until it is missed. So
-//! the successor is asked again, and then the others.
+//! the successor is asked again, and then those that may lead as well.
 
 use std::collections::BTreeSet;
-use std::iter::repeat_n;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -16,22 +15,25 @@ use crate::config::NodeId;
 use crate::group::{Group, Running};
 use crate::transport::Lane;
 
-/// Taking over takes a sync and a round trip; whoever has not in this time is asked again, or another one.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// How often the one is asked who is to lead, before any other voter will do.
-const ASKS: usize = 2;
+/// Taking over takes some syncs and round trips, a few milliseconds in all; whoever has not in this time is
+/// asked again, or another one.
+const ASK_AGAIN: Duration = Duration::from_millis(150);
+const ASKS: usize = 3;
 
 impl Group {
-    /// Hands leadership to `to`, or to another voter where that one does not take it up. True: one of
-    /// them did. Does nothing if this node does not lead, or is `to`.
-    pub fn transfer_leader(&self, to: NodeId) -> BoxFuture<'_, bool> {
+    /// Hands leadership to the first of these voters, or to the second where that one does not take it up.
+    /// Answers who leads then: `None`, if that is not known, or nobody took it up, or this node did not
+    /// lead.
+    pub fn transfer_leader(&self, successors: &[NodeId]) -> BoxFuture<'_, Option<NodeId>> {
+        let running = self.running().clone();
+        let successors = successors.iter().copied().filter(|to| *to != running.node);
+        let successors: Vec<NodeId> = successors.collect();
         Box::pin(async move {
-            if to == self.running().node {
-                return false;
-            }
-            let others = self.running().successors(None).into_iter().filter(|other| *other != to);
-            let asked: Vec<NodeId> = repeat_n(to, ASKS).chain(others).collect();
-            self.running().ask_to_lead(&asked).await.is_some()
+            let runtime = running.runtime.clone();
+            // On Raft's runtime: a caller who goes away between two askings would leave the group without
+            // a leader that decides.
+            let asked = runtime.spawn(async move { running.ask_to_lead(&successors).await });
+            asked.await.ok().flatten()
         })
     }
 
@@ -57,20 +59,21 @@ impl Running {
         followers.into_iter().map(|(to, _)| *to).collect()
     }
 
-    /// Asks one after the other to take over, until one has; who was asked last then. `None`: this node
-    /// does not lead, or nobody has.
+    /// Asks the first one twice, and then the second one, until one stands for election; who leads then.
+    /// More of them that stand at the same time would only divide the votes.
     pub(crate) async fn ask_to_lead(&self, successors: &[NodeId]) -> Option<NodeId> {
         let mut leadership = self.leadership.clone();
         let led = *leadership.borrow_and_update();
         if led.leader != Some(self.node) {
             return None;
         }
-        for to in successors {
+        for to in successors.first().into_iter().chain(successors).take(ASKS) {
             // A group that has stopped leads nothing.
             let _ = self.raft.trigger().transfer_leader(*to).await;
-            let taken_over = leadership.wait_for(|now| now.term > led.term);
-            if let Ok(taken_over) = timeout(ASK_AGAIN, taken_over).await {
-                return taken_over.is_ok().then_some(*to);
+            let stands = timeout(ASK_AGAIN, leadership.wait_for(|now| now.term > led.term));
+            if stands.await.is_ok_and(|stands| stands.is_ok()) {
+                let leads = leadership.wait_for(|now| now.leader.is_some());
+                return timeout(ASK_AGAIN, leads).await.ok()?.ok()?.leader;
             }
         }
         tracing::warn!(group = %self.id, asked = ?successors, "nobody took the leadership over");

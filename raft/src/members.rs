@@ -97,7 +97,7 @@ impl Group {
     /// half done is completed so.
     ///
     /// A leader that is not among the new voters hands its leadership to one that is, and answers
-    /// [`ChangeError::NotLeader`]: ask that one.
+    /// [`ChangeError::NotLeader`]: ask that one, if it is known by then.
     ///
     /// # Errors
     /// See [`ChangeError`].

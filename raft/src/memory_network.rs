@@ -121,19 +121,18 @@ impl MemoryNetwork {
         self.inner.state.lock().inboxes.remove(&node);
     }
 
-    /// Ends the connections between two nodes, which have new ones at once. What is on its way is lost.
-    pub fn break_connections(&self, one: NodeId, other: NodeId) {
-        let inboxes = {
+    /// Ends the connections from a node to another one, and has new ones begin. What is on its way is
+    /// lost.
+    pub fn reconnect(&self, from: NodeId, to: NodeId) {
+        let [sender, receiver] = {
             let mut state = self.inner.state.lock();
-            for (from, to) in [(one, other), (other, one)] {
-                state.lose(from, to);
-            }
-            [(one, other), (other, one)].map(|(of, peer)| (state.inboxes.get(&of).cloned(), peer))
+            state.lose(from, to);
+            state.cut.remove(&(from, to));
+            [from, to].map(|node| state.inboxes.get(&node).cloned())
         };
-        for (inbox, peer) in inboxes {
-            for lane in [Lane::Urgent, Lane::Entries, Lane::Bulk] {
-                inbox.iter().for_each(|inbox| inbox.connection_ended(peer, lane));
-            }
+        for lane in [Lane::Urgent, Lane::Entries, Lane::Bulk] {
+            sender.iter().for_each(|inbox| inbox.sent_is_lost(to, lane));
+            receiver.iter().for_each(|inbox| inbox.answers_are_lost(from, lane));
         }
     }
 

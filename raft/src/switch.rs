@@ -337,10 +337,19 @@ impl Inbox for SwitchInbox {
         }
     }
 
-    fn connection_ended(&self, peer: NodeId, lane: Lane) {
+    fn sent_is_lost(&self, peer: NodeId, lane: Lane) {
         let Some(switch) = self.0.upgrade().filter(|_| lane == Lane::Entries) else { return };
-        // What has no answer yet gets none: the next session sends it again at once.
+        // They end, and the next ones send it again as soon as there is a connection.
         switch.sessions.lock().retain(|_, (to, _)| *to != peer);
+    }
+
+    fn answers_are_lost(&self, peer: NodeId, lane: Lane) {
+        let Some(switch) = self.0.upgrade().filter(|_| lane == Lane::Entries) else { return };
+        // They end, too; but what they have sent is on its way, and takes up room until it is answered.
+        for (_, session) in switch.sessions.lock().values().filter(|(to, _)| *to == peer) {
+            // It has ended by itself.
+            let _ = session.send((0, None));
+        }
     }
 }
 

@@ -33,9 +33,14 @@ pub trait Inbox: Send + Sync + 'static {
     /// Takes one frame, quickly and without waiting. Damaged frames are dropped.
     fn receive(&self, from: NodeId, frame: Bytes);
 
-    /// A connection from or to a peer has ended: what was under way on it is lost.
-    fn connection_ended(&self, peer: NodeId, lane: Lane) {
-        let _ = (peer, lane);
+    /// The connection to a peer has ended: what was sent on it is lost, if it was not answered.
+    fn sent_is_lost(&self, to: NodeId, lane: Lane) {
+        let _ = (to, lane);
+    }
+
+    /// The connection from a peer has ended, or a new one has begun: answers of it may be lost.
+    fn answers_are_lost(&self, from: NodeId, lane: Lane) {
+        let _ = (from, lane);
     }
 }
 

@@ -68,7 +68,7 @@ async fn what_a_node_is_elected_for_whose_clock_is_off_is_led_by_another_one() {
         await_until("it is elected", || async {
             let mut seen_there = group_on(off).leadership();
             let leader = members.leader_of(&workflow_id).await;
-            group_on(leader).transfer_leader(off).await;
+            group_on(leader).transfer_leader(&[off]).await;
             // Another one is, where it has to catch up.
             let elected = seen_there.wait_for(|now| now.leader.is_some_and(|now| now != leader));
             let elected = timeout(Duration::from_secs(1), elected).await.ok()?;

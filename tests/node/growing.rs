@@ -206,7 +206,7 @@ async fn what_a_node_hands_over_is_spread_over_the_others() {
     await_until("it leads everything", || async {
         for node in [second, third] {
             for group in members.shard_groups(node) {
-                group.transfer_leader(stops).await;
+                group.transfer_leader(&[stops]).await;
             }
         }
         groups.iter().all(|group| group.leadership().borrow().serving).then_some(())

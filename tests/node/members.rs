@@ -344,7 +344,7 @@ impl Members {
                 return Some(());
             }
             let running = self.members[&from].running.as_ref()?;
-            group_of(running, workflow_id)?.transfer_leader(to).await;
+            group_of(running, workflow_id)?.transfer_leader(&[to]).await;
             None
         })
         .await;

@@ -260,7 +260,7 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.member.set_link(self.lane, None);
         self.link.close();
-        self.net.connection_ended(self.member.node, self.lane);
+        self.net.tell_raft(self.lane, |raft, lane| raft.sent_is_lost(self.member.node, lane));
         self.member.broke(self.lane);
     }
 }

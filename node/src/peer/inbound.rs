@@ -142,6 +142,8 @@ async fn converse(
     };
     let queue = Queue::new(bytes_max, lane.frame_bytes_max(), metrics.queue_bytes.clone());
     let open = Open { net, member, lane, queue: Arc::new(queue) };
+    // Since the last one ended.
+    net.tell_raft(lane, |raft, lane| raft.answers_are_lost(member.node, lane));
     let (reader, mut writer) = tokio::io::split(stream);
     tokio::select! {
         written = open.queue.write_to(&mut writer, metrics) => match written {
@@ -164,7 +166,7 @@ struct Open<'m> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.queue.close();
-        self.net.connection_ended(self.member.node, self.lane);
+        self.net.tell_raft(self.lane, |raft, lane| raft.answers_are_lost(self.member.node, lane));
     }
 }
 

@@ -110,8 +110,8 @@ impl Shared {
         self.member(node).is_some_and(|member| member.link(self, lane).is_some())
     }
 
-    /// Has Raft hear that a connection from or to a member has ended.
-    pub(super) fn connection_ended(&self, node: NodeId, lane: PeerLane) {
+    /// Has Raft hear what becomes of its connections.
+    pub(super) fn tell_raft(&self, lane: PeerLane, tell: impl FnOnce(&dyn Inbox, Lane)) {
         let lane = match lane {
             PeerLane::Urgent => Lane::Urgent,
             PeerLane::Entries => Lane::Entries,
@@ -120,7 +120,7 @@ impl Shared {
         };
         let inbox = self.inbox.read().clone();
         if let Some(inbox) = inbox {
-            inbox.connection_ended(node, lane);
+            tell(&*inbox, lane);
         }
     }
 

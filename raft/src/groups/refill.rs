@@ -133,7 +133,8 @@ impl Inner {
         read.map_err(|source| RaftError::Log { group, source })
     }
 
-    /// Whether another node votes in the group, by the latest that can be read of it here.
+    /// Whether another node votes in the group, by the latest that can be read of it here. Where nothing
+    /// can, its vote tells: nobody votes for another node who is alone.
     async fn is_held_elsewhere(
         &self,
         group: GroupId,
@@ -155,7 +156,6 @@ impl Inner {
         let latest =
             latest.map_err(|error| RaftError::Stopped { group, reason: error.to_string() })?;
         let Some(latest) = latest else {
-            // Nothing says who belongs to it. Whoever follows another node is not alone.
             let vote = self.log.state(group).vote.and_then(|vote| wire::vote_from_bytes(vote).ok());
             return Ok(vote.is_some_and(|vote| vote.leader_id.voted_for != self.node));
         };

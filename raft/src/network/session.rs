@@ -86,7 +86,8 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
             let (_, answers) = self.open.as_mut()?;
             tokio::select! {
                 biased;
-                answer = answers.recv(), if waits => {
+                // Without a question, too: it may be that there will be no answers any more.
+                answer = answers.recv() => {
                     self.progress = Instant::now();
                     return Some(self.take_answer(answer));
                 }

@@ -251,7 +251,7 @@ async fn leadership_is_transferred_on_request() {
     let old = cluster.await_leader(&ALL).await;
     let new = others(old)[1];
     let to = cluster.nodes[new].id;
-    cluster.nodes[old].group().transfer_leader(to).await;
+    cluster.nodes[old].group().transfer_leader(&[to]).await;
     let mut leadership = cluster.nodes[new].group().leadership();
     leadership.wait_for(|now| now.serving).await.expect("the group runs");
     let mut leadership = cluster.nodes[old].group().leadership();
@@ -453,7 +453,7 @@ async fn leader_serves_once_the_first_entry_of_its_term_is_applied() {
     let new = &cluster.nodes[others(old)[0]];
     new.ledger.hold(true);
     propose_anywhere(&cluster, &[old], "acknowledged").await;
-    cluster.nodes[old].group().transfer_leader(new.id).await;
+    cluster.nodes[old].group().transfer_leader(&[new.id]).await;
     let mut leadership = new.group().leadership();
     let leads = leadership.wait_for(|now| now.leader == Some(new.id)).await;
     assert!(!leads.expect("the group runs").serving, "it has applied nothing yet");

@@ -282,7 +282,7 @@ async fn a_replica_that_was_forgotten_does_not_stand_before_it_is_filled() {
     assert_eq!(left.ledger.book().lines, cluster.nodes[leader].ledger.book().lines);
     cluster.set_voters(&[1, 2, 3], Removed::Leaves).await;
     let leader = cluster.await_leader(&[1, 2]).await;
-    cluster.nodes[leader].group().transfer_leader(left.id).await;
+    cluster.nodes[leader].group().transfer_leader(&[left.id]).await;
     anew.leadership().wait_for(|now| now.serving).await.expect("the group runs");
 }
 

@@ -1,5 +1,6 @@
 //! Leaderships are handed over before a node stops, so that nobody waits until it is missed.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -15,6 +16,8 @@ use crate::route::nodes::behind_of_successor;
 const VERDICT_MAX: Duration = Duration::from_millis(200);
 /// How long a node that is to lead nothing keeps callers waiting for another leader.
 const PASS_ON_MAX: Duration = Duration::from_secs(1);
+/// A connection that broke is there again after so long, where both its ends are.
+const RECONNECTED_IN: Duration = Duration::from_millis(50);
 /// Entries that are sent in no time: who lacks so many more than another one is as good a successor.
 const AS_NEAR: u64 = 100;
 
@@ -70,18 +73,25 @@ impl Cluster {
     /// Whether this node does not lead the group any more.
     async fn hand_over(&self, group: &Group, until: Instant) -> bool {
         while group.leadership().borrow().leader == Some(self.host().node()) {
-            let Some(to) = self.successor(group).filter(|_| Instant::now() < until) else {
+            let mut successors = self.successors(group);
+            if successors.is_empty() || Instant::now() >= until {
                 return false;
-            };
-            // It is looked at anew, whichever way this ends.
-            group.transfer_leader(to).await;
+            }
+            successors.retain(|to| group.is_connected(*to));
+            if successors.is_empty() {
+                // Those that were heard a moment ago are back in a moment, or soon not heard any more.
+                tokio::time::sleep(RECONNECTED_IN).await;
+            } else {
+                // It is looked at anew, whichever way this ends.
+                group.transfer_leader(&successors).await;
+            }
         }
         true
     }
 
-    /// Who can lead a group in this node's place at once: one of those that have about most of its log, another
-    /// one for each group, so that no node gets all that this one led.
-    fn successor(&self, group: &Group) -> Option<NodeId> {
+    /// Who can lead a group in this node's place at once: those that have about most of its log, in another order
+    /// for each group, so that no node gets all that this one led.
+    pub(crate) fn successors(&self, group: &Group) -> Vec<NodeId> {
         let state = self.meta().state();
         let sightings = self.sightings();
         let may_lead = |node: &NodeId| {
@@ -92,15 +102,16 @@ impl Cluster {
         let members = group.members();
         let candidates = members.voters.iter().flatten().filter(|node| may_lead(node));
         let behind = |node: &NodeId| Some((behind_of_successor(group, *node).ok()?, *node));
-        let current: Vec<(u64, NodeId)> = candidates.filter_map(behind).collect();
-        let least = current.iter().map(|(behind, _)| *behind).min()?;
-        let mut near: Vec<NodeId> = current
-            .into_iter()
-            .filter(|(behind, _)| *behind <= least + AS_NEAR)
-            .map(|(_, node)| node)
-            .collect();
-        near.sort_unstable();
+        let current: BTreeMap<NodeId, u64> =
+            candidates.filter_map(behind).map(|(behind, node)| (node, behind)).collect();
+        let least = current.values().min().copied().unwrap_or_default();
+        let near = current.into_iter().filter(|(_, behind)| *behind <= least + AS_NEAR);
+        let mut near: Vec<NodeId> = near.map(|(node, _)| node).collect();
         let turn = usize::try_from(group.id().0).unwrap_or(0);
-        near.get(turn % near.len().max(1)).copied()
+        if !near.is_empty() {
+            let first = turn % near.len();
+            near.rotate_left(first);
+        }
+        near
     }
 }

@@ -172,7 +172,7 @@ impl Cluster {
     ///
     /// # Errors
     /// [`MetaError::NotLed`] where this node does not lead the shard, [`MetaError::Invalid`] where the
-    /// other one cannot.
+    /// other one cannot, [`MetaError::Unavailable`] where it did not.
     // INVARIANT: nobody is made the leader who is silent or far behind: the shard would stand still until
     // it has caught up, or until the next election. What others have seen of it may be seconds old.
     pub async fn hand_over_to(&self, shard: ShardId, to: NodeId) -> Result<(), MetaError> {
@@ -188,10 +188,19 @@ impl Cluster {
             MetaError::Invalid(format!("Shard {shard} is not handed over to node {to}: {why}."))
         };
         behind_of_successor(&group, to).map_err(refused)?;
-        if group.transfer_leader(to).await {
+        // It may have been heard by the connection that has just ended with its process.
+        if !group.is_connected(to) {
+            return Err(refused("there is no connection to it"));
+        }
+        let others = self.successors(&group).into_iter().filter(|other| *other != to);
+        let successors: Vec<NodeId> = [to].into_iter().chain(others).collect();
+        let leader = group.transfer_leader(&successors).await;
+        if leader == Some(to) {
             return Ok(());
         }
-        Err(MetaError::Unavailable(format!("nobody took over shard {shard}")))
+        let leads = leader.map_or("nobody".to_owned(), |leader| format!("node {leader}"));
+        let text = format!("node {to} has not taken over shard {shard}; {leads} leads it now");
+        Err(MetaError::Unavailable(text))
     }
 
     /// How this node sees a shard that it leads. The members are those of a committed entry.
@@ -265,10 +274,6 @@ pub(crate) fn behind_of_successor(group: &Group, to: NodeId) -> Result<u64, &'st
     }
     if group.last_heard(to).is_none_or(|ago| ago >= HEARD) {
         return Err("it is silent");
-    }
-    // It may have been heard by the connection that has just ended with its process.
-    if !group.is_connected(to) {
-        return Err("there is no connection to it");
     }
     let behind = group.lag(to).map(|lag| lag.entries).filter(|behind| *behind <= BEHIND_MAX);
     behind.ok_or("it is far behind")

@@ -136,7 +136,8 @@ impl Network {
         };
         for inbox in others {
             for lane in [Lane::Urgent, Lane::Entries, Lane::Bulk] {
-                inbox.connection_ended(node, lane);
+                inbox.sent_is_lost(node, lane);
+                inbox.answers_are_lost(node, lane);
             }
         }
     }

@@ -56,8 +56,9 @@ pub(super) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T
 pub(super) struct Record {
     frames: Mutex<Vec<(NodeId, Bytes)>>,
     count: AtomicUsize,
-    /// Connections that it was told have ended.
+    /// Connections to others that it was told have ended, and from others that have ended or begun.
     ended: Mutex<BTreeSet<(NodeId, Lane)>>,
+    changed: Mutex<Vec<(NodeId, Lane)>>,
 }
 
 impl Inbox for Record {
@@ -66,8 +67,12 @@ impl Inbox for Record {
         self.count.fetch_add(1, Ordering::Release);
     }
 
-    fn connection_ended(&self, peer: NodeId, lane: Lane) {
-        self.ended.lock().insert((peer, lane));
+    fn sent_is_lost(&self, to: NodeId, lane: Lane) {
+        self.ended.lock().insert((to, lane));
+    }
+
+    fn answers_are_lost(&self, from: NodeId, lane: Lane) {
+        self.changed.lock().push((from, lane));
     }
 }
 
