@@ -318,6 +318,7 @@ impl Node {
         for task in [self.api, self.pages] {
             end_in_time(task, stop_max).await;
         }
+        self.storage.cluster().withdraw_polls().await;
         self.storage.close().await;
         self.directory
     }

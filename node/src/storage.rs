@@ -344,6 +344,10 @@ impl Storage {
         Ok(discarded.await??)
     }
 
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// Hands over what this node leads, as far as others can lead it.
     pub(crate) async fn hand_over(&self) {
         let led = self.cluster.hand_over_all(HAND_OVER_MAX).await;

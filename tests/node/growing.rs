@@ -4,21 +4,28 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use piton_core::effect::QueueName;
 use piton_core::id::ShardId;
 use piton_raft::NodeId;
 use piton_shard::{
-    ClusterSettings, MetaError, NodeAnswer, NodeCall, NodeHealth, NodeState, NodeStatus,
+    ClusterSettings, MetaError, NodeAnswer, NodeCall, NodeHealth, NodeState, NodeStatus, QueueType,
 };
+use tokio::time::timeout;
 
+use crate::client::start_of;
 use crate::members::Members;
 use crate::members_client::key;
 use crate::worker::{
-    Ledger, Worker, await_orders, await_until, check_against, history_of, place_orders,
+    Ledger, Worker, await_orders, await_until, check_against, history_of, insist, place_orders,
+    schedule,
 };
 
 const QUEUE: &str = "orders";
 /// The shortest time that may be set.
 const DOWN_AFTER: Duration = Duration::from_secs(10);
+
+/// Shorter than an attempt's timeout, after which a lost one comes back.
+const AT_ONCE: Duration = Duration::from_secs(8);
 
 fn orders(phase: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{phase}-{number}")).collect()
@@ -220,5 +227,47 @@ async fn what_a_node_hands_over_is_spread_over_the_others() {
         })
         .await;
     }
+    members.stop().await;
+}
+
+/// A task that is sent to a poll of a process that has ended is nobody's until it times out. So a node that stops
+/// waits until the queues know that its polls have ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_that_stops_waits_until_its_polls_are_withdrawn() {
+    let mut members = Members::start_alone(2_208).await;
+    let [owner, stops] = [1, 2].map(NodeId);
+    for node in [stops, NodeId(3)] {
+        members.join(node, "").await;
+    }
+    members.await_voters(&[1, 2, 3]).await;
+    // A queue lies where the workflow of its name does.
+    members.lead("acts", owner).await;
+    let (cluster, namespace) = members.cluster_of(owner);
+    let polls = members.client_of(stops);
+    let polled = tokio::spawn(async move { polls.poll_activity_task("acts").await });
+    await_until("the poll waits", || async {
+        let queue = QueueName::normal("acts");
+        let view = cluster.describe_task_queue(&namespace, queue, QueueType::Activity).await;
+        (!view.ok()?.pollers.is_empty()).then_some(())
+    })
+    .await;
+
+    members.cut_off(stops);
+    polled.abort();
+    assert!(polled.await.unwrap_err().is_cancelled());
+    let (stopping, _) = members.cluster_of(stops);
+    let mut withdrawn = tokio::spawn(async move { stopping.withdraw_polls().await });
+    let early = timeout(Duration::from_millis(500), &mut withdrawn).await;
+    assert!(early.is_err(), "the queue knows nothing yet");
+    members.heal(stops);
+    withdrawn.await.unwrap();
+    members.kill(stops, true).await;
+
+    let api = members.client_of(owner);
+    insist("it starts", || api.start(start_of("acts", "simple", "acts"))).await.unwrap();
+    let task = api.poll_workflow_task("acts").await.unwrap();
+    api.complete_workflow_task(&task.task_token, vec![schedule("a", "acts")]).await.unwrap();
+    let attempt = timeout(AT_ONCE, api.poll_activity_task("acts")).await;
+    assert_eq!(attempt.expect("it went to nobody else").unwrap().attempt, 1);
     members.stop().await;
 }

@@ -12,6 +12,10 @@ use crate::meta::META_GROUP;
 use crate::route::cluster::Cluster;
 use crate::route::nodes::behind_of_successor;
 
+/// How long a node that stops waits for the queues to hear that its polls have ended, and then for tasks that were
+/// on their way by then: through a commit, and between nodes.
+const WITHDRAWN_IN: Duration = Duration::from_secs(1);
+const LAST_TASKS: Duration = Duration::from_millis(200);
 /// How long a node that has been elected waits for its clock to be compared.
 const VERDICT_MAX: Duration = Duration::from_millis(200);
 /// How long a node that is to lead nothing keeps callers waiting for another leader.
@@ -28,6 +32,18 @@ impl Cluster {
         Box::pin(async move {
             self.host().stop_leading();
             self.hand_over_what_is_led(limit).await
+        })
+    }
+
+    /// Returns once no task comes any more for a poll of this node, of which all have ended: a task that is sent to a
+    /// process that is gone is nobody's until it times out, and as long as the process is there it says that
+    /// the poll is gone.
+    pub fn withdraw_polls(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let had_some = timeout(WITHDRAWN_IN, self.host().polls().all_withdrawn()).await;
+            if self.members().len() > 1 && had_some.unwrap_or(true) {
+                tokio::time::sleep(LAST_TASKS).await;
+            }
         })
     }
 

@@ -544,11 +544,7 @@ impl Drop for WaitingPoll<'_> {
         if let Ok(delivery) = self.open.delivery.try_recv() {
             return self.cluster.put_back(self.open.id, &delivery);
         }
-        self.cluster.send_to_queue(QueueCall::WithdrawPoll {
-            queue: self.queue.clone(),
-            node: self.cluster.host().node(),
-            poll: self.open.id,
-        });
+        self.cluster.withdraw_poll(self.queue, self.open.id);
     }
 }
 

@@ -324,6 +324,24 @@ impl Cluster {
         }
     }
 
+    /// Tells a queue that a poll of this node has ended without a task.
+    pub(crate) fn withdraw_poll(&self, queue: &QueueKey, poll: PollId) {
+        let shard = self.shard_of_queue(queue);
+        let node = self.host.node();
+        let call = Call::from(QueueCall::WithdrawPoll { queue: queue.clone(), node, poll });
+        let withdrawing = self.host.polls().withdraw();
+        match self.host.serving(shard) {
+            Some(leader) => leader.post(call),
+            None => {
+                let cluster = self.clone();
+                tokio::spawn(async move {
+                    cluster.send_until_taken(shard, call).await;
+                    drop(withdrawing);
+                });
+            }
+        }
+    }
+
     /// Tells a shard's leader something whose loss nothing else would repair.
     pub(crate) fn insist(&self, shard: ShardId, call: Call) {
         let cluster = self.clone();

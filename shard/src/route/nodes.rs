@@ -115,7 +115,7 @@ impl Cluster {
         Err(MetaError::Invalid(text))
     }
 
-    fn members(&self) -> BTreeSet<NodeId> {
+    pub(crate) fn members(&self) -> BTreeSet<NodeId> {
         let state = self.meta().state();
         state.nodes().filter(|node| node.state.is_member()).map(|node| node.id).collect()
     }

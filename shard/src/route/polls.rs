@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::ids::Ids;
 use crate::message::{Delivery, PollId, Receipt};
@@ -20,6 +20,8 @@ const EMPTY_MAX: usize = 1 << 16;
 pub(crate) struct Polls {
     known: Arc<Mutex<Known>>,
     next: Arc<AtomicU64>,
+    /// Polls that have ended without a task, and whose queues do not know it yet.
+    withdrawing: Arc<watch::Sender<usize>>,
 }
 
 #[derive(Default)]
@@ -41,7 +43,21 @@ impl Polls {
         // Other nodes may still hold polls of this node's last life; a task for one of those must
         // not reach another that has the same number by chance.
         let first = ids.draw().as_u64_pair().0 >> 1;
-        Self { known: Arc::default(), next: Arc::new(AtomicU64::new(first)) }
+        let withdrawing = Arc::new(watch::Sender::new(0));
+        Self { known: Arc::default(), next: Arc::new(AtomicU64::new(first)), withdrawing }
+    }
+
+    /// Held while a queue is told that a poll has ended.
+    pub(crate) fn withdraw(&self) -> Withdrawing {
+        self.withdrawing.send_modify(|count| *count += 1);
+        Withdrawing(Arc::clone(&self.withdrawing))
+    }
+
+    /// Returns once the queues know of all that have ended. False: there was none.
+    pub(crate) async fn all_withdrawn(&self) -> bool {
+        // The sender is held here.
+        let _ = self.withdrawing.subscribe().wait_for(|count| *count == 0).await;
+        !self.known.lock().empty.is_empty()
     }
 
     pub(crate) fn open(&self) -> OpenPoll {
@@ -65,6 +81,15 @@ impl Polls {
             known.end_empty(id);
         }
         if is_taken { Receipt::Taken } else { Receipt::Gone }
+    }
+}
+
+/// A queue is being told that a poll has ended.
+pub(crate) struct Withdrawing(Arc<watch::Sender<usize>>);
+
+impl Drop for Withdrawing {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
