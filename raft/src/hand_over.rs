@@ -2,7 +2,7 @@
 //!
 //! openraft asks a successor once and takes that back in no term: where its request is lost, or meets a
 //! node that has just ended, the leader decides nothing and sends no heartbeats until it is missed. So
-//! the successor is asked again, and then those that may lead as well.
+//! the successor is asked again, and then one more that may lead.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

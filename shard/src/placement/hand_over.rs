@@ -1,4 +1,5 @@
-//! Leaderships are handed over before a node stops, so that nobody waits until it is missed.
+//! Leaderships are handed over before a node stops, so that nobody waits until it is missed; and its polls are
+//! withdrawn, so that no task is sent to it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
