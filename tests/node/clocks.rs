@@ -8,6 +8,7 @@ use piton_raft::NodeId;
 use tokio::time::timeout;
 
 use crate::client::start_of;
+use crate::growing::three_that_were_one;
 use crate::members::Members;
 use crate::members_client::key;
 use crate::worker::{await_until, complete, history_of, insist, start_timer};
@@ -46,11 +47,8 @@ async fn a_clock_that_is_off_fires_nothing_until_it_is_near_again() {
 /// what it is elected for, before it decides anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_a_node_is_elected_for_whose_clock_is_off_is_led_by_another_one() {
-    let mut members = Members::start_alone(2_302).await;
+    let mut members = three_that_were_one(2_302).await;
     let off = NodeId(2);
-    members.join(off, "").await;
-    members.join(NodeId(3), "").await;
-    members.await_voters(&[1, 2, 3]).await;
     members.kill(off, true).await;
     members.set_clock(off, &|| Timestamp::from_millis(FAR_AHEAD_MS));
     members.start_node(off).await;

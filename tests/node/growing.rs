@@ -27,6 +27,16 @@ const DOWN_AFTER: Duration = Duration::from_secs(10);
 /// Shorter than an attempt's timeout, after which a lost one comes back.
 const AT_ONCE: Duration = Duration::from_secs(8);
 
+/// A cluster of one that has grown to three: the first has led everything, and settings are recorded.
+pub(crate) async fn three_that_were_one(number: u64) -> Members {
+    let mut members = Members::start_alone(number).await;
+    for node in [2, 3] {
+        members.join(NodeId(node), "").await;
+    }
+    members.await_voters(&[1, 2, 3]).await;
+    members
+}
+
 fn orders(phase: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{phase}-{number}")).collect()
 }
@@ -171,14 +181,11 @@ async fn nobody_else_says_how_a_node_is() {
 /// settings give it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_node_that_is_down_is_replaced_after_the_time_that_is_set() {
-    let mut members = Members::start_alone(2_206).await;
+    let mut members = three_that_were_one(2_206).await;
     let api = members.client();
     let ledger = Ledger::default();
     let _worker = Worker::start(&api, QUEUE, 6);
     let lost = NodeId(2);
-    members.join(lost, "").await;
-    members.join(NodeId(3), "").await;
-    members.await_voters(&[1, 2, 3]).await;
     let (cluster, _) = members.cluster_of(NodeId(1));
     let settings = ClusterSettings { down_after: DOWN_AFTER, ..ClusterSettings::default() };
     cluster.meta().set_cluster(settings).await.unwrap();
@@ -200,12 +207,8 @@ async fn a_node_that_is_down_is_replaced_after_the_time_that_is_set() {
 /// A node that stops gives what it leads to all the others, and not to one that would have it all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_a_node_hands_over_is_spread_over_the_others() {
-    let mut members = Members::start_alone(2_207).await;
+    let members = three_that_were_one(2_207).await;
     let [stops, second, third] = [1, 2, 3].map(NodeId);
-    for node in [second, third] {
-        members.join(node, "").await;
-    }
-    members.await_voters(&[1, 2, 3]).await;
     let (cluster, _) = members.cluster_of(stops);
     let settings = ClusterSettings { is_rebalancing_paused: true, ..ClusterSettings::default() };
     cluster.meta().set_cluster(settings).await.unwrap();
@@ -234,12 +237,8 @@ async fn what_a_node_hands_over_is_spread_over_the_others() {
 /// waits until the queues know that its polls have ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_node_that_stops_waits_until_its_polls_are_withdrawn() {
-    let mut members = Members::start_alone(2_208).await;
+    let mut members = three_that_were_one(2_208).await;
     let [owner, stops] = [1, 2].map(NodeId);
-    for node in [stops, NodeId(3)] {
-        members.join(node, "").await;
-    }
-    members.await_voters(&[1, 2, 3]).await;
     // A queue lies where the workflow of its name does.
     members.lead("acts", owner).await;
     let (cluster, namespace) = members.cluster_of(owner);

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use piton_raft::NodeId;
-
 use crate::client::Api;
-use crate::members::Members;
+use crate::growing::three_that_were_one;
 use crate::worker::{Ledger, Worker, await_orders, check_against, history_of, place_orders};
 
 const QUEUE: &str = "orders";
@@ -14,11 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_node_that_stops_hands_over_all_that_it_leads_under_load() {
-    let mut members = Members::start_alone(2_302).await;
-    for node in 2..=3 {
-        members.join(NodeId(node), "").await;
-    }
-    members.await_voters(&[1, 2, 3]).await;
+    let members = three_that_were_one(2_304).await;
     let api: Arc<dyn Api> = members.client();
     let ledger = Ledger::default();
     let _worker = Worker::start(&api, QUEUE, 4);
@@ -43,11 +37,7 @@ async fn a_node_that_stops_hands_over_all_that_it_leads_under_load() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_node_that_nobody_can_relieve_does_not_wait_to_stop() {
-    let mut members = Members::start_alone(2_303).await;
-    for node in 2..=3 {
-        members.join(NodeId(node), "").await;
-    }
-    members.await_voters(&[1, 2, 3]).await;
+    let members = three_that_were_one(2_303).await;
     let node = members.meta_leader().await;
     for other in members.nodes() {
         if other != node {

@@ -23,6 +23,9 @@ use crate::transport::Lane;
 use crate::types::{AppendRequest, AppendResult, LogId};
 use crate::wire::entry_to_record;
 
+/// How long a commit that comes without entries waits for some that tell of it, too. A follower only
+/// applies it later, and is spared a frame and its answer for each entry.
+const COMMIT_WAITS: Duration = Duration::from_millis(5);
 /// How long to wait with a frame for which the transport has no room.
 const BUSY_FOR: Duration = Duration::from_millis(5);
 /// Bytes of a request beside its entries, roughly.
@@ -53,6 +56,8 @@ struct UnderWay {
 /// The request that goes next.
 enum Next {
     None,
+    /// It tells of a commit and no more: it goes at that time, unless entries come before.
+    Commit(AppendRequest, Instant),
     /// It waits for room.
     Request(AppendRequest, BoxFuture<'static, Option<OwnedSemaphorePermit>>),
     /// The transport had none: again at that time.
@@ -92,12 +97,10 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
                     return Some(self.take_answer(answer));
                 }
                 request = next_of(&mut self.input),
-                    if self.input.is_some() && matches!(self.next, Next::None) =>
+                    if self.input.is_some()
+                        && matches!(self.next, Next::None | Next::Commit(..)) =>
                 {
-                    match request {
-                        Some(request) => self.next = self.wait_for_room(request),
-                        None => self.input = None,
-                    }
+                    self.take_request(request);
                 }
                 room = room_for(&mut self.next) => {
                     if let Err(error) = self.send(room) {
@@ -112,6 +115,30 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
         }
     }
 
+    /// What comes after a commit that waits tells of it, too. Openraft drops what it has under way by
+    /// the entries that the follower has, so a request that is left out needs no answer.
+    fn take_request(&mut self, request: Option<AppendRequest>) {
+        let waiting = std::mem::replace(&mut self.next, Next::None);
+        self.next = match (request, waiting) {
+            // A session's first request asks what the follower has.
+            (Some(request), waiting) if request.entries.is_empty() && self.sequence > 0 => {
+                let at = match waiting {
+                    Next::Commit(_, at) => at,
+                    _ => Instant::now() + COMMIT_WAITS,
+                };
+                Next::Commit(request, at)
+            }
+            (Some(request), _) => self.wait_for_room(request),
+            (None, waiting) => {
+                self.input = None;
+                match waiting {
+                    Next::Commit(request, _) => self.wait_for_room(request),
+                    other => other,
+                }
+            }
+        };
+    }
+
     fn wait_for_room(&self, request: AppendRequest) -> Next {
         let entries = request.entries.iter().map(|entry| entry_to_record(entry).len());
         let bytes = entries.sum::<usize>() + REQUEST_BYTES;
@@ -124,6 +151,10 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
         let Link { switch, to, group, .. } = self.link;
         let (frame, request) = match std::mem::replace(&mut self.next, Next::None) {
             Next::None => return Ok(()),
+            Next::Commit(request, _) => {
+                self.next = self.wait_for_room(request);
+                return Ok(());
+            }
             Next::Request(request, _) => {
                 let first = request.entries.first().map(|entry| entry.log_id.index);
                 if first.is_some_and(|first| first < self.link.kept_from.index()) {
@@ -210,9 +241,12 @@ async fn room_for(next: &mut Next) -> Option<OwnedSemaphorePermit> {
     match next {
         Next::None => std::future::pending().await,
         Next::Request(_, room) => room.await,
-        Next::Frame(_, _, at) => {
+        Next::Commit(_, at) | Next::Frame(_, _, at) => {
             sleep_until(*at).await;
             None
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

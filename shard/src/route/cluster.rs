@@ -329,17 +329,15 @@ impl Cluster {
         let shard = self.shard_of_queue(queue);
         let node = self.host.node();
         let call = Call::from(QueueCall::WithdrawPoll { queue: queue.clone(), node, poll });
-        let withdrawing = self.host.polls().withdraw();
-        match self.host.serving(shard) {
-            Some(leader) => leader.post(call),
-            None => {
-                let cluster = self.clone();
-                tokio::spawn(async move {
-                    cluster.send_until_taken(shard, call).await;
-                    drop(withdrawing);
-                });
-            }
+        if let Some(leader) = self.host.serving(shard) {
+            return leader.post(call);
         }
+        // A node that stops waits for it.
+        let (cluster, withdrawing) = (self.clone(), self.host.polls().withdraw());
+        tokio::spawn(async move {
+            cluster.send_until_taken(shard, call).await;
+            drop(withdrawing);
+        });
     }
 
     /// Tells a shard's leader something whose loss nothing else would repair.
