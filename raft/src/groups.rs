@@ -371,6 +371,7 @@ impl Inner {
         founders: Option<BTreeSet<NodeId>>,
         replica: Box<dyn Replica>,
     ) -> Result<Group, RaftError> {
+        let holds_commits = !replica.is_read_everywhere();
         let replica = Arc::new(self.start_replica(group, replica)?);
         if self.log.state(group).is_forgotten {
             self.clear_forgotten(group, &replica).await?;
@@ -382,7 +383,8 @@ impl Inner {
 
         let machine =
             StateMachine::new(self.node, group, replica.clone(), snapshots.clone(), applied);
-        let running = self.run_raft(group, store.clone(), machine, replica, snapshots).await?;
+        let running =
+            self.run_raft(group, store.clone(), machine, replica, snapshots, holds_commits).await?;
         let raft = &running.raft;
         if (goes_ahead || self.is_alone(raft)) && store.may_stand() {
             let elected = raft.trigger().elect(false).await;
@@ -401,6 +403,7 @@ impl Inner {
         machine: StateMachine,
         replica: Arc<ReplicaThread>,
         snapshots: Arc<Snapshots>,
+        holds_commits: bool,
     ) -> Result<Arc<Running>, RaftError> {
         let (membership, halt) = (Arc::clone(machine.membership()), machine.halt().clone());
         let (sendings, kept_from) = (Arc::new(Sendings::default()), Arc::new(KeptFrom::default()));
@@ -411,6 +414,7 @@ impl Inner {
             snapshots.clone(),
             sendings.clone(),
             kept_from.clone(),
+            holds_commits,
         );
         let may_stand = store.may_stand();
         let config = openraft::Config { enable_elect: may_stand, ..(*self.openraft).clone() };
@@ -428,8 +432,7 @@ impl Inner {
         if !may_stand {
             self.handle.spawn(elect_above_floor(raft.clone(), store.clone()));
         }
-        let log = self.log.clone();
-        let stall_limit = self.tuning.stall_limit;
+        let (log, stall_limit) = (self.log.clone(), self.tuning.stall_limit);
         let member = Member::new(raft.clone(), snapshots.clone(), store, log, stall_limit);
         self.switch.add(group, Arc::new(member));
 

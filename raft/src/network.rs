@@ -51,6 +51,8 @@ pub(crate) struct Network {
     sendings: Arc<Sendings>,
     kept_from: Arc<KeptFrom>,
     silence: Arc<Silence>,
+    /// A commit without entries waits for some.
+    holds_commits: bool,
 }
 
 impl Network {
@@ -61,6 +63,7 @@ impl Network {
         snapshots: Arc<Snapshots>,
         sendings: Arc<Sendings>,
         kept_from: Arc<KeptFrom>,
+        holds_commits: bool,
     ) -> Network {
         Network {
             switch,
@@ -72,6 +75,7 @@ impl Network {
             sendings,
             kept_from,
             silence: Arc::new(Silence::new(tuning)),
+            holds_commits,
         }
     }
 
@@ -93,6 +97,7 @@ impl Network {
             sendings: self.sendings.clone(),
             kept_from: self.kept_from.clone(),
             silence: self.silence.clone(),
+            holds_commits: self.holds_commits,
         }
     }
 }
@@ -126,6 +131,7 @@ pub(crate) struct Link {
     sendings: Arc<Sendings>,
     kept_from: Arc<KeptFrom>,
     silence: Arc<Silence>,
+    holds_commits: bool,
 }
 
 impl Link {

@@ -16,6 +16,12 @@ pub trait Replica: Send + 'static {
     /// The mark stored with the state that survived: where apply has to go on. `None`: empty.
     fn applied(&self) -> Option<Mark>;
 
+    /// Whether it is read on members that do not lead, too: they hear of each commit at once then,
+    /// instead of with the next entries.
+    fn is_read_everywhere(&self) -> bool {
+        false
+    }
+
     /// The index that the store stands at (0: nothing). The log is never purged beyond it, so
     /// it must not be ahead of what a restart would find.
     fn checkpointed(&self) -> u64;

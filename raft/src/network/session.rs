@@ -121,7 +121,9 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
         let waiting = std::mem::replace(&mut self.next, Next::None);
         self.next = match (request, waiting) {
             // A session's first request asks what the follower has.
-            (Some(request), waiting) if request.entries.is_empty() && self.sequence > 0 => {
+            (Some(request), waiting)
+                if self.link.holds_commits && request.entries.is_empty() && self.sequence > 0 =>
+            {
                 let at = match waiting {
                     Next::Commit(_, at) => at,
                     _ => Instant::now() + COMMIT_WAITS,

@@ -248,6 +248,11 @@ impl MetaReplica {
 }
 
 impl Replica for MetaReplica {
+    /// Every node looks here what namespaces and routes there are.
+    fn is_read_everywhere(&self) -> bool {
+        true
+    }
+
     fn applied(&self) -> Option<Mark> {
         self.table.applied()
     }

@@ -287,7 +287,7 @@ impl<'a> Nemesis<'a> {
         let others: Vec<&String> = shard.placed.iter().filter(|id| **id != from).collect();
         let to = others.choose(&mut self.random).context("a shard has one replica alone")?;
         self.note(&format!("shard {} goes from {from} to {to}", shard.name));
-        self.cluster.order_patiently(&["transfer", &shard.name, to]).await
+        self.cluster.order(&["transfer", &shard.name, to]).await
     }
 
     async fn swap(&mut self, gone: usize) -> Result<()> {
@@ -318,7 +318,7 @@ impl<'a> Nemesis<'a> {
         if let Some(shard) = may_move.choose(&mut self.random) {
             self.note(&format!("a replica of shard {} goes from {from} to {to}", shard.name));
             cluster.order_patiently(&["move", &shard.name, from, &to]).await?;
-            cluster.order_patiently(&["transfer", &shard.name, &to]).await?;
+            cluster.order(&["transfer", &shard.name, &to]).await?;
         }
         cluster.order(&["rebalance", "resume"]).await
     }

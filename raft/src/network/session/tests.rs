@@ -37,7 +37,7 @@ impl Inbox for Follower {
 }
 
 /// Leader of the group, and the way to its only follower.
-fn leader_and_follower() -> (Link, Arc<Follower>) {
+fn leader_and_follower(holds_commits: bool) -> (Link, Arc<Follower>) {
     let network = MemoryNetwork::new();
     let transport = network.transport(FOLLOWER);
     let follower = Arc::new(Follower { transport: transport.clone(), taken: Mutex::default() });
@@ -49,7 +49,15 @@ fn leader_and_follower() -> (Link, Arc<Follower>) {
     let snapshots = Snapshots::open(disk, "/snapshot".into(), GROUP, Arc::default());
     let snapshots = Arc::new(snapshots.expect("open the snapshots"));
     let (sendings, kept_from) = (Arc::default(), Arc::default());
-    let network = Network::new(switch, GROUP, &Tuning::default(), snapshots, sendings, kept_from);
+    let network = Network::new(
+        switch,
+        GROUP,
+        &Tuning::default(),
+        snapshots,
+        sendings,
+        kept_from,
+        holds_commits,
+    );
     (network.link(FOLLOWER, Lane::Entries), follower)
 }
 
@@ -80,7 +88,7 @@ async fn matching(session: &mut Session<'_, UnboundedReceiver<AppendRequest>>) -
 /// commit soon.
 #[tokio::test(start_paused = true)]
 async fn a_commit_goes_with_the_entries_that_follow_it_or_soon_by_itself() {
-    let (link, follower) = leader_and_follower();
+    let (link, follower) = leader_and_follower(true);
     let taken = || std::mem::take(&mut *follower.taken.lock());
     let (requests, input) = unbounded();
     let send = |entry, last, commit| {
@@ -122,4 +130,19 @@ async fn a_commit_goes_with_the_entries_that_follow_it_or_soon_by_itself() {
     assert_eq!(matching(&mut session).await, 3);
     assert_eq!(taken(), [(vec![3], 2), (vec![], 3)]);
     assert!(session.answer().await.is_none());
+}
+
+/// Goal: what is changed in a group that every node reads is known everywhere at once.
+#[tokio::test(start_paused = true)]
+async fn a_commit_does_not_wait_where_followers_are_read() {
+    let (link, follower) = leader_and_follower(false);
+    let (requests, input) = unbounded();
+    let mut session = Session::open(&link, input);
+    let begun = Instant::now();
+    for (entry, last, commit) in [(Some(1), 0, 0), (None, 1, 1)] {
+        requests.unbounded_send(request(entry, last, commit)).expect("the session listens");
+        assert_eq!(matching(&mut session).await, 1);
+    }
+    assert_eq!(*follower.taken.lock(), [(vec![1], 0), (vec![], 1)]);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }
