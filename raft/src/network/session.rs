@@ -115,30 +115,29 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
         }
     }
 
-    /// What comes after a commit that waits tells of it, too. Openraft drops what it has under way by
-    /// the entries that the follower has, so a request that is left out needs no answer.
+    /// What comes after a commit that waits tells of it, too. A request that is left out needs no answer:
+    /// to openraft, all up to the entry that the follower has is answered.
     fn take_request(&mut self, request: Option<AppendRequest>) {
+        if request.is_none() {
+            self.input = None;
+        }
         let waiting = std::mem::replace(&mut self.next, Next::None);
         self.next = match (request, waiting) {
-            // A session's first request asks what the follower has.
-            (Some(request), waiting)
-                if self.link.holds_commits && request.entries.is_empty() && self.sequence > 0 =>
-            {
-                let at = match waiting {
-                    Next::Commit(_, at) => at,
-                    _ => Instant::now() + COMMIT_WAITS,
-                };
+            (Some(request), Next::Commit(_, at)) if self.may_wait(&request) => {
                 Next::Commit(request, at)
             }
-            (Some(request), _) => self.wait_for_room(request),
-            (None, waiting) => {
-                self.input = None;
-                match waiting {
-                    Next::Commit(request, _) => self.wait_for_room(request),
-                    other => other,
-                }
+            (Some(request), _) if self.may_wait(&request) => {
+                Next::Commit(request, Instant::now() + COMMIT_WAITS)
             }
+            (Some(request), _) => self.wait_for_room(request),
+            (None, Next::Commit(request, _)) => self.wait_for_room(request),
+            (None, nothing) => nothing,
         };
+    }
+
+    /// Whether it tells of a commit and no more. A session's first request asks what the follower has.
+    fn may_wait(&self, request: &AppendRequest) -> bool {
+        self.link.holds_commits && request.entries.is_empty() && self.sequence > 0
     }
 
     fn wait_for_room(&self, request: AppendRequest) -> Next {
