@@ -45,6 +45,10 @@ impl KeptFrom {
     pub(crate) fn index(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    pub(crate) fn let_go(&self, through: u64) {
+        self.0.fetch_max(through.saturating_add(1), Ordering::Relaxed);
+    }
 }
 
 /// Takes snapshots when they are due, until the group is gone.
@@ -109,7 +113,7 @@ impl Running {
 
     /// Has the log go through that entry now, whoever needs it: what is damaged can be sent to nobody.
     pub(crate) async fn let_go(&self, through: u64) -> Result<(), RaftError> {
-        self.kept_from.0.fetch_max(through.saturating_add(1), Ordering::Relaxed);
+        self.kept_from.let_go(through);
         self.purge_held().await
     }
 
@@ -168,7 +172,7 @@ impl Running {
         tracing::info!(group = %self.id, bytes, log_index = through, "log is no longer held");
         self.held.release(self.id);
         // Openraft waits with a purge for as long as a session needs the log.
-        self.kept_from.0.fetch_max(through.saturating_add(1), Ordering::Relaxed);
+        self.kept_from.let_go(through);
         through
     }
 

@@ -157,8 +157,7 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
                 return Ok(());
             }
             Next::Request(request, _) => {
-                let first = request.entries.first().map(|entry| entry.log_id.index);
-                if first.is_some_and(|first| first < self.link.kept_from.index()) {
+                if !self.log_is_held(&request) {
                     return Err(network("the log is no longer held for it"));
                 }
                 if self.link.silence.holds(request.vote.leader_id.term) {
@@ -193,6 +192,15 @@ impl<'s, S: Stream<Item = AppendRequest> + Unpin> Session<'s, S> {
             }
             Err(TransportError::Unreachable) => Err(unreachable("the frame could not be sent")),
         }
+    }
+
+    /// Whether the log still has what is not answered, or else what is sent next: openraft keeps it for as
+    /// long as the session lasts, however far ahead that may be.
+    fn log_is_held(&self, request: &AppendRequest) -> bool {
+        let next = request.entries.first().map(|entry| entry.log_id.index);
+        let oldest = self.under_way.front();
+        let needed = oldest.map(|oldest| oldest.prev.map_or(0, |prev| prev.index + 1)).or(next);
+        needed.is_none_or(|needed| needed >= self.link.kept_from.index())
     }
 
     fn take_answer(&mut self, answer: Option<SessionAnswer>) -> Result<AppendResult, RpcError> {

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use futures::channel::mpsc::{UnboundedReceiver, unbounded};
 use parking_lot::Mutex;
@@ -17,9 +19,10 @@ const LEADER: NodeId = NodeId(1);
 const FOLLOWER: NodeId = NodeId(2);
 const GROUP: GroupId = GroupId(7);
 
-/// Takes everything at once, and keeps what it was sent: its entries' indices and the commit.
+/// Keeps what it was sent: its entries' indices and the commit. Takes everything at once, or answers nothing.
 struct Follower {
     transport: Arc<dyn Transport>,
+    answers: AtomicBool,
     taken: Mutex<Vec<(Vec<u64>, u64)>>,
 }
 
@@ -30,6 +33,9 @@ impl Inbox for Follower {
         let indices = request.entries.iter().map(|entry| entry.log_id.index).collect();
         let commit = request.leader_commit.expect("how far is committed").index;
         self.taken.lock().push((indices, commit));
+        if !self.answers.load(Ordering::Relaxed) {
+            return;
+        }
         let body = Body::Appended { sequence, result: Some(Ok(last_of(&request))) };
         let answer = Frame { group, number, body }.encode();
         self.transport.send(from, Lane::Entries, answer).expect("the leader is there");
@@ -40,7 +46,8 @@ impl Inbox for Follower {
 fn leader_and_follower(holds_commits: bool) -> (Link, Arc<Follower>) {
     let network = MemoryNetwork::new();
     let transport = network.transport(FOLLOWER);
-    let follower = Arc::new(Follower { transport: transport.clone(), taken: Mutex::default() });
+    let (answers, taken) = (AtomicBool::new(true), Mutex::default());
+    let follower = Arc::new(Follower { transport: transport.clone(), answers, taken });
     transport.listen(follower.clone());
     let transport = network.transport(LEADER);
     let switch = Switch::new(LEADER, transport.clone(), Handle::current(), 1);
@@ -146,4 +153,33 @@ async fn a_commit_does_not_wait_where_followers_are_read() {
     }
     assert_eq!(*follower.taken.lock(), [(vec![1], 0), (vec![], 1)]);
     assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+/// Goal: a session that streams on far ahead of what its follower has does not keep the log for ever.
+#[tokio::test(start_paused = true)]
+async fn a_session_ends_when_what_is_not_answered_is_no_longer_held() {
+    let (link, follower) = leader_and_follower(true);
+    let (requests, input) = unbounded();
+    let send = |index| {
+        let request = request(Some(index), index - 1, 0);
+        requests.unbounded_send(request).expect("the session listens");
+    };
+    let mut session = Session::open(&link, input);
+    send(5);
+    assert_eq!(matching(&mut session).await, 5);
+    follower.answers.store(false, Ordering::Relaxed);
+    send(6);
+    assert!(timeout(Duration::ZERO, session.answer()).await.is_err());
+
+    // All through 5 may go: it has that.
+    link.kept_from.let_go(5);
+    send(7);
+    assert!(timeout(Duration::ZERO, session.answer()).await.is_err());
+    assert_eq!(follower.taken.lock().len(), 3);
+
+    link.kept_from.let_go(6);
+    send(8);
+    let ended = session.answer().await.expect("an end");
+    assert!(ended.expect_err("6 is gone").to_string().contains("no longer held"));
+    assert_eq!(follower.taken.lock().len(), 3, "nothing is sent any more");
 }
