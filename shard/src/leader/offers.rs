@@ -2,6 +2,7 @@
 //! room again or another owner, and now and then to other nodes, since an offer may be lost on its way.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use piton_core::effect::TaskKey;
 use piton_core::id::ShardId;
@@ -15,6 +16,7 @@ use crate::rows::{LoadError, TaskRow};
 impl ShardRuntime {
     /// Offers the first tasks that a queue has room for.
     pub(crate) fn offer_again(&self, wanted: &WantedTasks) {
+        self.begin_offer_round();
         let WantedTasks { queue, class, limit } = wanted;
         let offered = match class {
             Some(class) => {
@@ -32,6 +34,7 @@ impl ShardRuntime {
     /// Offers what waits here in the queues of these owners. What they hold already, or have given
     /// to a worker, they or the task's workflow drop.
     pub(crate) fn offer_first_tasks(&self, is_meant: impl Fn(ShardId) -> bool) {
+        self.begin_offer_round();
         // All shards together fill a window; its owner asks for the rest.
         let shards = self.cluster.host().shard_ids().count().max(1);
         let limit = (self.config.matching_window / shards).max(Bounds::LANE_MIN);
@@ -42,6 +45,12 @@ impl ShardRuntime {
         if let Err(error) = offered {
             tracing::error!(shard = %self.id, %error, "cannot read task rows");
         }
+    }
+
+    /// ORDER: before the rows are read. Whoever sees the same count before its task was offered and after
+    /// its row was there knows that no round has missed it meanwhile.
+    fn begin_offer_round(&self) {
+        self.offer_rounds.fetch_add(1, Ordering::SeqCst);
     }
 
     fn offer_each_class(&self, queue: &QueueKey, limit: usize) -> Result<(), LoadError> {

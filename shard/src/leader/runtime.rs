@@ -49,6 +49,8 @@ pub(crate) struct ShardRuntime {
     /// What expired is being deleted.
     pub(crate) expiring: AtomicBool,
     stopped: AtomicBool,
+    /// How often the rows were looked through for tasks to offer.
+    pub(crate) offer_rounds: AtomicU64,
     /// Numbers of the workflow tasks and the queries of this term, which it is a part of.
     numbers: AtomicU64,
 }
@@ -87,6 +89,7 @@ impl ShardRuntime {
             errands: ErrandLines::default(),
             expiring: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            offer_rounds: AtomicU64::new(0),
             numbers: AtomicU64::new(term << TERM_SHIFT),
         }
     }

@@ -385,6 +385,11 @@ impl Cluster {
         self.send_to_queue(QueueCall::Offer(offer));
     }
 
+    /// Whether another node owns this queue.
+    pub(crate) fn is_elsewhere(&self, queue: &QueueKey) -> bool {
+        self.host.serving(self.shard_of_queue(queue)).is_none()
+    }
+
     /// The ticket of a task that is not committed yet, if a poll waits for it in a queue that this node
     /// owns. Otherwise it is offered once it is committed.
     pub(crate) fn meet(&self, offer: Offer) -> Option<Ticket> {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use piton_core::effect::{Effect, EffectKey, TaskKey, TimerKind};
 use piton_core::id::{EventId, Position, RunId, WorkflowKey};
@@ -73,6 +74,9 @@ pub(crate) struct Batch {
     pub(crate) taken: BTreeSet<TaskKey>,
     /// Tasks that the batch both makes and hands out.
     new_and_taken: BTreeSet<TaskKey>,
+    /// Tasks that it makes and that are offered already, and how often the rows had been looked through by
+    /// then.
+    offered_ahead: BTreeMap<(RunId, TaskKey), u64>,
     events: usize,
     bytes: usize,
     /// What is on its way to be committed, with the runs before it.
@@ -207,7 +211,8 @@ impl Hosted {
     }
 
     /// Gives new tasks to workers that wait for one at this moment, by the very commit that makes them.
-    /// They are delivered after it, like all others.
+    /// They are delivered after it, like all others. Those of another node's queues are offered there
+    /// beside the commit: a ticket waits behind it, and is worth nothing if it fails.
     fn hand_out_new_tasks(&mut self, batch: &mut Batch) {
         let mut offers = Vec::new();
         for (run_id, before) in &batch.before {
@@ -217,7 +222,13 @@ impl Hosted {
             offers.extend(new.map(|o| rows::offer_of(self.shard.id, &self.key, run_id, &o)));
         }
         for offer in offers {
-            if let Some(ticket) = self.shard.cluster.meet(offer) {
+            if self.shard.cluster.is_elsewhere(&offer.queue) {
+                if let OfferedTask::Task(key) = &offer.task {
+                    let round = self.shard.offer_rounds.load(Ordering::SeqCst);
+                    batch.offered_ahead.insert((offer.run_id.clone(), key.clone()), round);
+                }
+                self.shard.cluster.offer(offer);
+            } else if let Some(ticket) = self.shard.cluster.meet(offer) {
                 if let OfferedTask::Task(key) = &ticket.offer.task {
                     batch.new_and_taken.insert(key.clone());
                 }
@@ -303,20 +314,22 @@ impl Hosted {
     }
 
     /// Carries out the effects of a committed change.
-    fn carry_out(&mut self, before: Option<&RunState>, change: &Change, taken: &BTreeSet<TaskKey>) {
+    fn carry_out(&mut self, before: Option<&RunState>, change: &Change, batch: &Batch) {
         for key in &change.settled {
             if let EffectKey::Timer(due, kind) = key {
                 self.shard.wakeups.disarm(&self.wakeup(&change.run_id, *due, kind));
             }
         }
-        for offer in change.settled_tasks.iter().filter(|o| !taken.contains(&o.key)) {
+        for offer in change.settled_tasks.iter().filter(|o| !batch.taken.contains(&o.key)) {
             let offer = rows::offer_of(self.shard.id, &self.key, &change.run_id, offer);
             let Offer { queue, origin, key, run_id, task, .. } = offer;
             let call = QueueCall::Withdraw { queue, origin, key, run_id, task };
             self.shard.cluster.send_to_queue(call);
         }
         for effect in change.owed.values() {
-            self.take_care_of(&change.run_id, effect);
+            if !self.is_offered_ahead(&change.run_id, effect, batch) {
+                self.take_care_of(&change.run_id, effect);
+            }
         }
         self.announce(change);
         self.measure(before, change);
@@ -326,6 +339,14 @@ impl Hosted {
             // No workflow task will take them along any more.
             self.release_queries(&change.run_id);
         }
+    }
+
+    /// Whether a task's offer may be relied on. A queue that has another owner since, or has had no room for
+    /// it, had tasks offered from the rows, where it was not yet.
+    fn is_offered_ahead(&self, run_id: &RunId, effect: &Effect, batch: &Batch) -> bool {
+        let Effect::Task(offer) = effect else { return false };
+        let round = batch.offered_ahead.get(&(run_id.clone(), offer.key.clone()));
+        round.is_some_and(|&round| round == self.shard.offer_rounds.load(Ordering::SeqCst))
     }
 
     /// Sets about what a run owes. Twice does no harm.
@@ -459,7 +480,7 @@ impl Entity for Hosted {
         }
         self.watch_held_task();
         for (before, change) in &batch.changes {
-            self.carry_out(before.as_deref(), change, &batch.taken);
+            self.carry_out(before.as_deref(), change, batch);
         }
     }
 
