@@ -117,7 +117,7 @@ impl Apart {
     async fn await_queue(&self, what: &str, is_so: impl Fn(&TaskQueueView) -> bool) {
         let (cluster, namespace) = self.members.cluster_of(NodeId(2));
         await_until(what, async || {
-            let name = QueueName::normal(&*self.queue);
+            let name = QueueName::normal(&self.queue);
             let view = cluster.describe_task_queue(&namespace, name, QueueType::Workflow).await;
             view.is_ok_and(|view| is_so(&view)).then_some(())
         })
