@@ -120,6 +120,12 @@ impl ShardRuntime {
         ShardError::NotLeader { shard: self.id, leader }
     }
 
+    /// Whether a commit may well take long: there is no majority, or the store cannot keep up.
+    pub(crate) fn commits_stand_still(&self) -> bool {
+        let host = self.cluster.host();
+        host.is_alone(self.id) || host.checkpoints().is_admission_slowed()
+    }
+
     /// A number that no other workflow task or query of the shard has. What comes late names one of an
     /// earlier term, which must not be taken for one of this.
     pub(crate) fn next_number(&self) -> u64 {

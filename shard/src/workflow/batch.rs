@@ -223,6 +223,10 @@ impl Hosted {
         }
         for offer in offers {
             if self.shard.cluster.is_elsewhere(&offer.queue) {
+                // No poll of another node is made to wait for a commit that stands still.
+                if self.shard.commits_stand_still() {
+                    continue;
+                }
                 if let OfferedTask::Task(key) = &offer.task {
                     let round = self.shard.offer_rounds.load(Ordering::SeqCst);
                     batch.offered_ahead.insert((offer.run_id.clone(), key.clone()), round);

@@ -18,11 +18,13 @@ use piton_core::run::{ActivityTask, QueryRoute, Reply, StartedTask};
 
 use crate::entity::expire;
 use crate::error::ShardError;
-use crate::leader::reads::refused;
+use crate::leader::hosting::{Ask, Envelope};
+use crate::leader::reads::{refused, unreadable};
 use crate::message::{
     ActivityToken, Answer, Delivery, QueryToken, Receipt, TaskToken, Ticket, WorkflowCall,
     WorkflowTaskToken,
 };
+use crate::route::shard_leader::ReplyTo;
 use crate::rows::history;
 use crate::workflow::batch::Hosted;
 use crate::workflow::pending::{Pending, QueryResults};
@@ -30,7 +32,7 @@ use crate::workflow::query::QueryStage;
 
 impl Hosted {
     /// # Errors
-    /// When a deletion failed: the actor must go.
+    /// When a deletion failed, or the rows have gone on: the actor must go.
     pub(crate) async fn settle(&mut self, pending: Pending) -> Result<(), ShardError> {
         match pending {
             Pending::Answer(reply, answer) => reply.send(answer),
@@ -56,10 +58,29 @@ impl Hosted {
                 // The reader may have gone away.
                 let _ = tell.send(Ok(self.follow(run_id)));
             }
-            Pending::Resume(run_id) => self.resume(&run_id),
+            Pending::Resume(run_id) => {
+                self.check_position(&run_id)?;
+                self.resume(&run_id);
+            }
             Pending::Expire(row, _turn) => return expire::expire(self, &row).await,
         }
         Ok(())
+    }
+
+    /// What was loaded before a commit of unknown outcome came to be says nothing of it: the next actor
+    /// resumes the run.
+    ///
+    /// # Errors
+    /// When the rows have gone on: the actor must go.
+    fn check_position(&self, run_id: &RunId) -> Result<(), ShardError> {
+        let current = self.shard.rows.current(&self.key).map_err(unreadable)?;
+        if current.is_none_or(|current| current.position <= self.position) {
+            return Ok(());
+        }
+        let resume = Ask::Resume { run_id: run_id.clone() };
+        let again = Envelope { ask: resume, reply: ReplyTo::nobody() };
+        self.handle.mailbox.put_back([again].into());
+        Err(ShardError::OutcomeUnknown("a commit before this one was missed".to_owned()))
     }
 
     fn started(&mut self, reply: Reply) -> Result<StartWorkflowExecutionResponse, ShardError> {

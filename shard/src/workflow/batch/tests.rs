@@ -13,7 +13,7 @@ use piton_core::proto::workflowservice::{
     RespondWorkflowTaskCompletedRequest, StartWorkflowExecutionRequest,
 };
 use piton_core::request::{
-    Drawn, RunRequest, SearchAttributeCheck, StartRequest, TerminateRequest,
+    Drawn, RunRequest, SearchAttributeCheck, Signal, StartRequest, TerminateRequest,
 };
 use piton_core::run::{Reply, decide_start};
 use piton_core::time::Span;
@@ -24,9 +24,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::entity::tests::{leading_shard, leading_shard_on};
 use crate::entity::{batch, expire};
-use crate::message::{QueueKey, QueueType, TaskToken};
+use crate::message::{QueueKey, QueueType, TaskToken, WorkflowCall, WorkflowTaskToken};
 use crate::meta::{Namespace, NamespaceState};
-use crate::route::cluster::Poll;
+use crate::route::cluster::{Cluster, Poll};
 use crate::rows::retention;
 
 struct AllKnown;
@@ -214,15 +214,10 @@ async fn sees_poll(shard: &ShardRuntime, within: Duration) -> bool {
     tokio::time::timeout(within, waits).await.is_ok()
 }
 
-/// An activity is scheduled and given to a poll by one commit, whose leader gives it up before it
-/// comes to be. By then the rows say nothing of the activity, and nobody but that poll may have it.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_whose_activity_is_committed_late_comes_to_its_poll() {
-    let disk = FaultyDisk::new(1);
-    let tuning = Tuning { propose_timeout: Duration::from_millis(200), ..Tuning::default() };
-    let shard = leading_shard_on(disk.clone(), tuning).await;
+/// Starts the workflow `late`, and takes its first task.
+async fn first_task(shard: &Arc<ShardRuntime>) -> (Cluster, Namespace, WorkflowTaskToken) {
     let cluster = shard.cluster.clone();
-    cluster.host().set_serving(shard.id, Some(Arc::clone(&shard) as _));
+    cluster.host().set_serving(shard.id, Some(Arc::clone(shard) as _));
     let namespace = Namespace {
         id: "namespace".into(),
         name: "namespace".into(),
@@ -246,6 +241,17 @@ async fn an_attempt_whose_activity_is_committed_late_comes_to_its_poll() {
     let Ok(TaskToken::Workflow(token)) = TaskToken::decode(&task.task_token) else {
         panic!("it is the token of a workflow task")
     };
+    (cluster, namespace, token)
+}
+
+/// An activity is scheduled and given to a poll by one commit, whose leader gives it up before it
+/// comes to be. By then the rows say nothing of the activity, and nobody but that poll may have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_whose_activity_is_committed_late_comes_to_its_poll() {
+    let disk = FaultyDisk::new(1);
+    let tuning = Tuning { propose_timeout: Duration::from_millis(200), ..Tuning::default() };
+    let shard = leading_shard_on(disk.clone(), tuning).await;
+    let (cluster, namespace, token) = first_task(&shard).await;
     let polled = tokio::spawn({
         let (cluster, namespace) = (cluster.clone(), namespace.clone());
         async move { cluster.poll_activity_task(&namespace, poll()).await }
@@ -265,4 +271,31 @@ async fn an_attempt_whose_activity_is_committed_late_comes_to_its_poll() {
     let task = tokio::time::timeout(PATIENCE / 2, polled).await.expect("it got nothing");
     let task = task.expect("it ends").expect("a task");
     assert_eq!((task.activity_id.as_str(), task.attempt), ("once", 1));
+}
+
+/// A request that needs no commit brings up an actor while nobody knows yet what became of the last one:
+/// it has rows from before, and what that commit owes is done all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_unknown_commit_owes_is_done_though_an_actor_has_older_rows() {
+    let disk = FaultyDisk::new(2);
+    let tuning = Tuning { propose_timeout: Duration::from_millis(200), ..Tuning::default() };
+    let shard = leading_shard_on(disk.clone(), tuning).await;
+    let (cluster, namespace, token) = first_task(&shard).await;
+    let key = WorkflowKey { namespace: namespace.id.clone(), workflow_id: "late".into() };
+    let answer = RespondWorkflowTaskCompletedRequest::default();
+    cluster.complete_workflow_task(token.clone(), answer).await.expect("it waits for signals");
+
+    disk.hold_syncs(true);
+    let run = |request| WorkflowCall::Run { key: key.clone(), run_id: None, request };
+    let signal = run(RunRequest::Signal(Signal { name: "go".into(), ..Signal::default() }));
+    let refused = cluster.call(signal).await.expect_err("nobody knows");
+    assert!(refused.is_retriable(), "{refused}");
+    let (run_id, task) = (token.run_id.clone(), OfferedTask::Query(77));
+    let no_poller = WorkflowCall::NoPoller { key: key.clone(), run_id, task };
+    cluster.call(no_poller).await.expect("an actor hears that a query of nobody found no poll");
+    disk.hold_syncs(false);
+
+    let polled = tokio::time::timeout(PATIENCE / 2, cluster.poll_workflow_task(&namespace, poll()));
+    let task = polled.await.expect("it is offered to nobody").expect("a task");
+    assert_eq!(task.workflow_execution.expect("it is of a run").workflow_id, "late");
 }
