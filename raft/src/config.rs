@@ -128,7 +128,7 @@ impl Default for Tuning {
             snapshot_log_bytes_min: 64 << 20,
             snapshot_check: Duration::from_secs(1),
             entries_kept_behind_snapshot: 0,
-            read_bytes_max: 4 << 20,
+            read_bytes_max: 256 << 10,
             request_entries_max: 4096,
             snapshot_frame_bytes: 1 << 20,
             voter_lag_entries_max: 1024,

@@ -13,6 +13,7 @@ use crate::meta::{META_GROUP, MetaState};
 use crate::placement::plan::{Seen, SeenShard, Step, meta_members, next_step, unfinished};
 use crate::placement::steward::bring_about;
 use crate::route::cluster::Cluster;
+use crate::route::nodes::BEHIND_MAX;
 
 /// How often the leader looks.
 const EVERY: Duration = Duration::from_millis(500);
@@ -153,6 +154,11 @@ fn see(cluster: &Cluster, state: &MetaState, group: &Group, since: Instant) -> S
     seen.meta_voters = group.members().voters.into_iter().flatten().collect();
     let stopping = sightings.values().filter(|sighting| sighting.status.leads_nothing);
     seen.stopping = stopping.map(|sighting| sighting.status.node).collect();
+    let applying = sightings.values().filter(|sighting| {
+        let mut shards = sighting.status.shards.values();
+        shards.any(|shard| shard.last_index.saturating_sub(shard.applied_index) > BEHIND_MAX)
+    });
+    seen.applying = applying.map(|sighting| sighting.status.node).collect();
     let holding = sightings.values().filter(|sighting| !sighting.status.shards.is_empty());
     seen.holding = holding.map(|sighting| sighting.status.node).collect();
     seen

@@ -9,6 +9,7 @@ use piton_raft::NodeId;
 
 use crate::message::{ClusterSettings, NodeState, Placement};
 use crate::meta::MetaState;
+use crate::route::nodes::BEHIND_MAX;
 use crate::route::sightings::SILENT;
 
 /// What is seen of the cluster.
@@ -24,6 +25,8 @@ pub(crate) struct Seen {
     pub(crate) holding: BTreeSet<NodeId>,
     /// Nodes that are about to stop.
     pub(crate) stopping: BTreeSet<NodeId>,
+    /// Nodes that have much in their logs to apply yet.
+    pub(crate) applying: BTreeSet<NodeId>,
     /// How long a shard has not been held as it was placed.
     pub(crate) unfinished_for: BTreeMap<ShardId, Duration>,
     /// Shards whose leadership somebody was asked to hand over just now.
@@ -37,6 +40,13 @@ impl Seen {
 
     fn is_heard(&self, node: NodeId) -> bool {
         self.silent_for.get(&node).is_some_and(|time| *time < HEARD)
+    }
+
+    /// Whether a node is busy with what it missed, of this shard or that: what it leads has to wait for it.
+    fn catches_up(&self, node: NodeId) -> bool {
+        let mut shards = self.shards.values();
+        let is_behind = |seen: &SeenShard| seen.behind.get(&node).is_some_and(|b| *b > BEHIND_MAX);
+        self.applying.contains(&node) || shards.any(is_behind)
     }
 
     /// Whether a majority of these is there.
@@ -85,9 +95,6 @@ pub(crate) enum Step {
 
 /// A node that was heard of so lately may be given a leadership.
 const HEARD: Duration = Duration::from_secs(2);
-/// Who is given a leadership may have so many entries to catch up with.
-const BEHIND_MAX: u64 = 1_000;
-
 /// Other changes wait for one that is under way for so long.
 const OVERDUE_AFTER: Duration = Duration::from_secs(300);
 
@@ -296,18 +303,21 @@ impl<'a> Plan<'a> {
         // One that was asked in vain may have its reasons. The others do not wait for it.
         let shards = self.seen.shards.iter();
         for (shard, seen) in shards.filter(|(shard, _)| !self.seen.asked_to_move.contains(shard)) {
+            // A node that may not lead leads more than anybody.
+            let from = led.get(&seen.leader).copied().unwrap_or(usize::MAX);
+            let is_urgent = from == usize::MAX;
             // Who is not heard, or would have to catch up first, only stops the shard.
             let can_lead = |to: &&NodeId| {
                 let behind = seen.behind.get(to).copied().unwrap_or(u64::MAX);
                 let stops = self.seen.stopping.contains(to);
-                **to != seen.leader && !stops && self.seen.is_heard(**to) && behind <= BEHIND_MAX
+                let is_busy = self.seen.catches_up(**to) && !is_urgent;
+                let is_current = behind <= BEHIND_MAX && !is_busy;
+                **to != seen.leader && !stops && self.seen.is_heard(**to) && is_current
             };
             let candidates = seen.voters.iter().filter(can_lead);
             let candidates = candidates.filter_map(|to| Some((*led.get(to)?, *to)));
             let Some((count, to)) = candidates.min() else { continue };
-            // A node that may not lead leads more than anybody.
-            let from = led.get(&seen.leader).copied().unwrap_or(usize::MAX);
-            let is_due = from == usize::MAX || !self.state.settings().is_rebalancing_paused;
+            let is_due = is_urgent || !self.state.settings().is_rebalancing_paused;
             if is_due && !seen.is_changing && count + 2 <= from {
                 let step = Step::Lead { shard: *shard, from: seen.leader, to };
                 if best.as_ref().is_none_or(|(most, _)| *most < from) {

@@ -19,6 +19,11 @@ use crate::room::Room;
 const REFUSED_INTERVALS: u32 = 5;
 /// How often the thread looks at how much waits.
 const LOOK: Duration = Duration::from_millis(20);
+/// After a round, so many times as long as it took pass before the next one, unless the tables are full: what
+/// comes fast is written less often, and what changes again meanwhile once.
+const ROUNDS_APART: u32 = 5;
+/// The thread's niceness: what it does can wait, and requests cannot.
+const NICENESS: i32 = 10;
 
 /// When checkpoints are due.
 #[derive(Clone, Debug)]
@@ -94,6 +99,10 @@ impl Checkpoints {
         }
         let running = Arc::clone(&shared);
         let thread = thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
+            #[cfg(target_os = "linux")]
+            if let Err(error) = rustix::process::nice(NICENESS) {
+                tracing::debug!(%error, "checkpoints are written at the priority of all else");
+            }
             running.run_guarded(|| running.run());
         })?;
         *shared.thread.lock() = Some(thread);
@@ -177,13 +186,14 @@ impl Shared {
     }
 
     fn run(&self) -> Result<(), (u32, StoreError)> {
-        let mut last_round = Instant::now();
+        let mut due = Instant::now() + self.config.interval;
         loop {
             let is_last = self.wait();
             let is_full = self.measure() > self.config.table_bytes;
-            if is_last || is_full || last_round.elapsed() >= self.config.interval {
-                last_round = Instant::now();
+            if is_last || is_full || Instant::now() >= due {
+                let begun = Instant::now();
                 self.round()?;
+                due = begun + self.config.interval.max(begun.elapsed() * ROUNDS_APART);
             }
             if is_last {
                 // The first one may have written what was frozen before and could not be written then.

@@ -18,8 +18,8 @@ use crate::route::sightings::{SILENT, Sighting};
 
 /// Who is to lead must have been heard of within this time.
 const HEARD: Duration = Duration::from_secs(1);
-/// Who is to lead may have so many entries to catch up with.
-const BEHIND_MAX: u64 = 1_000;
+/// Who is to lead may have so many entries to catch up with: some 0.1 s.
+pub(crate) const BEHIND_MAX: u64 = 200;
 /// How long a leader may take to commit what it had when it was asked for its members.
 const COMMIT_WAIT: Duration = Duration::from_secs(1);
 /// How often it looks.

@@ -180,7 +180,11 @@ impl Cluster {
         ensure!(here.child.lock().is_none(), "node {node} runs already");
         let log = File::options().append(true).open(&here.log)?;
         let program = self.spec.faulty.as_ref().unwrap_or(&self.spec.binary);
+        // As `piton dev --nodes` does: all of them run on this machine.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / self.nodes.len()).max(1);
         let child = clean(program)
+            .env("TOKIO_WORKER_THREADS", threads.to_string())
             .args(["server", "--config"])
             .arg(&here.config)
             .args(flags)

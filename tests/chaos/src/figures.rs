@@ -177,8 +177,10 @@ pub(crate) fn noticed(
 pub(crate) struct CaughtUp {
     /// How long it took until the cluster was whole, in ms.
     pub(crate) took: Vec<u64>,
-    /// How long requests took, with all their tries, that were sent shortly before it came back, in ms.
+    /// How long requests took, with all their tries, that were sent shortly before it went away, in ms.
     pub(crate) before: Vec<u64>,
+    /// The same shortly before it came back.
+    pub(crate) without: Vec<u64>,
     /// The same from then on until the cluster was whole.
     pub(crate) meanwhile: Vec<u64>,
 }
@@ -194,16 +196,20 @@ pub(crate) fn caught_up(faults: &[Fault], requests: &[Requested]) -> BTreeMap<Ki
         caught_up.took.push(fault.ready_us.saturating_sub(back_us) / 1_000);
         for request in requests {
             let millis = (request.to_us - request.from_us) / 1_000;
-            if (back_us.saturating_sub(BEFORE_US)..back_us).contains(&request.from_us) {
+            let is_before =
+                |end_us: u64| (end_us.saturating_sub(BEFORE_US)..end_us).contains(&request.from_us);
+            if is_before(fault.from_us) {
                 caught_up.before.push(millis);
+            } else if is_before(back_us) && request.from_us > fault.from_us {
+                caught_up.without.push(millis);
             } else if (back_us..fault.ready_us).contains(&request.from_us) {
                 caught_up.meanwhile.push(millis);
             }
         }
     }
     for caught_up in by_kind.values_mut() {
-        let CaughtUp { took, before, meanwhile } = caught_up;
-        [took, before, meanwhile].into_iter().for_each(|times| times.sort_unstable());
+        let CaughtUp { took, before, without, meanwhile } = caught_up;
+        [took, before, without, meanwhile].into_iter().for_each(|times| times.sort_unstable());
     }
     by_kind
 }
@@ -265,13 +271,19 @@ mod tests {
         let away = Fault { back_us: Some(2_000_000), ..fault(Kind::Away) };
         let request = |from_us, to_us| Requested { from_us, to_us, is_answered: true };
         let requests = [
+            request(999_000, 1_002_000),
             request(1_999_000, 2_001_000),
             request(2_000_000, 2_005_000),
             request(2_900_000, 3_100_000),
             request(3_000_000, 3_001_000),
         ];
         let caught_up = caught_up(&[away, fault(Kind::Kill)], &requests);
-        let expected = CaughtUp { took: vec![1_000], before: vec![2], meanwhile: vec![5, 200] };
+        let expected = CaughtUp {
+            took: vec![1_000],
+            before: vec![3],
+            without: vec![2],
+            meanwhile: vec![5, 200],
+        };
         assert_eq!(caught_up, BTreeMap::from([(Kind::Away, expected)]));
     }
 

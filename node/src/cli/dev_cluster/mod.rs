@@ -110,7 +110,7 @@ impl Local {
         self.layout.decide_origins();
         let node = self.layout.node(id).with_context(|| format!("there is no node {id}"))?;
         node.write_config()?;
-        let process = Process::start(node, self.say.clone())?;
+        let process = Process::start(node, self.layout.nodes.len(), self.say.clone())?;
         self.layout.set_pid(id, Some(process.pid()))?;
         self.processes.insert(id, process);
         Ok(())

@@ -1,6 +1,7 @@
 //! One node of a local cluster: a process that ends with this one.
 
 use std::process::Stdio;
+use std::thread::available_parallelism;
 
 use anyhow::Context;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -10,6 +11,9 @@ use tokio::task::JoinHandle;
 
 use crate::dev_cluster::layout::NodeLayout;
 use crate::table;
+
+/// How many threads tokio gives a process, unless who started this one says so.
+const THREADS: &str = "TOKIO_WORKER_THREADS";
 
 /// What happens to a node's process.
 #[derive(Debug)]
@@ -35,12 +39,14 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts a node. It is told all by its file: what the environment says has been read into that.
+    /// Starts a node, one of so many. It is told all by its file: what the environment says has been read
+    /// into that.
     ///
     /// # Errors
     /// When there is no process to be had.
     pub(super) fn start(
         node: &NodeLayout,
+        nodes: usize,
         events: mpsc::UnboundedSender<Event>,
     ) -> anyhow::Result<Self> {
         let binary = std::env::current_exe().context("find this program")?;
@@ -49,6 +55,11 @@ impl Process {
             if name.to_string_lossy().starts_with("PITON_") {
                 command.env_remove(name);
             }
+        }
+        if std::env::var_os(THREADS).is_none() {
+            // All of them run on this machine: threads for which there is no core only wake each other.
+            let cores = available_parallelism().map_or(1, usize::from);
+            command.env(THREADS, (cores / nodes.max(1)).max(1).to_string());
         }
         command.args(["server", "--on-leash", "--config"]).arg(&node.config_file);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -418,6 +418,31 @@ fn nothing_is_led_by_who_is_not_heard_or_far_behind() {
     assert_eq!(cluster.step(), None);
 }
 
+/// Leaderships come to a node that has all that it missed, and not one after the other while it is busy with
+/// the rest. One that may not lead gets rid of them all the same.
+#[test]
+fn nothing_is_led_by_who_catches_up_unless_it_has_to_be() {
+    let mut cluster = Cluster::of_one(4);
+    (2..=3).for_each(|node| cluster.join(node, ""));
+    cluster.settle();
+    cluster.silence(3, HEARD);
+    cluster.settle();
+    cluster.silence(3, Duration::ZERO);
+    let behind = |cluster: &mut Cluster, entries| {
+        let first = cluster.seen.shards.values_mut().next().expect("it has shards");
+        first.behind.insert(NodeId(3), entries);
+    };
+    behind(&mut cluster, BEHIND_MAX + 1);
+    assert_eq!(cluster.step(), None);
+    behind(&mut cluster, 0);
+    cluster.seen.applying.insert(NodeId(3));
+    assert_eq!(cluster.step(), None);
+    cluster.silence(2, HEARD);
+    cluster.set(1, NodeState::Draining);
+    cluster.settle();
+    assert_eq!(cluster.led_by(1), 0);
+}
+
 /// Whatever comes and goes, it settles, and then everything is held as well as the nodes allow.
 #[test]
 fn whatever_comes_and_goes_it_settles() {
