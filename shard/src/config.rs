@@ -17,7 +17,7 @@ pub struct ShardConfig {
     pub in_memory_max: usize,
     /// Bytes of rows applied but not yet checkpointed, over all shards of this node.
     pub table_bytes: usize,
-    /// Longest time between two checkpoints of a shard with changes.
+    /// Time between two checkpoints of a shard with changes; up to five times that where they take long.
     pub checkpoint_interval: Duration,
     /// Requests that may wait for one workflow.
     pub mailbox_len_max: usize,

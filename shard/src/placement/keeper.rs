@@ -159,6 +159,11 @@ fn see(cluster: &Cluster, state: &MetaState, group: &Group, since: Instant) -> S
         shards.any(|shard| shard.last_index.saturating_sub(shard.applied_index) > BEHIND_MAX)
     });
     seen.applying = applying.map(|sighting| sighting.status.node).collect();
+    let halted = sightings.values().flat_map(|sighting| {
+        let stopped = sighting.status.stopped.keys().flatten();
+        stopped.map(|shard| (sighting.status.node, *shard))
+    });
+    seen.halted = halted.collect();
     let holding = sightings.values().filter(|sighting| !sighting.status.shards.is_empty());
     seen.holding = holding.map(|sighting| sighting.status.node).collect();
     seen

@@ -27,6 +27,8 @@ pub(crate) struct Seen {
     pub(crate) stopping: BTreeSet<NodeId>,
     /// Nodes that have much in their logs to apply yet.
     pub(crate) applying: BTreeSet<NodeId>,
+    /// Replicas that have stopped, and catch up with nothing any more.
+    pub(crate) halted: BTreeSet<(NodeId, ShardId)>,
     /// How long a shard has not been held as it was placed.
     pub(crate) unfinished_for: BTreeMap<ShardId, Duration>,
     /// Shards whose leadership somebody was asked to hand over just now.
@@ -44,9 +46,11 @@ impl Seen {
 
     /// Whether a node is busy with what it missed, of this shard or that: what it leads has to wait for it.
     fn catches_up(&self, node: NodeId) -> bool {
-        let mut shards = self.shards.values();
-        let is_behind = |seen: &SeenShard| seen.behind.get(&node).is_some_and(|b| *b > BEHIND_MAX);
-        self.applying.contains(&node) || shards.any(is_behind)
+        let is_behind = |(shard, seen): (&ShardId, &SeenShard)| {
+            let votes = seen.voters.contains(&node) && !self.halted.contains(&(node, *shard));
+            votes && seen.behind.get(&node).is_some_and(|behind| *behind > BEHIND_MAX)
+        };
+        self.applying.contains(&node) || self.shards.iter().any(is_behind)
     }
 
     /// Whether a majority of these is there.
@@ -310,13 +314,14 @@ impl<'a> Plan<'a> {
             let can_lead = |to: &&NodeId| {
                 let behind = seen.behind.get(to).copied().unwrap_or(u64::MAX);
                 let stops = self.seen.stopping.contains(to);
-                let is_busy = self.seen.catches_up(**to) && !is_urgent;
-                let is_current = behind <= BEHIND_MAX && !is_busy;
-                **to != seen.leader && !stops && self.seen.is_heard(**to) && is_current
+                **to != seen.leader && !stops && self.seen.is_heard(**to) && behind <= BEHIND_MAX
             };
-            let candidates = seen.voters.iter().filter(can_lead);
-            let candidates = candidates.filter_map(|to| Some((*led.get(to)?, *to)));
-            let Some((count, to)) = candidates.min() else { continue };
+            let candidates = seen.voters.iter().filter(can_lead).filter_map(|to| {
+                let is_busy = self.seen.catches_up(*to);
+                let may_lead = !is_busy || is_urgent;
+                may_lead.then_some((is_busy, *led.get(to)?, *to))
+            });
+            let Some((_, count, to)) = candidates.min() else { continue };
             let is_due = is_urgent || !self.state.settings().is_rebalancing_paused;
             if is_due && !seen.is_changing && count + 2 <= from {
                 let step = Step::Lead { shard: *shard, from: seen.leader, to };

@@ -19,16 +19,14 @@ use crate::room::Room;
 const REFUSED_INTERVALS: u32 = 5;
 /// How often the thread looks at how much waits.
 const LOOK: Duration = Duration::from_millis(20);
-/// After a round, so many times as long as it took pass before the next one, unless the tables are full: what
-/// comes fast is written less often, and what changes again meanwhile once.
+/// After a round, so many times as long as it took pass before the next one, and so many intervals at most,
+/// unless the tables are full: what comes fast is written less often, and what changes again meanwhile once.
 const ROUNDS_APART: u32 = 5;
-/// The thread's niceness: what it does can wait, and requests cannot.
-const NICENESS: i32 = 10;
 
 /// When checkpoints are due.
 #[derive(Clone, Debug)]
 pub(crate) struct CheckpointConfig {
-    /// Longest time between two checkpoints of a group with changes.
+    /// Time between two checkpoints of a group with changes; several times that where they take long.
     pub(crate) interval: Duration,
     /// Bytes of rows not yet checkpointed, over all groups: past it, checkpoints come at once;
     /// past twice as many, admission slows.
@@ -99,10 +97,6 @@ impl Checkpoints {
         }
         let running = Arc::clone(&shared);
         let thread = thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
-            #[cfg(target_os = "linux")]
-            if let Err(error) = rustix::process::nice(NICENESS) {
-                tracing::debug!(%error, "checkpoints are written at the priority of all else");
-            }
             running.run_guarded(|| running.run());
         })?;
         *shared.thread.lock() = Some(thread);
@@ -193,7 +187,9 @@ impl Shared {
             if is_last || is_full || Instant::now() >= due {
                 let begun = Instant::now();
                 self.round()?;
-                due = begun + self.config.interval.max(begun.elapsed() * ROUNDS_APART);
+                let interval = self.config.interval;
+                let apart = begun.elapsed() * ROUNDS_APART;
+                due = begun + apart.clamp(interval, interval * ROUNDS_APART);
             }
             if is_last {
                 // The first one may have written what was frozen before and could not be written then.

@@ -14,8 +14,8 @@ use crate::table;
 
 /// A node that was heard of so lately is there.
 const HEARD_MS: u64 = 5_000;
-/// Entries on their way are not missing.
-const BEHIND_MAX: u64 = 1_000;
+/// Entries on their way are not missing. With no more a replica may be given its shard to lead, too.
+const BEHIND_MAX: u64 = 200;
 /// How often `--watch` asks.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 /// The exit code of `status --check`.

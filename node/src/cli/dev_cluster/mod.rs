@@ -32,7 +32,7 @@ use process::{Event, Process};
 const WHOLE_WAIT: Duration = Duration::from_secs(60);
 const WHOLE_LOOK: Duration = Duration::from_millis(200);
 /// A replica with so much to catch up with can stand in for another one.
-const BEHIND_MAX: u64 = 1_000;
+const BEHIND_MAX: u64 = 200;
 /// A node that was heard of so lately is there.
 const HEARD_MS: u64 = 3_000;
 

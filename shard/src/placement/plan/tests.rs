@@ -419,9 +419,9 @@ fn nothing_is_led_by_who_is_not_heard_or_far_behind() {
 }
 
 /// Leaderships come to a node that has all that it missed, and not one after the other while it is busy with
-/// the rest. One that may not lead gets rid of them all the same.
+/// the rest. One that may not lead gives them to such a node last.
 #[test]
-fn nothing_is_led_by_who_catches_up_unless_it_has_to_be() {
+fn nothing_is_led_by_who_catches_up_where_others_are_well() {
     let mut cluster = Cluster::of_one(4);
     (2..=3).for_each(|node| cluster.join(node, ""));
     cluster.settle();
@@ -437,10 +437,29 @@ fn nothing_is_led_by_who_catches_up_unless_it_has_to_be() {
     behind(&mut cluster, 0);
     cluster.seen.applying.insert(NodeId(3));
     assert_eq!(cluster.step(), None);
-    cluster.silence(2, HEARD);
+
     cluster.set(1, NodeState::Draining);
     cluster.settle();
-    assert_eq!(cluster.led_by(1), 0);
+    assert_eq!((cluster.led_by(1), cluster.led_by(3)), (0, 0));
+    cluster.silence(2, HEARD);
+    cluster.settle();
+    assert_eq!((cluster.led_by(1), cluster.led_by(3)), (0, 4), "there is nobody else");
+}
+
+/// A replica that has stopped lacks more and more: its node leads others all the same.
+#[test]
+fn a_halted_replica_keeps_its_node_from_leading_no_other_shard() {
+    let mut cluster = Cluster::of_one(4);
+    (2..=3).for_each(|node| cluster.join(node, ""));
+    cluster.settle();
+    cluster.silence(3, HEARD);
+    cluster.settle();
+    cluster.silence(3, Duration::ZERO);
+    let (halted, seen) = cluster.seen.shards.iter_mut().next().expect("it has shards");
+    seen.behind.insert(NodeId(3), u64::MAX);
+    cluster.seen.halted.insert((NodeId(3), *halted));
+    cluster.settle();
+    assert_eq!(cluster.led_by(3), 1);
 }
 
 /// Whatever comes and goes, it settles, and then everything is held as well as the nodes allow.
