@@ -78,7 +78,8 @@ pub struct Tuning {
     pub snapshot_check: Duration,
     /// Entries kept behind a snapshot for followers that lag a little.
     pub entries_kept_behind_snapshot: u64,
-    /// Entry bytes read at once for replication or apply.
+    /// Entry bytes read at once for replication or apply. All that Raft's runtime does waits while as many are
+    /// encoded or taken in.
     pub read_bytes_max: usize,
     /// Entries in one replication request.
     pub request_entries_max: u64,

@@ -99,6 +99,7 @@ pub(crate) enum Step {
 
 /// A node that was heard of so lately may be given a leadership.
 const HEARD: Duration = Duration::from_secs(2);
+
 /// Other changes wait for one that is under way for so long.
 const OVERDUE_AFTER: Duration = Duration::from_secs(300);
 

@@ -180,11 +180,13 @@ impl Cluster {
         ensure!(here.child.lock().is_none(), "node {node} runs already");
         let log = File::options().append(true).open(&here.log)?;
         let program = self.spec.faulty.as_ref().unwrap_or(&self.spec.binary);
+        let mut command = clean(program);
         // As `piton dev --nodes` does: all of them run on this machine.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = (cores / self.nodes.len()).max(1);
-        let child = clean(program)
-            .env("TOKIO_WORKER_THREADS", threads.to_string())
+        if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            command.env("TOKIO_WORKER_THREADS", (cores / self.nodes.len()).max(1).to_string());
+        }
+        let child = command
             .args(["server", "--config"])
             .arg(&here.config)
             .args(flags)

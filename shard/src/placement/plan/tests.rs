@@ -38,6 +38,18 @@ impl Cluster {
         cluster
     }
 
+    /// Four shards on three nodes, of which the third was not heard for a while and leads nothing.
+    fn with_one_back() -> Self {
+        let mut cluster = Self::of_one(4);
+        (2..=3).for_each(|node| cluster.join(node, ""));
+        cluster.settle();
+        cluster.silence(3, HEARD);
+        cluster.settle();
+        assert_eq!(cluster.led_by(3), 0);
+        cluster.silence(3, Duration::ZERO);
+        cluster
+    }
+
     fn ask(&mut self, request: MetaRequest) {
         let change = decide(&self.state, &request).expect("it is allowed");
         if let Some(change) = change {
@@ -405,13 +417,7 @@ fn who_is_silent_is_what_a_shard_has_too_many_of() {
 
 #[test]
 fn nothing_is_led_by_who_is_not_heard_or_far_behind() {
-    let mut cluster = Cluster::of_one(4);
-    (2..=3).for_each(|node| cluster.join(node, ""));
-    cluster.settle();
-    cluster.silence(3, HEARD);
-    cluster.settle();
-    assert_eq!(cluster.led_by(3), 0);
-    cluster.silence(3, Duration::ZERO);
+    let mut cluster = Cluster::with_one_back();
     for seen in cluster.seen.shards.values_mut() {
         seen.behind.insert(NodeId(3), BEHIND_MAX + 1);
     }
@@ -422,12 +428,7 @@ fn nothing_is_led_by_who_is_not_heard_or_far_behind() {
 /// the rest. One that may not lead gives them to such a node last.
 #[test]
 fn nothing_is_led_by_who_catches_up_where_others_are_well() {
-    let mut cluster = Cluster::of_one(4);
-    (2..=3).for_each(|node| cluster.join(node, ""));
-    cluster.settle();
-    cluster.silence(3, HEARD);
-    cluster.settle();
-    cluster.silence(3, Duration::ZERO);
+    let mut cluster = Cluster::with_one_back();
     let behind = |cluster: &mut Cluster, entries| {
         let first = cluster.seen.shards.values_mut().next().expect("it has shards");
         first.behind.insert(NodeId(3), entries);
@@ -449,12 +450,7 @@ fn nothing_is_led_by_who_catches_up_where_others_are_well() {
 /// A replica that has stopped lacks more and more: its node leads others all the same.
 #[test]
 fn a_halted_replica_keeps_its_node_from_leading_no_other_shard() {
-    let mut cluster = Cluster::of_one(4);
-    (2..=3).for_each(|node| cluster.join(node, ""));
-    cluster.settle();
-    cluster.silence(3, HEARD);
-    cluster.settle();
-    cluster.silence(3, Duration::ZERO);
+    let mut cluster = Cluster::with_one_back();
     let (halted, seen) = cluster.seen.shards.iter_mut().next().expect("it has shards");
     seen.behind.insert(NodeId(3), u64::MAX);
     cluster.seen.halted.insert((NodeId(3), *halted));
